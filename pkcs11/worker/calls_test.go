@@ -318,7 +318,7 @@ func TestUnknownFunction(t *testing.T) {
 		t.Error(err)
 	}
 	var r Response
-	if err := new(library).Call(Request{Function: "Finalize"}, &r); err == nil {
+	if new(library).answer(&Request{Function: "Finalize"}, &r); r.err() == nil {
 		t.Error("a call before the library is loaded succeeds")
 	}
 }

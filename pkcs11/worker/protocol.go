@@ -8,9 +8,16 @@ import (
 	"claviger/pkcs11/cryptoki"
 )
 
+// Functions of the worker itself.
+const (
+	loadLibrary = "load"
+	ping        = "ping"
+)
+
 // Request is a call of a function of the library. A function reads the fields that it needs.
 type Request struct {
-	Function   string // of functions
+	Function   string // of functions, or loadLibrary or ping
+	Path       string // of the library to load
 	Session    p11.SessionHandle
 	Object     p11.ObjectHandle
 	Slot       uint
@@ -28,6 +35,7 @@ type Request struct {
 
 // Response is the result of a call.
 type Response struct {
+	Loaded     bool
 	Failed     bool
 	Code       uint   // the CKR_ code of a failed call
 	Text       string // the error of a failed call without a code

@@ -3,8 +3,6 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/rpc"
 	"os"
 	"os/signal"
 	"sync"
@@ -34,8 +32,8 @@ func Main(args []string) {
 	os.Exit(0)
 }
 
-// serve answers the requests of the server until the server closes the socket. Calls that hang in the library end with
-// the process.
+// serve takes lanes from the server, and answers their requests, until the server closes its socket. Calls that hang in
+// the library end with the process.
 func serve() error {
 	if err := secret.NoCoreDumps(); err != nil {
 		return err
@@ -43,49 +41,74 @@ func serve() error {
 	// A service manager and a terminal send these to the server's whole group. The server then still needs its HSM,
 	// until it closes the socket.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
-	f := os.NewFile(socketFD, "socket")
-	conn, err := net.FileConn(f)
-	if err != nil {
-		return errors.New("a server starts this command, with a socket; it is of no use by hand")
-	}
-	_ = f.Close() // conn has a descriptor of its own
 	cryptoki.DefaultSignals()
-	s := rpc.NewServer()
-	_ = s.RegisterName(serviceName, new(library)) // fails only for a type without methods
-	s.ServeConn(conn)
-	return nil
+	lib := new(library)
+	b, rights := make([]byte, 1), make([]byte, syscall.CmsgSpace(4))
+	for {
+		var control int
+		n, err := retried(func() (n int, err error) {
+			n, control, _, _, err = syscall.Recvmsg(socketFD, b, rights, syscall.MSG_CMSG_CLOEXEC)
+			return n, err
+		})
+		switch {
+		case errors.Is(err, syscall.ENOTSOCK), errors.Is(err, syscall.EBADF):
+			return errors.New("a server starts this command, with a socket; it is of no use by hand")
+		case err != nil:
+			return fmt.Errorf("the socket to the server: %w", err)
+		case n == 0:
+			return nil
+		}
+		fd, err := passed(rights[:control])
+		if err != nil {
+			return fmt.Errorf("the socket to the server: %w", err)
+		}
+		go newLane(fd).serve(lib.answer) //nolint:errcheck // the server sees that the socket is closed
+	}
 }
 
-// serviceName is the name of the worker's methods in package rpc.
-const serviceName = "Library"
+// passed returns the descriptor in a control message.
+func passed(control []byte) (int, error) {
+	messages, err := syscall.ParseSocketControlMessage(control)
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		fds, err := syscall.ParseUnixRights(&m)
+		if err != nil {
+			return 0, err
+		}
+		if len(fds) == 1 {
+			return fds[0], nil
+		}
+	}
+	return 0, errors.New("a message without a descriptor")
+}
 
-// library is the worker's side: the methods that package rpc calls.
+// library is the library in a worker.
 type library struct {
 	mu sync.Mutex
 	b  cryptoki.Library
 }
 
-// Load loads the library of that path. *loaded is false if it cannot be loaded.
-func (l *library) Load(path string, loaded *bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.b = cryptoki.Load(path)
-	*loaded = l.b != nil
-	return nil
-}
-
-// Ping answers, to show that the process runs.
-func (l *library) Ping(_ struct{}, _ *struct{}) error { return nil }
-
-// Call calls a function of the library.
-func (l *library) Call(q Request, r *Response) error {
+// answer makes the call that a request asks for.
+func (l *library) answer(q *Request, r *Response) {
+	switch q.Function {
+	case ping:
+		return
+	case loadLibrary:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.b = cryptoki.Load(q.Path)
+		r.Loaded = l.b != nil
+		return
+	}
 	l.mu.Lock()
 	b := l.b
 	l.mu.Unlock()
 	f := functions[q.Function]
 	if b == nil || f == nil {
-		return fmt.Errorf("there is no function %q", q.Function)
+		r.fail(fmt.Errorf("there is no function %q", q.Function))
+		return
 	}
-	r.fail(f(b, &q, r))
-	return nil
+	r.fail(f(b, q, r))
 }

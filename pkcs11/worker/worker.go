@@ -1,6 +1,6 @@
 // Package worker runs a PKCS#11 library in a process of its own. A library that crashes, hangs or leaks then ends that
-// process, and not the server. The server starts the process from its own program, and they speak over a socket pair
-// that nothing else can open (package net/rpc). A worker ends when its server ends.
+// process, and not the server. The server starts the process from its own program, and they speak over socket pairs
+// that nothing else can open, one for each call that runs at the same time. A worker ends when its server ends.
 //
 // Finalize of a Library ends the process, and Initialize starts a new one. Sessions and handles are valid in one
 // process only. If the process ends, or a call takes longer than its limit, all running calls fail with a GoneError,
@@ -13,11 +13,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/rpc"
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -90,49 +89,48 @@ func Load(ctx context.Context, path string, limit time.Duration) (_ Library, loa
 // process is a running worker.
 type process struct {
 	cmd    *exec.Cmd
-	client *rpc.Client
+	socket *os.File // passes lanes to the worker, which ends when it is closed
 
 	killed atomic.Pointer[string] // why it was killed
 	ended  chan struct{}
 	status string // how it ended; read it after ended is closed
-}
 
-// deadlineConn is a connection whose writes have a limit: a worker that is stopped reads nothing.
-type deadlineConn struct{ net.Conn }
-
-func (c deadlineConn) Write(b []byte) (int, error) {
-	_ = c.SetWriteDeadline(time.Now().Add(pingLimit)) // if it fails, so does Write
-	return c.Conn.Write(b)
+	mu    sync.Mutex
+	lanes map[*lane]struct{} // all
+	idle  []*lane            // those without a call
+	freed sync.Cond          // idle has grown, or the process has ended
 }
 
 // start starts a worker that has loaded the library. It returns nil without an error if the library cannot be loaded.
 func (c *client) start(ctx context.Context) (*process, error) {
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path,
-			os.NewSyscallError("socketpair", err))
-	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "worker"), os.NewFile(uintptr(pair[1]), "server")
-	defer theirs.Close() //nolint:errcheck // the worker has its own
-	conn, err := net.FileConn(ours)
-	if err = errors.Join(err, ours.Close()); err != nil {
+	fail := func(err error) (*process, error) {
 		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err)
 	}
-	p := &process{client: rpc.NewClient(deadlineConn{conn}), ended: make(chan struct{})}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return fail(err)
+	}
+	p := &process{socket: os.NewFile(uintptr(ours), "worker"), ended: make(chan struct{}), lanes: map[*lane]struct{}{}}
+	p.freed.L = &p.mu
+	file := os.NewFile(uintptr(theirs), "server")
+	defer file.Close() //nolint:errcheck // the worker has its own
 	p.cmd = &exec.Cmd{
 		// The program that runs now, also if an upgrade has put another in its place.
 		Path: "/proc/self/exe", Args: []string{os.Args[0], Command},
-		Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
+		Stderr: os.Stderr, ExtraFiles: []*os.File{file},
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	}
 	started := make(chan error)
 	go p.run(started)
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err)
+		return fail(err)
 	}
 	defer context.AfterFunc(ctx, func() { p.kill("it did not load its library in time") })()
-	var loaded bool
-	if err := p.call("Load", c.path, &loaded, slowLimit); err != nil || !loaded {
+	switch r, err := p.call(&Request{Function: loadLibrary, Path: c.path}, slowLimit); {
+	case errors.As(err, new(noSocketError)):
+		p.end("it cannot be reached")
+		return fail(err)
+	case err != nil || !r.Loaded:
 		p.end("its library was not loaded")
 		return nil, err
 	}
@@ -141,12 +139,18 @@ func (c *client) start(ctx context.Context) (*process, error) {
 	return p, nil
 }
 
+// socketPair returns two connected sockets.
+func socketPair() (ours, theirs int, err error) {
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	return pair[0], pair[1], os.NewSyscallError("socketpair", err)
+}
+
 // run starts the process and waits for its end. The kernel kills a process with a Pdeathsig when the thread that
 // started it ends, so the goroutine keeps its thread, which ends with the goroutine.
 func (p *process) run(started chan<- error) {
 	runtime.LockOSThread()
 	if err := p.cmd.Start(); err != nil {
-		started <- errors.Join(err, p.client.Close())
+		started <- errors.Join(err, p.socket.Close())
 		return
 	}
 	close(started)
@@ -156,7 +160,88 @@ func (p *process) run(started chan<- error) {
 		p.status = *why
 	}
 	close(p.ended)
-	_ = p.client.Close() // it may have closed itself
+	_ = p.socket.Close() // there is nothing left to send
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.lanes {
+		l.shutdown() // a process that the library has started may still have the other end
+	}
+	for _, l := range p.idle {
+		p.dropLocked(l)
+	}
+	p.idle = nil
+	p.freed.Broadcast()
+}
+
+// noSocketError means that this process can open no further sockets.
+type noSocketError struct{ error }
+
+// newLane makes a lane and passes its other end to the worker. A worker that takes nothing is killed by p.watch.
+func (p *process) newLane() (*lane, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, noSocketError{err}
+	}
+	defer syscall.Close(theirs) //nolint:errcheck // the worker has its own
+	raw, err := p.socket.SyscallConn()
+	if err == nil {
+		failed := raw.Control(func(fd uintptr) {
+			_, err = retried(func() (int, error) {
+				return 0, syscall.Sendmsg(int(fd), []byte{0}, syscall.UnixRights(theirs), nil, syscall.MSG_NOSIGNAL)
+			})
+		})
+		err = errors.Join(err, failed)
+	}
+	if err != nil {
+		return nil, errors.Join(err, syscall.Close(ours))
+	}
+	return newLane(ours), nil
+}
+
+// take returns a lane without a call. If no further socket can be opened, it waits for a lane.
+func (p *process) take() (*lane, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if n := len(p.idle); n > 0 {
+			l := p.idle[n-1]
+			p.idle = p.idle[:n-1]
+			return l, nil
+		}
+		l, err := p.newLane()
+		if err == nil {
+			p.lanes[l] = struct{}{}
+			return l, nil
+		}
+		select {
+		case <-p.ended:
+			return nil, GoneError{p.status}
+		default:
+		}
+		if !errors.As(err, new(noSocketError)) || len(p.lanes) == 0 {
+			return nil, err
+		}
+		p.freed.Wait()
+	}
+}
+
+// free keeps a lane for the next call.
+func (p *process) free(l *lane) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.ended:
+		p.dropLocked(l)
+	default:
+		p.idle = append(p.idle, l)
+		p.freed.Signal()
+	}
+}
+
+// dropLocked closes a lane. The caller holds p.mu.
+func (p *process) dropLocked(l *lane) {
+	delete(p.lanes, l)
+	l.close()
 }
 
 // watch kills a worker that gives no sign of life.
@@ -169,7 +254,7 @@ func (p *process) watch() {
 			return
 		case <-tick.C:
 		}
-		if p.call("Ping", struct{}{}, &struct{}{}, pingLimit) != nil {
+		if _, err := p.call(&Request{Function: ping}, pingLimit); err != nil {
 			return
 		}
 	}
@@ -199,35 +284,43 @@ func isStopped(stat []byte) bool {
 	return ok && len(state) > 0 && state[0] == 'T'
 }
 
-// call calls a method of the worker. If it takes longer than limit, it kills the worker.
-func (p *process) call(method string, args, reply any, limit time.Duration) error {
-	call := p.client.Go(serviceName+"."+method, args, reply, make(chan *rpc.Call, 1))
-	timer := time.NewTimer(limit)
+// call makes a call in the worker. If it takes longer than limit, it kills the worker. Its error is a GoneError, or a
+// noSocketError of the first call.
+func (p *process) call(q *Request, limit time.Duration) (*Response, error) {
+	timer := time.AfterFunc(limit, func() {
+		p.kill(fmt.Sprintf("%s did not return in %v", nameOf(q), limit))
+	})
 	defer timer.Stop()
-	select {
-	case <-call.Done:
-	case <-timer.C:
-		if q, ok := args.(*Request); ok {
-			method = "C_" + q.Function
+	l, err := p.take()
+	if errors.As(err, new(noSocketError)) {
+		return nil, err
+	}
+	if err == nil {
+		var r *Response
+		if r, err = l.call(q); err == nil {
+			p.free(l)
+			return r, nil
 		}
-		p.kill(fmt.Sprintf("%s did not return in %v", method, limit))
-		<-call.Done // the socket of a dead process is closed
+		p.mu.Lock()
+		p.dropLocked(l)
+		p.mu.Unlock()
 	}
-	if call.Error == nil {
-		return nil
-	}
-	var refused rpc.ServerError
-	if errors.As(call.Error, &refused) {
-		return refused
-	}
-	// The socket is closed, so the process ends now. If it goes on, it sends what is no answer.
-	timer.Reset(pingLimit)
+	// The worker has closed the socket, so it ends now. If it goes on, it has sent what is no answer.
+	timer.Stop()
 	select {
 	case <-p.ended:
-	case <-timer.C:
-		p.end(call.Error.Error())
+	case <-time.After(pingLimit):
+		p.end(err.Error())
 	}
-	return GoneError{p.status}
+	return nil, GoneError{p.status}
+}
+
+// nameOf names the function of a request as PKCS #11 does.
+func nameOf(q *Request) string {
+	if q.Function == loadLibrary || q.Function == ping {
+		return q.Function
+	}
+	return "C_" + q.Function
 }
 
 // kill ends the process at once. Only the first reason counts.
@@ -276,8 +369,7 @@ func (c *client) Finalize() error {
 	if p == nil {
 		return p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)
 	}
-	var r Response
-	err := p.call("Call", &Request{Function: "Finalize"}, &r, exitLimit)
+	r, err := p.call(&Request{Function: "Finalize"}, exitLimit)
 	p.end("it was ended")
 	if err != nil {
 		return err
@@ -294,9 +386,9 @@ func (c *client) doIn(p *process, q *Request) (*Response, error) {
 	if slow[q.Function] {
 		limit = max(limit, slowLimit)
 	}
-	r := new(Response)
-	if err := p.call("Call", q, r, limit); err != nil {
-		return r, err
+	r, err := p.call(q, limit)
+	if err != nil {
+		return new(Response), err
 	}
 	return r, r.err()
 }

@@ -5,14 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/rpc"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,34 +37,31 @@ func TestMain(m *testing.M) {
 
 // fake is a worker that sends garbage, or gives a sign of life only once, or sends nothing. It ends when it is killed.
 func fake(kind string) {
-	conn, err := net.FileConn(os.NewFile(socketFD, "socket"))
-	if err != nil {
-		os.Exit(1)
+	b, rights := make([]byte, 1), make([]byte, syscall.CmsgSpace(4))
+	var pings atomic.Int32
+	for {
+		_, n, _, _, err := syscall.Recvmsg(socketFD, b, rights, 0)
+		if err != nil {
+			os.Exit(1)
+		}
+		fd, err := passed(rights[:n])
+		if err != nil {
+			os.Exit(1)
+		}
+		switch kind {
+		case "garbage":
+			_, _ = syscall.Write(fd, bytes.Repeat([]byte{0xff}, 1000))
+		case "silent":
+			go newLane(fd).serve(func(q *Request, r *Response) { //nolint:errcheck // it ends when it is killed
+				r.Loaded = true
+				if q.Function == ping {
+					if pings.Add(1) > 1 {
+						time.Sleep(time.Hour) // with select {} the runtime could end it
+					}
+				}
+			})
+		}
 	}
-	switch kind {
-	case "garbage":
-		_, _ = conn.Write(bytes.Repeat([]byte{0xff}, 1000))
-	case "silent":
-		s := rpc.NewServer()
-		_ = s.RegisterName(serviceName, new(silent))
-		go s.ServeConn(conn)
-	}
-	time.Sleep(time.Hour) // until it is killed; with select {} the runtime would end it
-}
-
-// silent answers one ping.
-type silent struct{ pings int }
-
-func (s *silent) Load(_ string, loaded *bool) error {
-	*loaded = true
-	return nil
-}
-
-func (s *silent) Ping(struct{}, *struct{}) error {
-	if s.pings++; s.pings > 1 {
-		select {}
-	}
-	return nil
 }
 
 // start starts a worker with the library of a fault module before a new SoftHSM token, and initialises it.
@@ -277,7 +273,7 @@ func TestGarbage(t *testing.T) {
 	within(t, "Load", func() {
 		before := processtest.Descriptors(t)
 		l, loaded, err := Load(t.Context(), "/none", 0)
-		if isGone(t, err, "gob"); l != nil || loaded {
+		if isGone(t, err, "a message of an unknown kind, 0xff"); l != nil || loaded {
 			t.Errorf("%v, loaded %t", l, loaded)
 		}
 		noneLeft(t, before)
@@ -290,7 +286,7 @@ func TestSilent(t *testing.T) {
 	c := load(t, "/none", 0)
 	within(t, "the end of the worker", func() { <-c.process.Load().ended })
 	_, err := c.GetSlotList(true)
-	isGone(t, err, "Ping did not return in 5s")
+	isGone(t, err, "ping did not return in 5s")
 }
 
 // TestLoadHangs: Load returns when its context ends, and the worker is ended.

@@ -1,0 +1,242 @@
+package worker
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/gob"
+	"fmt"
+	"io"
+	"syscall"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// lane is one end of a socket pair between a server and its worker. It carries one call at a time. The sockets block:
+// a thread that waits in a system call costs much less than Go's poller, and a call in the library of this process
+// would keep a thread as well.
+//
+// A message begins with a byte that says what follows: a Request or a Response by package gob, or the raw form of
+// Encrypt, which is the call of each request that opens or makes keys.
+type lane struct {
+	fd   int
+	in   []byte // has been received
+	next int    // in[next:] has not been read yet
+	out  bytes.Buffer
+	enc  *gob.Encoder // writes to out
+	dec  *gob.Decoder
+}
+
+// The first byte of a message.
+const (
+	byGob     = 'g'
+	encrypt   = 'e' // 3 numbers of 64 bits: session, key, mechanism; the parameter; the data
+	encrypted = 'd' // the data
+)
+
+// laneBuffer is enough for the blocks of 1,000 EDEKs.
+const laneBuffer = 40 << 10
+
+func newLane(fd int) *lane {
+	l := &lane{fd: fd, in: make([]byte, 0, laneBuffer)}
+	l.enc, l.dec = gob.NewEncoder(&l.out), gob.NewDecoder(l)
+	return l
+}
+
+func (l *lane) close() { _ = syscall.Close(l.fd) }
+
+// shutdown ends a Read or a send of another goroutine.
+func (l *lane) shutdown() { _ = syscall.Shutdown(l.fd, syscall.SHUT_RDWR) }
+
+// retried makes a system call again if a signal interrupted it.
+func retried(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != syscall.EINTR { //nolint:errorlint // a system call's own error
+			return n, err
+		}
+	}
+}
+
+// Read reads from the socket. It returns io.EOF if the other end is closed.
+func (l *lane) Read(p []byte) (int, error) {
+	if l.next == len(l.in) && len(p) < cap(l.in) {
+		clear(l.in) // it may have been keystream
+		n, err := l.receive(l.in[:cap(l.in)])
+		l.in, l.next = l.in[:n], 0
+		if err != nil {
+			return 0, err
+		}
+	}
+	if l.next < len(l.in) {
+		n := copy(p, l.in[l.next:])
+		l.next += n
+		return n, nil
+	}
+	return l.receive(p)
+}
+
+func (l *lane) receive(p []byte) (int, error) {
+	n, err := retried(func() (int, error) { return syscall.Read(l.fd, p) })
+	if err != nil || n == 0 {
+		return 0, cmp.Or(err, io.EOF)
+	}
+	return n, nil
+}
+
+// ReadByte reads one byte, so that package gob reads no more than its message.
+func (l *lane) ReadByte() (byte, error) {
+	var b [1]byte
+	_, err := io.ReadFull(l, b[:])
+	return b[0], err
+}
+
+// wipe clears what was received.
+func (l *lane) wipe() { clear(l.in[:l.next]) }
+
+// send sends the message in out.
+func (l *lane) send() error {
+	defer l.out.Reset()
+	all := l.out.Bytes()
+	defer clear(all)
+	for rest := all; len(rest) > 0; {
+		n, err := retried(func() (int, error) { return syscall.Write(l.fd, rest) })
+		if err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// sendGob sends a Request or a Response.
+func (l *lane) sendGob(v any) error {
+	l.out.WriteByte(byGob)
+	if err := l.enc.Encode(v); err != nil {
+		return err
+	}
+	return l.send()
+}
+
+// sendBytes sends a message: its first byte, numbers, and byte strings with their lengths.
+func (l *lane) sendBytes(kind byte, numbers []uint64, parts ...[]byte) error {
+	size := 1 + 8*len(numbers)
+	for _, p := range parts {
+		size += 4 + len(p)
+	}
+	l.out.Grow(size)
+	l.out.WriteByte(kind)
+	b := l.out.AvailableBuffer()
+	for _, n := range numbers {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	for _, p := range parts {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p))) //nolint:gosec // far below the limit of Encrypt
+		b = append(b, p...)
+	}
+	l.out.Write(b)
+	return l.send()
+}
+
+func (l *lane) number() (uint64, error) {
+	var b [8]byte
+	_, err := io.ReadFull(l, b[:])
+	return binary.BigEndian.Uint64(b[:]), err
+}
+
+// bytes reads a byte string of at most limit bytes.
+func (l *lane) bytes(limit int) ([]byte, error) {
+	var b [4]byte
+	if _, err := io.ReadFull(l, b[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(b[:])
+	if int64(n) > int64(limit) {
+		return nil, fmt.Errorf("a message of %d bytes, where %d are the most", n, limit)
+	}
+	p := make([]byte, n)
+	_, err := io.ReadFull(l, p)
+	return p, err
+}
+
+// call sends a request and returns the response. An error means that the lane is of no more use.
+func (l *lane) call(q *Request) (*Response, error) {
+	var err error
+	if q.Function == "Encrypt" {
+		m := q.Mechanisms[0]
+		err = l.sendBytes(encrypt, []uint64{uint64(q.Session), uint64(q.Object), uint64(m.Mechanism)},
+			m.Parameter, q.Data)
+	} else {
+		err = l.sendGob(q)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer l.wipe()
+	r := new(Response)
+	switch kind, err := l.ReadByte(); {
+	case err != nil:
+		return nil, err
+	case kind == byGob:
+		return r, l.dec.Decode(r)
+	case kind == encrypted && q.Function == "Encrypt":
+		r.Data, err = l.bytes(len(q.Data)) // a block cipher makes no more
+		return r, err
+	default:
+		return nil, fmt.Errorf("a message of an unknown kind, %#x", kind)
+	}
+}
+
+// maxRequest is the largest size of the data of a request, in bytes.
+const maxRequest = 1 << 30
+
+// serve answers requests until the other end is closed.
+func (l *lane) serve(answer func(*Request, *Response)) error {
+	defer l.close()
+	for {
+		kind, err := l.ReadByte()
+		if err != nil {
+			return err
+		}
+		q, r := new(Request), new(Response)
+		if kind == encrypt {
+			err = l.readEncrypt(q)
+		} else {
+			err = l.dec.Decode(q)
+		}
+		l.wipe()
+		if err != nil {
+			return err
+		}
+		answer(q, r)
+		if kind == encrypt && !r.Failed {
+			err = l.sendBytes(encrypted, nil, r.Data)
+			clear(r.Data)
+		} else {
+			err = l.sendGob(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readEncrypt reads the raw form of Encrypt.
+func (l *lane) readEncrypt(q *Request) error {
+	q.Function = "Encrypt"
+	var n [3]uint64
+	for i := range n {
+		var err error
+		if n[i], err = l.number(); err != nil {
+			return err
+		}
+	}
+	q.Session, q.Object = p11.SessionHandle(n[0]), p11.ObjectHandle(n[1])
+	parameter, err := l.bytes(maxRequest)
+	if err != nil {
+		return err
+	}
+	q.Mechanisms = []*p11.Mechanism{{Mechanism: uint(n[2]), Parameter: parameter}}
+	q.Data, err = l.bytes(maxRequest)
+	return err
+}

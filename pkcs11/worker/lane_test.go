@@ -1,0 +1,289 @@
+package worker
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger/internal/faultmodule"
+	"claviger/internal/processtest"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11/cryptoki"
+)
+
+// pair returns the two ends of a lane.
+func pair(t *testing.T) (ours, theirs *lane) {
+	t.Helper()
+	a, b, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs = newLane(a), newLane(b)
+	t.Cleanup(ours.close)
+	return ours, theirs
+}
+
+// TestLane: calls in both forms follow each other on one lane, with data of any size. Neither end keeps what it
+// received or sent: a PIN, or keystream.
+func TestLane(t *testing.T) {
+	ours, theirs := pair(t)
+	served := make(chan error, 1)
+	go func() {
+		served <- theirs.serve(func(q *Request, r *Response) {
+			switch {
+			case q.Function == "Login":
+				r.Data = []byte(q.PIN)
+			case len(q.Data) == 1:
+				r.fail(p11.Error(p11.CKR_DATA_LEN_RANGE))
+			default:
+				r.Data = append(bytes.Clone(q.Mechanisms[0].Parameter), q.Data[len(q.Mechanisms[0].Parameter):]...)
+			}
+		})
+	}()
+	const secret = "a secret of sixteen bytes or more"
+	for _, size := range []int{0, 1, len(secret), laneBuffer - 60, laneBuffer, 4 * laneBuffer, 1, 16} {
+		if r, err := ours.call(&Request{Function: "Login", PIN: secret}); err != nil || string(r.Data) != secret {
+			t.Fatalf("before %d bytes: %v", size, err)
+		}
+		data := bytes.Repeat([]byte{7}, size)
+		copy(data, secret)
+		r, err := ours.call(&Request{Function: "Encrypt", Data: data, Session: 1 << 40,
+			Mechanisms: []*p11.Mechanism{{Mechanism: p11.CKM_VENDOR_DEFINED + 1, Parameter: data[:size/2]}}})
+		if size == 1 {
+			if err != nil || !errors.Is(r.err(), p11.Error(p11.CKR_DATA_LEN_RANGE)) {
+				t.Errorf("an error: %v, %v", err, r)
+			}
+			continue
+		}
+		if err != nil || !bytes.Equal(r.Data, data) {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+	}
+	ours.shutdown()
+	if err := <-served; err == nil {
+		t.Error("the end of a lane is no error")
+	}
+	for name, l := range map[string]*lane{"ours": ours, "theirs": theirs} {
+		for what, b := range map[string][]byte{"received": l.in, "sent": l.out.Bytes()} {
+			if b = b[:cap(b)]; bytes.Contains(b, []byte(secret)) || bytes.Contains(b, []byte{7, 7}) {
+				t.Errorf("%s keeps what was %s", name, what)
+			}
+		}
+	}
+}
+
+// TestLaneErrors: an answer that is no message, that is longer than the data, or that ends too early is an error.
+func TestLaneErrors(t *testing.T) {
+	for answer, want := range map[string]string{
+		"":                      "EOF",
+		"x":                     "unknown kind, 0x78",
+		"g\x01":                 "EOF",
+		"d\x00\x00":             "EOF",
+		"d\x00\x00\x00\x21":     "a message of 33 bytes, where 32 are the most",
+		"d\xff\xff\xff\xff":     "a message of 4294967295 bytes, where 32 are the most",
+		"d\x00\x00\x00\x20half": "EOF",
+	} {
+		ours, theirs := pair(t)
+		if _, err := syscall.Write(theirs.fd, []byte(answer)); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Shutdown(theirs.fd, syscall.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ours.call(&Request{Function: "Encrypt", Data: make([]byte, 32), Mechanisms: mech(ecb)})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", answer, err, want)
+		}
+		theirs.close()
+	}
+	ours, theirs := pair(t)
+	if _, err := syscall.Write(theirs.fd, []byte("d\x00\x00\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.call(&Request{Function: "GetSlotList"}); err == nil {
+		t.Error("an encryption answers another function")
+	}
+	theirs.close()
+}
+
+// TestServeEnds: what is no request ends a lane of the worker.
+func TestServeEnds(t *testing.T) {
+	for _, request := range []string{"x", "g\xff\xff", "e", "e" + strings.Repeat("\x00", 24),
+		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff"} {
+		ours, theirs := pair(t)
+		if _, err := syscall.Write(ours.fd, []byte(request)); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Shutdown(ours.fd, syscall.SHUT_WR); err != nil {
+			t.Fatal(err)
+		}
+		if err := theirs.serve(func(*Request, *Response) { t.Errorf("%q is answered", request) }); err == nil {
+			t.Errorf("%q is no error", request)
+		}
+	}
+	ours, theirs := pair(t)
+	ours.shutdown()
+	err := theirs.serve(func(*Request, *Response) {})
+	if err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestNoMoreSockets: calls that find no free lane while the process may open no more files wait for one.
+func TestNoMoreSockets(t *testing.T) {
+	m, c := start(t, 0)
+	m.Delay(faultmodule.GetSlotList, 10*time.Millisecond)
+	limitFiles(t, 0, func() {
+		var calls sync.WaitGroup
+		for range 20 {
+			calls.Go(func() {
+				if _, err := c.GetSlotList(true); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		within(t, "20 calls", calls.Wait)
+	})
+	p := c.process.Load()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.lanes) > 2 { // of the load and of a ping
+		t.Errorf("%d lanes", len(p.lanes))
+	}
+}
+
+// TestWaitForSocketEnds: a call that waits for a lane returns when the worker ends.
+func TestWaitForSocketEnds(t *testing.T) {
+	m, c := start(t, 0)
+	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})
+	errs := make(chan error, 4)
+	limitFiles(t, 0, func() {
+		for range cap(errs) {
+			go func() { errs <- only(c.GetSlotList(true)) }()
+		}
+		for m.Running(faultmodule.GetSlotList) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		within(t, "the calls", func() {
+			c.Kill("for the test")
+			for range cap(errs) {
+				isGone(t, <-errs, "for the test")
+			}
+		})
+	})
+}
+
+// TestLanesAreKept: calls that follow each other use the same lane, and Finalize closes all.
+func TestLanesAreKept(t *testing.T) {
+	keepFiles(t)
+	_, c := start(t, 0)
+	if err := c.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	before := processtest.Descriptors(t)
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	p := c.process.Load()
+	for range 20 {
+		if _, err := c.GetSlotList(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.mu.Lock()
+	if n := len(p.lanes); n > 2 { // one may be of a ping
+		t.Errorf("%d lanes for calls that follow each other", n)
+	}
+	p.mu.Unlock()
+	if err := c.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	noneLeft(t, before)
+}
+
+// TestSocketOfAnotherProcess: a process that the library has started may have the worker's end of a lane. It does not
+// keep the calls of a worker that has ended.
+func TestSocketOfAnotherProcess(t *testing.T) {
+	ours, theirs := pair(t) // theirs stays open, as in such a process
+	defer theirs.close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.CommandContext(t.Context(), "true"), socket: null, ended: make(chan struct{}),
+		lanes: map[*lane]struct{}{ours: {}}}
+	p.freed.L = &p.mu
+	failed := make(chan error, 1)
+	go func() {
+		_, err := ours.call(&Request{Function: ping})
+		failed <- err
+	}()
+	if kind, err := theirs.ReadByte(); err != nil || kind != byGob {
+		t.Fatal(kind, err)
+	}
+	started := make(chan error)
+	go p.run(started)
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the call", func() {
+		if err := <-failed; !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	})
+}
+
+// BenchmarkEncrypt encrypts one block, and the blocks of 1,000 EDEKs, in this process and in a worker.
+func BenchmarkEncrypt(b *testing.B) {
+	tok := softhsmtest.New(b)
+	in, _, err := Load(b.Context(), tok.Module, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, l := range map[string]cryptoki.Library{"in process": cryptoki.Load(tok.Module), "worker": in} {
+		if err := l.Initialize(); err != nil {
+			b.Fatal(err)
+		}
+		defer l.Destroy()
+		slots, err := l.GetSlotList(true)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s, err := l.OpenSession(slots[0], p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+		if err != nil {
+			b.Fatal(err)
+		}
+		pin, err := os.ReadFile(tok.PINFile)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := l.Login(s, p11.CKU_USER, strings.TrimSpace(string(pin))); err != nil {
+			b.Fatal(err)
+		}
+		key, err := l.GenerateKey(s, mech(p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)),
+			[]*p11.Attribute{p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_ENCRYPT, true)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for size, blocks := range map[string]int{"one block": 1, "batch": 2000} {
+			b.Run(name+" "+size, func(b *testing.B) {
+				data := make([]byte, 16*blocks)
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := l.Encrypt(s, ecb, key, data); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
