@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -24,7 +25,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// clients is the number of connections of the load.
+// clients is the number of connections of BenchmarkHTTP.
 const clients = 16
 
 // batch is the size of a re-encryption request of a NameNode.
@@ -61,7 +62,7 @@ func serveEmpty() {
 // target is a server under load.
 type target struct {
 	url     string // base
-	pid     int
+	pids    []int  // of its processes, which are one, or two with a worker
 	client  *http.Client
 	cookie  string
 	started time.Duration
@@ -69,9 +70,8 @@ type target struct {
 
 func newTarget(b *testing.B, base string, pid int, started time.Duration) *target {
 	b.Helper()
-	t := &target{url: base, pid: pid, started: started,
-		client: &http.Client{Timeout: time.Minute,
-			Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients}}}
+	t := &target{url: base, pids: append(children(b, pid), pid), started: started,
+		client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: manyClients}}}
 	b.Cleanup(t.client.CloseIdleConnections)
 	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
 	if err != nil {
@@ -104,41 +104,75 @@ func (t *target) do(method, path string, body []byte) ([]byte, error) {
 	return answer, err
 }
 
-// cpu returns the user and system time of the process until now. The system counts hundredths of a second.
-func (t *target) cpu(b *testing.B) time.Duration {
+// children returns the processes that a process has started.
+func children(b *testing.B, pid int) (pids []int) {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.pid))
-	if err != nil {
-		b.Fatal(err)
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil || len(lists) == 0 {
+		b.Fatal("no threads of process ", pid, err)
 	}
-	// The second field is the command in parentheses, and may contain spaces.
-	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	user, err1 := strconv.Atoi(f[11])
-	system, err2 := strconv.Atoi(f[12])
-	if err := errors.Join(err1, err2); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond
-}
-
-// rss returns the maximum memory of the process, in MiB.
-func (t *target) rss(b *testing.B) float64 {
-	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.Atoi(strings.Fields(v)[0])
+	for _, file := range lists {
+		list, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, f := range strings.Fields(string(list)) {
+			n, err := strconv.Atoi(f)
 			if err != nil {
 				b.Fatal(err)
 			}
-			return float64(kib) / 1024
+			pids = append(pids, n)
 		}
 	}
-	b.Fatal("no VmHWM")
-	return 0
+	return pids
+}
+
+// cpu returns the user and system time of the server's processes until now. The system counts hundredths of a second.
+func (t *target) cpu(b *testing.B) (sum time.Duration) {
+	b.Helper()
+	for _, pid := range t.pids {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		// The second field is the command in parentheses, and may contain spaces.
+		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		user, err1 := strconv.Atoi(f[11])
+		system, err2 := strconv.Atoi(f[12])
+		if err := errors.Join(err1, err2); err != nil {
+			b.Fatal(err)
+		}
+		sum += time.Duration(user+system) * 10 * time.Millisecond
+	}
+	return sum
+}
+
+// rss returns the sum of the maximum memory of the server's processes, in MiB.
+func (t *target) rss(b *testing.B) (sum float64) {
+	b.Helper()
+	for _, pid := range t.pids {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		before := sum
+		for line := range strings.Lines(string(status)) {
+			if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+				kib, err := strconv.Atoi(strings.Fields(v)[0])
+				if err != nil {
+					b.Fatal(err)
+				}
+				sum += float64(kib) / 1024
+			}
+		}
+		if sum == before {
+			b.Fatal("no VmHWM of process ", pid)
+		}
+	}
+	return sum
 }
 
 // load sends one request b.N times over all connections, and reports the work per CPU-second.
@@ -146,7 +180,7 @@ func (t *target) load(b *testing.B, unit, path string, body []byte) {
 	b.Helper()
 	before := t.cpu(b)
 	b.ResetTimer()
-	t.send(b, path, body, b.N)
+	t.send(b, http.MethodPost, path, body, b.N, clients)
 	b.StopTimer()
 	if used := t.cpu(b) - before; used > 0 {
 		b.ReportMetric(float64(b.N)/used.Seconds(), unit+"/cpu-s")
@@ -155,16 +189,17 @@ func (t *target) load(b *testing.B, unit, path string, body []byte) {
 	b.ReportMetric(float64(t.started.Microseconds())/1000, "start-ms")
 }
 
-func (t *target) send(b *testing.B, path string, body []byte, n int) {
+// send sends one request n times over that many connections.
+func (t *target) send(b *testing.B, method, path string, body []byte, n, connections int) {
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(n))
-	errs := make(chan error, clients)
+	errs := make(chan error, connections)
 	var wg sync.WaitGroup
-	for range clients {
+	for range connections {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				if _, err := t.do(http.MethodPost, path, body); err != nil {
+				if _, err := t.do(method, path, body); err != nil {
 					errs <- err
 					return
 				}
@@ -234,15 +269,16 @@ func startEmpty(b *testing.B) *target {
 	return newTarget(b, strings.TrimSpace(string(line[:n])), p.PID(), time.Since(began))
 }
 
-// startClaviger starts our server, with a SoftHSM token or with a keystore file.
-func startClaviger(b *testing.B, hsm bool) *target {
+// startClaviger starts our server, with a keystore file, or with a SoftHSM token if there are lines for the file that
+// names it.
+func startClaviger(b *testing.B, keystore ...string) *target {
 	b.Helper()
 	dir := b.TempDir()
 	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1",
 		"claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"),
 		"claviger.audit.file":    filepath.Join(dir, "kms-audit.log")}
 	var env []string
-	if hsm {
+	if len(keystore) > 0 {
 		token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
 		if err != nil {
 			b.Fatal(err)
@@ -251,6 +287,7 @@ func startClaviger(b *testing.B, hsm bool) *target {
 		file := filepath.Join(dir, "luna.keystore")
 		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
 			token.PINFile, "--profile", "softhsm", file)
+		appendLines(b, file, keystore)
 		site["hadoop.kms.key.provider.uri"] = "cloudera.hsmkp://file@" + file
 	} else {
 		site["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
@@ -282,23 +319,23 @@ func BenchmarkHTTP(b *testing.B) {
 		t := startEmpty(b)
 		const path, body = "/v1/keyversion/k%400/_eek?eek_op=decrypt",
 			`{"name":"k","iv":"1xOX0dBLnp12it64cV19DA","material":"zVF9vVNCb9oR41-l514RPQ"}`
-		t.send(b, path, []byte(body), warmRequests)
+		t.send(b, http.MethodPost, path, []byte(body), warmRequests, clients)
 		b.Run("request", func(b *testing.B) { t.load(b, "requests", path, []byte(body)) })
 	})
 	for _, s := range []struct {
 		name  string
 		start func(*testing.B) *target
 	}{
-		{"claviger-hsm", func(b *testing.B) *target { return startClaviger(b, true) }},
-		{"claviger-jceks", func(b *testing.B) *target { return startClaviger(b, false) }},
+		{"claviger-hsm", func(b *testing.B) *target { return startClaviger(b, inProcess) }},
+		{"claviger-jceks", func(b *testing.B) *target { return startClaviger(b) }},
 		{"java-kms", startJava},
 	} {
 		b.Run(s.name, func(b *testing.B) {
 			t := s.start(b) // once for both loads: a benchmark with parts runs once
 			decryptPath, decrypt, batchPath, batch := t.requests(b)
-			t.send(b, decryptPath, decrypt, warmRequests)
+			t.send(b, http.MethodPost, decryptPath, decrypt, warmRequests, clients)
 			b.Run("decrypt", func(b *testing.B) { t.load(b, "decrypts", decryptPath, decrypt) })
-			t.send(b, batchPath, batch, warmBatches)
+			t.send(b, http.MethodPost, batchPath, batch, warmBatches, clients)
 			b.Run("batch-1000", func(b *testing.B) { t.load(b, "batches", batchPath, batch) })
 		})
 	}
