@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // The types of an inode.
@@ -34,26 +32,25 @@ type INode struct {
 // Decode reads an INode.
 func (n *INode) Decode(b []byte) error {
 	*n = INode{}
-	var f field
 	for len(b) > 0 {
-		k := next(b, &f)
+		tag, value, data, k := next(b)
 		if k == 0 {
 			return errField
 		}
 		b = b[k:]
-		switch f.num {
-		case 1:
-			n.Type = f.value
-		case 2:
-			n.ID = f.value
-		case 3:
-			n.Name = f.data
-		case 4:
-			if err := n.DecodeFile(f.data); err != nil {
+		switch tag {
+		case 1<<3 | varintType:
+			n.Type = value
+		case 2<<3 | varintType:
+			n.ID = value
+		case 3<<3 | bytesType:
+			n.Name = data
+		case 4<<3 | bytesType:
+			if err := n.DecodeFile(data); err != nil {
 				return err
 			}
-		case 5:
-			if err := n.decodeDirectory(f.data); err != nil {
+		case 5<<3 | bytesType:
+			if err := n.decodeDirectory(data); err != nil {
 				return err
 			}
 		}
@@ -66,20 +63,19 @@ func (n *INode) Decode(b []byte) error {
 
 // DecodeFile reads an INodeFile, which is also a snapshot's copy of a file.
 func (n *INode) DecodeFile(b []byte) error {
-	var f field
 	for len(b) > 0 {
-		k := next(b, &f)
+		tag, value, data, k := next(b)
 		if k == 0 {
 			return errField
 		}
 		b = b[k:]
-		switch f.num {
-		case 2:
-			n.Modified = f.value
-		case 7:
+		switch tag {
+		case 2<<3 | varintType:
+			n.Modified = value
+		case 7<<3 | bytesType:
 			n.Open = true
-		case 9:
-			n.XAttrs = f.data
+		case 9<<3 | bytesType:
+			n.XAttrs = data
 		}
 	}
 	return nil
@@ -100,28 +96,28 @@ func (n *INode) decodeDirectory(b []byte) error {
 
 // Attr returns the value of an extended attribute. id is from [Names.Attr].
 func (n *INode) Attr(id Name) (value []byte, ok bool, err error) {
-	var list, entry field
 	for b := n.XAttrs; len(b) > 0; {
-		k := next(b, &list)
+		tag, _, entry, k := next(b)
 		if k == 0 {
 			return nil, false, errField
 		}
 		b = b[k:]
-		if list.num != 1 {
+		if tag != 1<<3|bytesType {
 			continue
 		}
 		var name uint64
 		var data []byte
-		for x := list.data; len(x) > 0; {
-			if k = next(x, &entry); k == 0 {
+		for len(entry) > 0 {
+			tag, v, d, k := next(entry)
+			if k == 0 {
 				return nil, false, errField
 			}
-			x = x[k:]
-			switch {
-			case entry.num == 1 && entry.typ == protowire.Fixed32Type:
-				name = entry.value
-			case entry.num == 2:
-				data = entry.data
+			entry = entry[k:]
+			switch tag {
+			case 1<<3 | fixed32Type:
+				name = v
+			case 2<<3 | bytesType:
+				data = d
 			}
 		}
 		if name == uint64(id) {
@@ -137,20 +133,19 @@ type EDEK struct{ Key, IV, Version []byte }
 // Decode reads a PerFileEncryptionInfoProto.
 func (e *EDEK) Decode(b []byte) error {
 	*e = EDEK{}
-	var f field
 	for len(b) > 0 {
-		k := next(b, &f)
+		tag, _, data, k := next(b)
 		if k == 0 {
 			return errField
 		}
 		b = b[k:]
-		switch f.num {
-		case 1:
-			e.Key = f.data
-		case 2:
-			e.IV = f.data
-		case 3:
-			e.Version = f.data
+		switch tag {
+		case 1<<3 | bytesType:
+			e.Key = data
+		case 2<<3 | bytesType:
+			e.IV = data
+		case 3<<3 | bytesType:
+			e.Version = data
 		}
 	}
 	if len(e.Version) == 0 || len(e.Key) == 0 {
@@ -240,25 +235,18 @@ type DirEntry struct {
 func (d *DirEntry) Decode(b []byte) error {
 	*d = DirEntry{}
 	var children, refs numbers
-	var f field
-	for len(b) > 0 {
-		k := next(b, &f)
-		if k == 0 {
-			return errField
-		}
-		b = b[k:]
-		var err error
+	if err := fields(b, func(f field) error {
 		switch f.num {
 		case 1:
 			d.Parent = f.value
 		case 2:
-			err = children.add(&f)
+			return children.add(&f)
 		case 3:
-			err = refs.add(&f)
+			return refs.add(&f)
 		}
-		if err != nil {
-			return err
-		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	d.Children, d.RefIdx = children.packed, refs.packed
 	return nil
@@ -319,7 +307,31 @@ func (m *Image) ReadInfo(ctx context.Context) (info Info, err error) {
 		return nil
 	})
 	if err == nil && !found {
-		err = &Error{Section: NSInfo, Offset: m.start(NSInfo), Err: errors.New("it is missing or empty")}
+		err = &Error{Section: NSInfo, Offset: m.Start(NSInfo), Err: errors.New("it is missing or empty")}
 	}
 	return info, err
+}
+
+// errHeader stops the reading of a section after its header.
+var errHeader = errors.New("the header is read")
+
+// ReadINodeHeader reads the header of the section INODE.
+func (m *Image) ReadINodeHeader(ctx context.Context) (h INodeHeader, err error) {
+	err = m.Read(ctx, INodes, 1, func(_ int, b *Batch) error {
+		msg, ok := b.Header()
+		if !ok {
+			return b.Damaged(errors.New("it has no header"))
+		}
+		if err := h.Decode(msg); err != nil {
+			return b.Damaged(err)
+		}
+		return errHeader
+	})
+	if err == nil {
+		err = &Error{Section: INodes, Offset: m.Start(INodes), Err: errors.New("it is empty")}
+	}
+	if errors.Is(err, errHeader) {
+		err = nil
+	}
+	return h, err
 }

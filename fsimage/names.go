@@ -62,7 +62,7 @@ func (m *Image) ReadNames(ctx context.Context) (*Names, error) {
 		return nil
 	})
 	if err == nil && seen != count {
-		err = &Error{Section: StringTable, Offset: m.start(StringTable),
+		err = &Error{Section: StringTable, Offset: m.Start(StringTable),
 			Err: fmt.Errorf("its header says %d names, and it has %d", count, seen)}
 	}
 	return n, err

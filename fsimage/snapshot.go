@@ -54,14 +54,14 @@ func (m *Image) ReadSnapshots(ctx context.Context, deleted Name, marked bool) (a
 		return nil
 	})
 	if err == nil && count != uint64(len(all)) {
-		err = &Error{Section: Snapshots, Offset: m.start(Snapshots),
+		err = &Error{Section: Snapshots, Offset: m.Start(Snapshots),
 			Err: fmt.Errorf("its header says %d snapshots, and it has %d", count, len(all))}
 	}
 	return all, err
 }
 
-// start returns the byte of the file at which a section begins.
-func (m *Image) start(section string) int64 {
+// Start returns the byte of the file at which a section begins.
+func (m *Image) Start(section string) int64 {
 	if spans := m.spans[section]; len(spans) > 0 {
 		return spans[0].offset
 	}

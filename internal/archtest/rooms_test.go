@@ -138,6 +138,7 @@ var rules = []rule{
 	{"keystore", []string{"", "secret", "filestamp"}, "a codec of keystore files knows no provider"},
 	{"kmswire", []string{"", "secret"}, "a codec of Hadoop's JSON knows no provider and no server"},
 	{"hadoopconf", []string{"", "secret", "typo"}, "Hadoop's configuration files are a codec"},
+	{"census", []string{"fsimage"}, "it counts an image, and knows no keys, no servers and no output"},
 	{"fsimage", nil, "the reader of a file format knows nothing else"},
 	{"writable", nil, "a codec of Hadoop's Writables knows nothing else"},
 	{"zookeeper", []string{"", "secret", "metastore", "writable"},

@@ -1,0 +1,214 @@
+package census
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger/fsimage"
+)
+
+// Config says how an image is counted.
+type Config struct {
+	Workers int // goroutines; at least 1
+	Paths   int // evidence: how many paths of each version are named
+	// Progress is called often, by one goroutine at a time, with the number of inodes read and that of all.
+	Progress func(done, total uint64)
+}
+
+// counter is the state of a census.
+type counter struct {
+	image    *fsimage.Image
+	config   Config
+	workers  int
+	seed     maphash.Seed
+	versions *versions
+
+	fileAttr, zoneAttr fsimage.Name
+	anyEDEK, anyZone   bool
+	snapshots          map[uint32]fsimage.Snapshot
+	refs               []reference
+	header             fsimage.INodeHeader
+
+	mu         sync.Mutex
+	collectors []*collector // until mergeCollectors
+	folders    []uint64     // ids, in their order
+	places     []place      // by inode
+	copies     []copied     // by inode; own records after those of snapshots
+	index      *index
+	tree       *tree
+	readers    []*reader
+	done       atomic.Uint64
+}
+
+// reference is a record of INODE_REFERENCE.
+type reference struct {
+	ID   uint64
+	Name string // the old name of an old place
+}
+
+// maxINodes bounds the inodes of an image: the index has 32 bits for them. It is four times what a NameNode can hold.
+const maxINodes = math.MaxUint32 - 1
+
+// minINode is the fewest bytes that an inode takes in a file: 4 inodes a byte is far beyond any compression. It bounds
+// the memory that an image can demand.
+const minINode = 4
+
+// Count counts the EDEKs of an image.
+func Count(ctx context.Context, image *fsimage.Image, config Config) (*Census, error) {
+	c, err := count(ctx, image, config)
+	if err != nil {
+		return nil, err
+	}
+	s := &Census{c: c}
+	return s, s.makeReport(ctx)
+}
+
+// count reads the image.
+func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, error) {
+	c := &counter{image: image, config: config, workers: max(1, config.Workers), seed: maphash.MakeSeed(),
+		versions: newVersions(), snapshots: map[uint32]fsimage.Snapshot{}}
+	if err := c.readSmall(ctx); err != nil {
+		return nil, err
+	}
+	group, both := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.readDiffs(both) })
+	group.Go(func() error { return c.countChildren(both) })
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	if err := c.mergeCollectors(); err != nil {
+		return nil, c.damaged(fsimage.Directories, err)
+	}
+	if err := c.indexChildren(ctx); err != nil {
+		return nil, c.damaged(fsimage.Directories, err)
+	}
+	if err := c.readINodes(ctx); err != nil {
+		return nil, err
+	}
+	c.resolve()
+	return c, nil
+}
+
+// damaged returns err as damage of a section, unless err says more.
+func (c *counter) damaged(section string, err error) error {
+	if e := new(fsimage.Error); errors.As(err, &e) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &fsimage.Error{Section: section, Offset: c.image.Start(section), Err: err}
+}
+
+// readSmall reads the small sections, and the header of INODE.
+func (c *counter) readSmall(ctx context.Context) error {
+	for _, name := range []string{fsimage.INodes, fsimage.Directories, fsimage.Snapshots, fsimage.INodeReference,
+		fsimage.StringTable} {
+		if !c.image.Has(name) && (name != fsimage.INodeReference && name != fsimage.Snapshots) {
+			return &fsimage.Error{Section: name, Err: errors.New("the image has no such section")}
+		}
+	}
+	names, err := c.image.ReadNames(ctx)
+	if err != nil {
+		return err
+	}
+	c.fileAttr, c.anyEDEK = names.Attr(fsimage.RawSpace, fsimage.FileAttr)
+	c.zoneAttr, c.anyZone = names.Attr(fsimage.RawSpace, fsimage.ZoneAttr)
+	deleted, marked := names.Attr(fsimage.SystemSpace, fsimage.SnapshotDeletedAttr)
+	list, err := c.image.ReadSnapshots(ctx, deleted, marked)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		c.snapshots[s.ID] = s
+	}
+	if err := c.readReferences(ctx); err != nil {
+		return err
+	}
+	if c.header, err = c.image.ReadINodeHeader(ctx); err != nil {
+		return err
+	}
+	size := c.image.Bytes(fsimage.INodes)
+	if n := c.header.Count; n > maxINodes || n > uint64(size)*minINode { //nolint:gosec // not negative
+		return c.damaged(fsimage.INodes, fmt.Errorf("its header says %d inodes, and it has %d bytes", n, size))
+	}
+	if c.index, err = newIndex(c.header.LastID, c.header.Count); err != nil {
+		return c.damaged(fsimage.INodes, err)
+	}
+	return nil
+}
+
+func (c *counter) readReferences(ctx context.Context) error {
+	return c.image.Read(ctx, fsimage.INodeReference, 1, func(_ int, b *fsimage.Batch) error {
+		var r fsimage.Reference
+		for msg, ok := b.Next(); ok; msg, ok = b.Next() {
+			if err := r.Decode(msg); err != nil {
+				return b.Damaged(err)
+			}
+			if r.ID == 0 {
+				return b.Damaged(errors.New("a reference to no inode"))
+			}
+			c.refs = append(c.refs, reference{r.ID, string(r.Name)})
+		}
+		return nil
+	})
+}
+
+// resolve finds the reach and the zone of each folder.
+func (c *counter) resolve() {
+	var own []copied
+	for _, r := range c.readers {
+		own = append(own, r.own...)
+		r.own = nil
+	}
+	c.mergeOwn(own)
+	root, _ := c.folderOf(fsimage.RootID)
+	c.tree.setAnchors(func(f uint32) bool { return f == root || len(c.placesOf(c.folders[f])) > 0 })
+	c.tree.reaches[root] = current
+	for changed := true; changed; {
+		changed = false
+		for places := c.places; len(places) > 0; {
+			of := places[:1]
+			for len(of) < len(places) && places[len(of)].inode == of[0].inode {
+				of = places[:len(of)+1]
+			}
+			places = places[len(of):]
+			if f, ok := c.folderOf(of[0].inode.id()); ok && f != root {
+				if p, r := c.bestPlace(of, c.tree.parents[f]&^trashFlag); r > c.tree.reaches[f] {
+					c.tree.reaches[f], c.tree.best[f] = r, p
+					changed = true
+				}
+			}
+		}
+	}
+	zones := map[uint32]uint32{}
+	n := uint32(0)
+	for _, r := range c.readers {
+		for _, z := range r.zones {
+			if f, ok := c.folderOf(z.id); ok {
+				zones[f] = n
+			}
+			n++
+		}
+	}
+	c.tree.setZones(zones)
+}
+
+// bestPlace returns the place with the farthest reach. parent is the number + 1 of the folder in the index, or 0.
+func (c *counter) bestPlace(places []place, parent uint32) (best place, far reach) {
+	best = place{folder: noFolder}
+	if parent > 0 {
+		best.folder, best.until = parent-1, current
+		far = c.tree.reach(best.folder)
+	}
+	for _, p := range places {
+		if r := min(p.until, c.tree.reach(p.folder)); r > far {
+			best, far = p, r
+		}
+	}
+	return best, far
+}

@@ -1,0 +1,194 @@
+package census
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// tallyKey is a zone's number + 1, 0 for none, and a version.
+type tallyKey struct{ zone, version uint32 }
+
+// tally has the counts while the report is made.
+type tally struct {
+	c         *counter
+	counts    map[tallyKey]*Counts
+	snapshots map[uint32]map[reach]uint64 // by version
+	problems  struct{ noRecord, twice uint64 }
+}
+
+func (t *tally) of(zone, version uint32) *Counts {
+	k := tallyKey{zone, version}
+	if t.counts[k] == nil {
+		t.counts[k] = new(Counts)
+	}
+	return t.counts[k]
+}
+
+// add counts n EDEKs of a version, of files in a folder.
+func (t *tally) add(folder uint32, e needed, n uint64) {
+	zone, trash := t.c.tree.zone(folder)
+	counts := t.of(zone, e.version)
+	switch {
+	case e.until == 0:
+		counts.Unreachable += n
+	case e.until == current:
+		counts.Live += n
+		if trash {
+			counts.InTrash += n
+		}
+		if e.open {
+			counts.OpenForWrite += n
+		}
+	default:
+		counts.SnapshotOnly += n
+		if e.copied {
+			counts.SnapshotCopies += n
+		}
+		if t.snapshots[e.version] == nil {
+			t.snapshots[e.version] = map[reach]uint64{}
+		}
+		t.snapshots[e.version][e.until] += n
+	}
+}
+
+// tallyAll counts everything.
+func (c *counter) tallyAll() *tally {
+	t := &tally{c: c, counts: map[tallyKey]*Counts{}, snapshots: map[uint32]map[reach]uint64{}}
+	ofFolder := func(folder, code uint32, n uint64) {
+		t.add(folder, needed{version: code >> 1, until: c.tree.reach(folder), open: code&openFlag != 0}, n)
+	}
+	for f, n := range c.tree.counts {
+		if n > 0 {
+			ofFolder(uint32(f), c.tree.codes[f]-1, uint64(n)) //nolint:gosec // < maxFolders
+		}
+	}
+	for _, r := range c.readers {
+		for k, n := range r.overflow {
+			ofFolder(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
+		}
+		for version, n := range r.lostFiles {
+			t.of(0, version).Unreachable += n
+		}
+	}
+	c.eachSpecial(func(s *special) {
+		if s.twice {
+			t.problems.twice++
+		}
+		if s.own == nil {
+			t.problems.noRecord++
+		}
+		if s.far == 0 || s.own == nil {
+			for _, r := range s.records {
+				t.of(0, r.code>>1).Unreachable++
+			}
+		}
+		for _, e := range s.edeks {
+			t.add(s.place.folder, e, 1)
+		}
+	})
+	return t
+}
+
+// check compares the counts with each other. It returns how many inodes are live, and what is wrong.
+func (c *counter) check(t *tally) (live uint64, problems []string) {
+	var twice, lost, special, missing uint64
+	for _, r := range c.readers {
+		twice, lost, special = twice+r.twice, lost+r.lost, special+r.special
+	}
+	twice += t.problems.twice
+	for f, n := range c.tree.children {
+		switch {
+		case n == 0:
+		case c.tree.reach(uint32(f)) == 0: //nolint:gosec // < maxFolders
+			lost += uint64(n - 1)
+		case c.tree.reach(uint32(f)) == current: //nolint:gosec // < maxFolders
+			live += uint64(n - 1)
+		}
+	}
+	for _, p := range c.index.payloads {
+		if p&seenFlag == 0 {
+			missing++
+		}
+	}
+	several := uint64(0)
+	for places := c.places; len(places) > 0; {
+		n := 1
+		for n < len(places) && places[n].inode == places[0].inode {
+			n++
+		}
+		several++
+		var parent uint32
+		if e := c.index.find(places[0].inode.id()); e != nil {
+			parent = *e&folderMask + 1
+		}
+		switch _, far := c.bestPlace(places[:n], parent); {
+		case far == 0:
+			lost++
+		case far == current && parent == 0:
+			live++
+		}
+		places = places[n:]
+	}
+	for _, p := range []struct {
+		n    uint64
+		text string
+	}{
+		{twice, "inodes are in the image twice"},
+		{lost, "inodes are reached by no path, neither live nor in a snapshot"},
+		{missing, "children of folders are not in the image"},
+		{max(several, special) - min(several, special),
+			"inodes that a snapshot or reference names are not in the image"},
+		{t.problems.noRecord, "files that a snapshot holds are not in the image"},
+	} {
+		if p.n > 0 {
+			problems = append(problems, fmt.Sprintf("%d %s", p.n, p.text))
+		}
+	}
+	return live + 1, problems
+}
+
+// evidence returns the paths of the oldest files of each version.
+func (s *Census) evidence() map[uint32][]string {
+	c, merged := s.c, map[uint32][]candidate{}
+	for _, r := range c.readers {
+		for version, of := range r.evidence {
+			merged[version] = append(merged[version], slices.Concat(of.plain, of.special)...)
+		}
+	}
+	paths := map[uint32][]string{}
+	var sp special
+	for _, version := range slices.Sorted(maps.Keys(merged)) {
+		list := merged[version]
+		slices.SortFunc(list, func(a, b candidate) int { return cmp.Compare(a.id, b.id) })
+		for _, x := range list {
+			if len(paths[version]) == c.config.Paths {
+				break
+			}
+			if path, ok := c.pathOf(&sp, version, x); ok {
+				paths[version] = append(paths[version], path)
+			}
+		}
+	}
+	return paths
+}
+
+// pathOf returns a path of a file that shows the file with an EDEK of a version, if there is one.
+func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool) {
+	records := c.copiesOf(x.id)
+	if len(records) == 0 {
+		far := c.tree.reach(x.folder)
+		if far == 0 {
+			return "", false
+		}
+		return c.path(x.folder, x.name, far), true
+	}
+	s.fill(c, records)
+	for _, e := range s.edeks {
+		if e.version == version {
+			return c.where(s.place, x.name, e.until), true
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,186 @@
+package census
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// tree has what is known of each folder that has or had children, by the folder's number.
+type tree struct {
+	parents  []uint32 // number of the folder above + 1, and trashFlag; 0 if the folder has no parent in the index
+	children []uint32 // how many the index has, + 1; 0 is not known
+	codes    []uint32 // the code of the first file + 1
+	counts   []uint32 // of files with that code
+	names    []uint64 // where the name is in arena
+	anchors  []uint32 // the nearest folder upwards, or itself, that has other places; noFolder if there is none
+	zones    []uint32 // number of the zone + 1, and trashFlag
+	reaches  map[uint32]reach
+	best     map[uint32]place // of an anchor with other places: its best one. folder may be noFolder
+
+	mu    sync.Mutex
+	arena [][]byte
+}
+
+// trashFlag marks folders named .Trash, and in zones also what is below them.
+const trashFlag = 1 << 31
+
+func newTree(n int) *tree {
+	return &tree{
+		parents: make([]uint32, n), children: make([]uint32, n), codes: make([]uint32, n), counts: make([]uint32, n),
+		names: make([]uint64, n), reaches: map[uint32]reach{}, best: map[uint32]place{},
+	}
+}
+
+// setChildren reports false if the number was set before.
+func (t *tree) setChildren(folder, n uint32) bool {
+	return atomic.CompareAndSwapUint32(&t.children[folder], 0, n+1)
+}
+
+// add counts n files of a folder, if they have the code of the folder's first file.
+func (t *tree) add(folder, code, n uint32) bool {
+	at := &t.codes[folder]
+	if atomic.LoadUint32(at) != code+1 && !atomic.CompareAndSwapUint32(at, 0, code+1) {
+		return false
+	}
+	atomic.AddUint32(&t.counts[folder], n)
+	return true
+}
+
+// The names of folders are in chunks. A position is the chunk, the offset in it, and the length.
+const (
+	chunkBits  = 20
+	chunkSize  = 1 << chunkBits
+	lengthBits = 16
+	maxName    = 1<<lengthBits - 1
+)
+
+// naming is the chunk that one goroutine fills.
+type naming struct {
+	t     *tree
+	chunk []byte
+	at    uint64
+}
+
+// set stores the name of a folder. Hadoop's longest names have 255 bytes; longer ones than maxName are cut off.
+func (n *naming) set(folder uint32, name []byte) {
+	name = name[:min(len(name), maxName)]
+	if len(n.chunk)+len(name) > cap(n.chunk) {
+		n.chunk = make([]byte, 0, chunkSize)
+		n.t.mu.Lock()
+		n.at = uint64(len(n.t.arena)) << chunkBits
+		n.t.arena = append(n.t.arena, n.chunk[:chunkSize])
+		n.t.mu.Unlock()
+	}
+	n.t.names[folder] = (n.at|uint64(len(n.chunk)))<<lengthBits | uint64(len(name))
+	n.chunk = append(n.chunk, name...)
+}
+
+// name returns the name of a folder.
+func (t *tree) name(folder uint32) string {
+	p := t.names[folder]
+	if p == 0 {
+		return ""
+	}
+	at, n := p>>lengthBits, p&maxName
+	chunk := t.arena[at>>chunkBits]
+	return string(chunk[at%chunkSize : at%chunkSize+n])
+}
+
+// parent returns the folder above in the best place of a folder, and that place's reference + 1.
+func (t *tree) parent(folder uint32) (above, ref uint32, ok bool) {
+	if p, special := t.best[folder]; special {
+		return p.folder, p.ref, p.folder != noFolder
+	}
+	if p := t.parents[folder] &^ trashFlag; p > 0 {
+		return p - 1, 0, true
+	}
+	return noFolder, 0, false
+}
+
+// setAnchors finds the anchor of each folder. A folder is one if special says so. If the folders above a folder form a
+// circle, which only damage does, the folder has no anchor.
+func (t *tree) setAnchors(special func(folder uint32) bool) {
+	t.anchors = make([]uint32, len(t.parents))
+	const unknown, onPath = 0, noFolder + 1 // a known anchor is stored + 2
+	var path []uint32
+	for f := range t.parents {
+		path = path[:0]
+		found := uint32(noFolder)
+		for f := uint32(f); ; { //nolint:gosec // < maxFolders
+			a := t.anchors[f]
+			if a == onPath {
+				break
+			}
+			if a != unknown {
+				found = a - 2
+				break
+			}
+			path = append(path, f)
+			if special(f) {
+				found = f
+				break
+			}
+			t.anchors[f] = onPath
+			p := t.parents[f] &^ trashFlag
+			if p == 0 {
+				break
+			}
+			f = p - 1
+		}
+		for _, f := range path {
+			t.anchors[f] = found + 2
+		}
+	}
+	for f := range t.anchors {
+		t.anchors[f] -= 2
+	}
+}
+
+// reach returns how far a folder can be seen.
+func (t *tree) reach(folder uint32) reach {
+	if folder >= noFolder {
+		return 0
+	}
+	return t.reaches[t.anchors[folder]]
+}
+
+// zone returns the number of the folder's zone + 1, or 0, and whether the folder is trash or in it.
+func (t *tree) zone(folder uint32) (zone uint32, trash bool) {
+	if folder >= noFolder {
+		return 0, false
+	}
+	z := t.zones[folder]
+	return z &^ trashFlag, z&trashFlag != 0
+}
+
+// setZones gives each folder the nearest zone above. own has the zones of folders that are zones.
+func (t *tree) setZones(own map[uint32]uint32) {
+	t.zones = make([]uint32, len(t.parents))
+	done := make([]bool, len(t.parents))
+	var path []uint32
+	for f := range t.parents {
+		path = path[:0]
+		above := uint32(0)
+		for f := uint32(f); ; { //nolint:gosec // < maxFolders
+			if done[f] {
+				above = t.zones[f]
+				break
+			}
+			done[f] = true // a circle ends here
+			path = append(path, f)
+			p, _, ok := t.parent(f)
+			if !ok {
+				break
+			}
+			f = p
+		}
+		for i := len(path) - 1; i >= 0; i-- {
+			f := path[i]
+			if z, ok := own[f]; ok {
+				above = z + 1 | above&trashFlag
+			}
+			above |= t.parents[f] & trashFlag
+			t.zones[f] = above
+		}
+	}
+}
