@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger"
 	"claviger/pkcs11/worker"
 )
@@ -100,4 +102,20 @@ func TestResetIsShared(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestNoCallDuringReset: a call whose time ends while the library is initialised again is not made.
+func TestNoCallDuringReset(t *testing.T) {
+	tok, _ := resetToken(0)
+	tok.login = &login{generation: 1, idle: []p11.SessionHandle{2}}
+	tok.module.gate = &gate{since: time.Now(), open: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, err := tok.runOnce(ctx, func(*login, p11.SessionHandle) error {
+		t.Error("the call was made")
+		return nil
+	})
+	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.Canceled) || tok.module.active != 0 {
+		t.Errorf("%v, %d calls are in the library", err, tok.module.active)
+	}
 }

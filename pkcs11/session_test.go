@@ -193,20 +193,25 @@ func TestEncryptBlocksArguments(t *testing.T) {
 	}
 }
 
-// shortLibrary is a library that returns too few bytes.
-type shortLibrary struct{ Boundary }
-
-func (s shortLibrary) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
-	data []byte) ([]byte, error) {
-	out, err := s.Boundary.Encrypt(h, m, key, data)
-	return out[:max(0, len(out)-1)], err
+// shortLibrary is a library that returns too few bytes. It keeps the last result.
+type shortLibrary struct {
+	Boundary
+	last []byte
 }
 
-// TestShortResult: a result of another length is no result, by each mechanism.
+func (s *shortLibrary) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) ([]byte, error) {
+	out, err := s.Boundary.Encrypt(h, m, key, data)
+	s.last = out[:max(0, len(out)-1)]
+	return s.last, err
+}
+
+// TestShortResult: a result of another length is no result, by each mechanism. It is wiped.
 func TestShortResult(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)
-	tok.b = shortLibrary{tok.b}
+	short := &shortLibrary{Boundary: tok.b}
+	tok.b = short
 	for _, m := range profiles[SoftHSM].mechanisms {
 		tok.mechanisms = []uint{m}
 		tok.faults = nil
@@ -214,6 +219,9 @@ func TestShortResult(t *testing.T) {
 		if !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), "the HSM made 15 bytes of 16") {
 			t.Errorf("%s: %v", mechanismName(m), err)
+		}
+		if len(short.last) != 15 || !zero(short.last) {
+			t.Errorf("%s: the result of %d bytes was not wiped", mechanismName(m), len(short.last))
 		}
 	}
 }

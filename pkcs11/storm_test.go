@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -306,4 +307,41 @@ func TestAbandonedWaitersLeaveTheQueue(t *testing.T) {
 	if n := g.waiting(); n > 2 {
 		t.Errorf("%d waiters are queued", n)
 	}
+}
+
+// TestCallerLeavesTheQueue: a caller that gives up while the calls with its key run is dropped from the queue at once.
+func TestCallerLeavesTheQueue(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	release := m.Hang("Encrypt")
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	g := tok.gathererOf(keyName{string(id), label}, nil)
+	for i := range tok.inFlight + 1 {
+		of := t.Context()
+		if i == tok.inFlight {
+			of = ctx
+		}
+		wg.Go(func() {
+			if err := tok.EncryptBlocks(of, id, label, nil, make([]byte, 16)); (err != nil) != (i == tok.inFlight) {
+				t.Errorf("caller %d: %v", i, err)
+			}
+		})
+		eventually(t, func() error {
+			if n := m.Count("Encrypt") + g.waiting(); n <= i {
+				return fmt.Errorf("%d callers are served or queued", n)
+			}
+			return nil
+		})
+	}
+	cancel()
+	eventually(t, func() error {
+		if n := g.waiting(); n > 0 {
+			return fmt.Errorf("%d callers are queued", n)
+		}
+		return nil
+	})
 }

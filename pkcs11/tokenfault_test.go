@@ -101,6 +101,11 @@ func TestTryTokenOnce(t *testing.T) {
 	if err := tok.tryToken(t.Context()); !errors.Is(err, lost) || len(m.Counts()) > 0 {
 		t.Errorf("a caller during the try: %v, the calls are %v", err, m.Counts())
 	}
+	tok.trying = newFlight()
+	cancel()
+	if err := tok.tryToken(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller whose time ended: %v", err)
+	}
 	tok.trying = nil
 }
 
