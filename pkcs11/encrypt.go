@@ -134,18 +134,19 @@ const (
 	gatherLimit = 64 << 10
 )
 
-// add queues a waiter, and starts another run if fewer than inFlight are running. A key gets no more places in the
+// add queues a waiter, and starts another run if fewer than callsAtOnce are running. A key gets no more places in the
 // library than that, also while calls with it hang. If all its calls hang, the waiter gets an error.
 func (g *gatherer) add(w *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.hung > 0 && g.hung >= g.token.inFlight {
+	most := g.token.callsAtOnce()
+	if g.hung >= most && g.hung == g.running {
 		w.finish(claviger.Errorf("pkcs11.EncryptBlocks", claviger.Unavailable, g.name.label,
 			"%d calls with this key hang in the HSM's library", g.hung))
 		return
 	}
 	g.queue(w)
-	if g.running < g.token.inFlight {
+	if g.running < most {
 		g.running++
 		go g.run()
 	}
@@ -256,7 +257,7 @@ func (g *gatherer) run() {
 func (g *gatherer) hangs(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.hung++; g.hung < g.token.inFlight {
+	if g.hung++; g.hung < g.running {
 		return
 	}
 	for _, w := range slices.Concat(g.small, g.large) {
@@ -329,8 +330,12 @@ func (g *gatherer) serve(batch []part) bool {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, g.name, g.check, in)
+		ended := time.Now()
+		if err == nil {
+			g.token.callTime.add(ended.Sub(begun), ended)
+		}
 		g.token.report(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since),
-			Took: time.Since(begun), Err: err})
+			Took: ended.Sub(begun), Err: err})
 		return err
 	}, func(err error) {
 		// In this function and not below, because a call that hangs may still read in and write out.

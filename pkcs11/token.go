@@ -33,7 +33,8 @@ type Token struct {
 	maxData      atomic.Int64           // the number now, see dataLimit
 	maxDataUntil atomic.Int64           // Unix time in ns until which maxData may be below fullData
 	omitted      atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
-	inFlight     int                    // largest number of calls with one key at the same time
+	inFlight     int                    // calls with one key at the same time, at least; see callsAtOnce
+	callTime     callTime               // of the encryptions
 	limit        time.Duration          // callLimit; shorter in tests
 	closeTimeout time.Duration          // closeTimeout; shorter in tests
 

@@ -1,0 +1,48 @@
+package pkcs11
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// callSpacing is the time after which a key that is in use may begin a further call, although earlier ones run. A
+	// request waits half of that time on average for a call that it can share.
+	callSpacing = 10 * time.Millisecond
+	// callTimePeriod is the time for which a short call counts at least. It counts for two periods at most.
+	callTimePeriod = 2 * time.Second
+)
+
+// callTime is the time that one encryption takes at present: the shortest of the last one or two periods. The others
+// contain the time in which calls waited for each other in the HSM, and more calls at the same time would only make
+// that longer. It falls at once, and rises after a period. The zero value is ready to use.
+type callTime struct {
+	mu          sync.Mutex
+	since       time.Time     // start of the present period
+	now, before time.Duration // the shortest of the present period and of the one before
+	shortest    atomic.Int64  // min(now, before), in ns; 0 if there was no call
+}
+
+// add counts an encryption that ended at that time.
+func (c *callTime) add(took time.Duration, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch age := at.Sub(c.since); {
+	case age >= 2*callTimePeriod:
+		c.since, c.now, c.before = at, took, took
+	case age >= callTimePeriod:
+		c.since, c.now, c.before = at, took, c.now
+	default:
+		c.now = min(c.now, took)
+	}
+	c.shortest.Store(int64(min(c.now, c.before)))
+}
+
+// callsAtOnce returns the largest number of calls with one key at the same time: that of the profile, or so many that
+// a call begins each callSpacing. One key gets at most a quarter of the sessions in this way, so that calls that hang
+// leave the others to other keys.
+func (t *Token) callsAtOnce() int {
+	wanted := int(t.callTime.shortest.Load() / int64(callSpacing))
+	return max(t.inFlight, min(wanted, cap(t.slots)/4))
+}

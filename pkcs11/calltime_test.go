@@ -1,0 +1,74 @@
+package pkcs11
+
+import (
+	"testing"
+	"time"
+
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// TestCallTime: the time of a call falls at once, and rises when no shorter call was seen for two periods.
+func TestCallTime(t *testing.T) {
+	var c callTime
+	at := time.Now()
+	for i, step := range []struct {
+		after, took, want time.Duration
+	}{
+		{0, 60 * time.Millisecond, 60 * time.Millisecond},
+		{time.Millisecond, 70 * time.Millisecond, 60 * time.Millisecond},
+		{time.Millisecond, time.Millisecond, time.Millisecond},
+		{callTimePeriod, 60 * time.Millisecond, time.Millisecond},
+		{callTimePeriod, 50 * time.Millisecond, 50 * time.Millisecond},
+		{3 * callTimePeriod, 90 * time.Millisecond, 90 * time.Millisecond},
+	} {
+		at = at.Add(step.after)
+		c.add(step.took, at)
+		if got := time.Duration(c.shortest.Load()); got != step.want {
+			t.Errorf("step %d: %v, want %v", i, got, step.want)
+		}
+	}
+}
+
+// TestCallsAtOnce: a key makes more calls at the same time if a call takes long, and no more than a quarter of the
+// sessions, so that other keys work also while all of these calls hang.
+func TestCallsAtOnce(t *testing.T) {
+	for i, c := range []struct {
+		sessions, want int
+		took           time.Duration
+	}{
+		{33, 1, time.Millisecond}, {33, 6, 60 * time.Millisecond}, {33, 8, time.Second}, {4, 1, time.Second},
+	} {
+		cfg := config(softhsmtest.New(t))
+		cfg.MaxSessions = c.sessions
+		tok, m := openAs(t, cfg)
+		id, label := generate(t, tok, byte(i), 128)
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, blockSize)); err != nil {
+			t.Fatal(err)
+		}
+		tok.callTime = callTime{}
+		tok.callTime.add(c.took, time.Now())
+		release := m.Hang("Encrypt")
+		answers := make(chan error)
+		const callers = 10
+		for range callers {
+			go func() {
+				answers <- tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, gatherLimit)) // shares no call
+			}()
+		}
+		for used := 0; used < c.want; used, _ = tok.Sessions() {
+			time.Sleep(time.Millisecond)
+		}
+		for range 20 { // no further one begins
+			time.Sleep(time.Millisecond)
+			if used, _ := tok.Sessions(); used != c.want {
+				t.Fatalf("%v: %d calls at the same time, want %d", c.took, used, c.want)
+			}
+		}
+		release()
+		for range callers {
+			if err := <-answers; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
