@@ -376,6 +376,12 @@ var KMS = []Known{
 	{"claviger.hsm.max.searches", "600",
 		"how often a minute the token is searched for names of keys and versions that the metastore does not " +
 			"know; one user never gets more than are left for all others"},
+	{"claviger.hsm.generate", "encrypted",
+		"how fresh EDEKs are made; encrypted: the HSM encrypts for each; implied: the EDEK is random, and so is " +
+			"the DEK that the HSM will decrypt it to, if the HSM has proved the key within " +
+			"claviger.hsm.generate.lease; see hsm.md"},
+	{"claviger.hsm.generate.lease", "60s",
+		"with claviger.hsm.generate implied: how long fresh EDEKs may be made after the HSM has proved their key"},
 	{"claviger.hsm.reencrypt.check", "sampled",
 		"how re-encryptions check the HSM's results, since a re-encrypted EDEK with a wrong bit is lost; sampled: a " +
 			"few blocks of each call are encrypted a second time in the same call, and all blocks of a small one; " +

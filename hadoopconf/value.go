@@ -227,6 +227,12 @@ var Values = map[string]Value{
 	"claviger.hsm.max.searches": {
 		Type: "int", Bounds: "1 to 1000000", Unit: "a minute",
 	},
+	"claviger.hsm.generate": {
+		Type: "one of", Bounds: "encrypted or implied",
+	},
+	"claviger.hsm.generate.lease": {
+		Type: "time", Bounds: "1s to 10m",
+	},
 	"claviger.hsm.reencrypt.check": {
 		Type: "one of", Bounds: "none, sampled or twice",
 	},

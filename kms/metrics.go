@@ -52,6 +52,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 		m.Gauge("claviger_hsm_orphans", "Keys on the token whose number is from the metastore, and that no key "+
 			"version uses.", func() float64 { return float64(p.Survey().Orphans) })
 		searchMetrics(m, p)
+		s.impliedMetrics(m, p)
 		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}

@@ -110,6 +110,7 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	if s.ring.SelfCheck = keyring.SelfCheck(conf.String(check)); !s.ring.SelfCheck.Valid() {
 		r.keep(conf.Refuse(check, "it must be none, sampled or twice"))
 	}
+	s.ring.ImpliedLease = r.impliedLease()
 	set := r.migration()
 	s.ring.OwnVersions, s.ring.SourceVersions = set.ours, set.theirs
 	r.newKeys(&s.ring)

@@ -163,7 +163,7 @@ func (s *server) openRing() error {
 	if _, ok := svc.Primary.(*hsm.Provider); ok {
 		cfg.Numbers = svc.Store
 	} else {
-		cfg.SelfCheck = "" // it computes in this process
+		s.onlyForHSM(&cfg)
 	}
 	ring, err := keyring.New(cfg)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -61,6 +62,12 @@ type edek struct {
 // newLab starts a KMS with the keys orders and other. Each has two versions, and edek is of the first of orders.
 func newLab(t *testing.T, inWorker bool) *lab {
 	t.Helper()
+	return newLabWith(t, inWorker, nil)
+}
+
+// newLabWith is newLab for a KMS with more properties.
+func newLabWith(t *testing.T, inWorker bool, properties map[string]string) *lab {
+	t.Helper()
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db")}
 	file := filepath.Join(dir, "luna.keystore")
@@ -68,7 +75,7 @@ func newLab(t *testing.T, inWorker bool) *lab {
 		Profile: pkcs11.Generic, MaxSessions: 6, Worker: inWorker}); err != nil {
 		t.Fatal(err)
 	}
-	kmstest.WriteSite(t, dir, map[string]string{
+	site := map[string]string{
 		hadoopconf.ProviderURI:                           "cloudera.hsmkp://file@" + file,
 		hadoopconf.MetastoreURI:                          "sqlite://" + l.db,
 		"hadoop.kms.http.host":                           "127.0.0.1",
@@ -78,7 +85,9 @@ func newLab(t *testing.T, inWorker bool) *lab {
 		"hadoop.security.kms.encrypted.key.cache.expiry": "1000",
 
 		"hadoop.security.kms.encrypted.key.cache.low.watermark": "1",
-	})
+	}
+	maps.Copy(site, properties)
+	kmstest.WriteSite(t, dir, site)
 	var serve kms.Options
 	serve.Dir, serve.Log, serve.Level = dir, slog.New(slog.NewTextHandler(&l.log, nil)), new(slog.LevelVar)
 	l.url, l.stop = kmstest.Start(t, func(ctx context.Context, ready string) error {
