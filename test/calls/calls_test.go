@@ -38,7 +38,15 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 // newRingOn is newRing with a token that exists already.
 func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*keyring.Ring, *pkcs11.Meter) {
 	t.Helper()
-	dir, meter := t.TempDir(), new(pkcs11.Meter)
+	meter := new(pkcs11.Meter)
+	return newRingWith(t, token, meter.Wrap, func(cfg *keyring.Config) { cfg.SelfCheck = check }), meter
+}
+
+// newRingWith is newRingOn with a library that wrap wraps, and a configuration that change changes.
+func newRingWith(t testing.TB, token softhsm.Token, wrap func(pkcs11.Boundary) pkcs11.Boundary,
+	change func(*keyring.Config)) *keyring.Ring {
+	t.Helper()
+	dir := t.TempDir()
 	file := filepath.Join(dir, "luna.keystore")
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
 		PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
@@ -50,7 +58,7 @@ func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*key
 	}
 	open := func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }
 	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)},
-		hsm.Options{Store: open, Wrap: meter.Wrap})
+		hsm.Options{Store: open, Wrap: wrap})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,12 +70,14 @@ func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*key
 		t.Fatal(warnings)
 	}
 	trail := audit.NewHadoop(nopCloser{io.Discard}, time.Second)
-	ring, err := keyring.New(keyring.Config{
-		Primary: p, SelfCheck: check, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true,
+	cfg := keyring.Config{
+		Primary: p, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true,
 		Audit: trail, CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		// Keep one EDEK in the queue: a longer queue would answer instead of the HSM.
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
-	})
+	}
+	change(&cfg)
+	ring, err := keyring.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +91,7 @@ func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*key
 	if _, err := ring.Create(t.Context(), alice, provider.Spec{Name: "k", BitLength: 256}); err != nil {
 		t.Fatal(err)
 	}
-	return ring, meter
+	return ring
 }
 
 // settle waits until no more calls are made, because the queue refills in the background.
