@@ -90,6 +90,43 @@ func TestImpliedIsRandom(t *testing.T) {
 	}
 }
 
+// TestKnownGenerator: an attacker who knows what the generator returns knows the DEKs of Generate. Of Implied the
+// attacker knows the EDEKs, and each key has other DEKs for them.
+func TestKnownGenerator(t *testing.T) {
+	const dekLen, n = 32, 10
+	known := bytes.Repeat([]byte("not random at all; "), 100)
+	k := &keys{material: map[string][]byte{"a@0": bytes.Repeat([]byte{1}, 32), "b@0": bytes.Repeat([]byte{2}, 32)}}
+	opened := func(edeks []claviger.EDEK, err error) (deks []byte) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := eek.Unwrap(t.Context(), k, edeks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dek := range list {
+			deks = append(deks, dek...)
+		}
+		return deks
+	}
+	made := func(version string) []byte {
+		return opened(eek.Generate(t.Context(), k, version, dekLen, n, bytes.NewReader(known)))
+	}
+	implied := func(version string) []byte {
+		return opened(eek.Implied(version, dekLen, n, bytes.NewReader(known)))
+	}
+	if !bytes.Equal(made("a@0"), made("b@0")) || !bytes.Contains(known, made("a@0")[:dekLen]) {
+		t.Error("the DEKs of Generate are not those of the generator")
+	}
+	a, b := implied("a@0"), implied("b@0")
+	for at := 0; at < n*dekLen; at += dekLen {
+		if dek := a[at : at+dekLen]; bytes.Contains(known, dek) || bytes.Equal(dek, b[at:at+dekLen]) {
+			t.Errorf("DEK %d of Implied does not depend on the key", at/dekLen)
+		}
+	}
+}
+
 func TestImpliedRefuses(t *testing.T) {
 	for _, dekLen := range []int{-1, 0} {
 		if edeks, err := eek.Implied("k@0", dekLen, 1, nil); !claviger.Is(err, claviger.Invalid) || edeks != nil {
