@@ -70,8 +70,8 @@ func TestData(t *testing.T) {
 	}
 }
 
-// TestDataRefused: the error for a token that keeps no data objects differs from that for a token that is away. A token
-// that keeps only public data objects gets a public one.
+// TestDataRefused: the error for a token that keeps no data objects differs from that for a token that does not answer.
+// A token that keeps only public data objects gets a public one.
 func TestDataRefused(t *testing.T) {
 	tok, m := open(t)
 	put := func() error { return tok.PutData(t.Context(), Data{"claviger", "l", []byte("v")}) }

@@ -29,8 +29,8 @@ versions of a key, and the metastore has its record, the key gets the attributes
 
 A key that was deleted and made again is another key, with other rules. Versions whose CKA_IDs begin differently may
 belong to several keys. adopt lists them separately and does not make one key of them. Name the versions of one key
-(NAME@VERSION), and set the others aside. Older programs gave each version of a key another beginning: for such a key,
-use --one-key.
+(NAME@VERSION), and set the others aside. Older versions of claviger gave each version of a key a CKA_ID that begins
+differently: for such a key, use --one-key.
 
 --aside sets versions aside. Requests for them are answered as before, and new versions get higher numbers. To adopt
 them later, name each version (NAME@VERSION). --all skips versions that are set aside, and keys that adopt cannot

@@ -81,6 +81,8 @@ func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Meta
 	return list
 }
 
+// testImportKept checks that an imported key has the metadata and the numbers that were given, can be rolled and
+// deleted, and that no number of a deleted key is used again.
 func testImportKept(t *testing.T, s Suite) {
 	p := s.open(t)
 	imp := p.(provider.Importer)
@@ -207,7 +209,7 @@ type interruptedImport struct {
 	s       Suite
 	p       provider.Provider
 	steps   int // of an import
-	objects int // in p's backing; 0 where the suite does not count
+	objects int // keys in the HSM or store behind p; 0 if the suite does not count them
 }
 
 // countSteps returns the number of steps of an import.

@@ -29,13 +29,14 @@ func (s *site) behindProxy(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy
 	return other, proxy
 }
 
-// TestDeletedKeyCloses: one node deletes a key. Another node whose notifications hang refuses the key within
-// seconds. A node that is cut off from PostgreSQL refuses the key when its lease ends, and uses the keys that it
+// TestDeletedKeyIsRefusedByOtherNodes: one node deletes a key. Another node whose notifications hang refuses the key
+// within seconds. A node that is cut off from PostgreSQL refuses the key when its lease ends, and uses the keys that it
 // knows until then.
-func TestDeletedKeyCloses(t *testing.T) {
+func TestDeletedKeyIsRefusedByOtherNodes(t *testing.T) {
 	ctx := t.Context()
 	const lease = 5 * time.Second
-	soft := hadoop.Conf{"claviger.delete.soft": "true"} // otherwise the HSM refuses the key
+	// Without soft deletion the key is destroyed in the HSM, and each node refuses it at once.
+	soft := hadoop.Conf{"claviger.delete.soft": "true"}
 	s := newSite(t, soft)
 	apart, proxy := s.behindProxy(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
 	node2 := apart.start(t)
@@ -59,8 +60,9 @@ func TestDeletedKeyCloses(t *testing.T) {
 	if err := here.Delete(ctx, "listen"); err != nil {
 		t.Fatal(err)
 	}
-	const bound = 10 * time.Second // two reads of the changes, on a busy machine
-	closes(t, there, "listen", edeks["listen"], bound)
+	// Without notifications a node reads the changes from time to time: two such readings, on a busy machine.
+	const bound = 10 * time.Second
+	wantRefusedWithin(t, there, "listen", edeks["listen"], bound)
 
 	cut := time.Now()
 	proxy.Hang()
@@ -77,7 +79,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	case !ready:
 		t.Errorf("within its lease a node that is cut off is not ready for decrypts: %s", why)
 	}
-	closes(t, there, "cut", edeks["cut"], lease+2*time.Second)
+	wantRefusedWithin(t, there, "cut", edeks["cut"], lease+2*time.Second)
 	for _, what := range []string{"generate", "write"} {
 		if ready, _ := node2.ready(t, what); ready {
 			t.Errorf("a node that is cut off is ready to %s", what)
@@ -112,24 +114,26 @@ func TestDeletedKeyCloses(t *testing.T) {
 	}
 }
 
-// closes fails the test unless a node refuses a key within a time after its deletion.
-func closes(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK, bound time.Duration) {
+// wantRefusedWithin is called right after the deletion of a key. It fails the test unless a node refuses to open EDEKs
+// of the key within a time.
+func wantRefusedWithin(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK, bound time.Duration) {
 	t.Helper()
-	begun := time.Now()
-	for time.Since(begun) < 4*bound {
-		began := time.Now()
+	deleted := time.Now()
+	for time.Since(deleted) < 4*bound {
+		asked := time.Now()
 		if err := opens(t, at, key, e); err != nil {
-			t.Logf("%s is closed %v after its deletion: %v", key, time.Since(begun).Round(time.Millisecond), err)
+			t.Logf("%s is refused %v after its deletion: %v", key, time.Since(deleted).Round(time.Millisecond), err)
 			return
 		}
-		if late := began.Sub(begun); late > bound {
-			t.Errorf("%s is open %v after its deletion, the bound is %v", key, late, bound)
+		if late := asked.Sub(deleted); late > bound {
+			t.Errorf("%s is opened %v after its deletion, the bound is %v", key, late, bound)
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
+// opens returns nil if a node decrypts EDEKs of a key.
 func opens(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK) error {
 	t.Helper()
 	deks, err := at.Unwrap(t.Context(), key, "", e)
