@@ -11,17 +11,17 @@ import (
 	"claviger/trustee/replica"
 )
 
-// absent requests a label from one server, and returns what the answer means.
-func (h *half) absent(label string) string {
+// lookUp requests a label from one server, and returns found, not found, or unsure.
+func (h *pairServer) lookUp(label string) string {
 	h.t.Helper()
 	c := h.client(identities()[1])
 	_, err := c.Find(h.t.Context(), label)
 	_, lerr := c.List(h.t.Context(), "", false, "", 10)
 	switch {
 	case err == nil:
-		return "there"
+		return "found"
 	case claviger.Is(err, claviger.KeyNotFound) && lerr == nil:
-		return "not there"
+		return "not found"
 	case errors.Is(err, trustee.ErrUnsure) && errors.Is(lerr, trustee.ErrUnsure),
 		strings.Contains(err.Error(), "ask that one") && lerr != nil:
 		return "unsure"
@@ -32,17 +32,17 @@ func (h *half) absent(label string) string {
 // TestAbsence: a server says that a deposit does not exist only if it knows that the other server does not hold it
 // either, or if an operator lets it work alone.
 func TestAbsence(t *testing.T) {
-	a, b, client := started(t)
-	want := func(when string, h *half, label, how string) {
+	a, b, client := startedPair(t)
+	want := func(when string, h *pairServer, label, how string) {
 		t.Helper()
-		if got := h.absent(label); got != how {
+		if got := h.lookUp(label); got != how {
 			t.Errorf("%s: %s of %q, want %s", when, got, label, how)
 		}
 	}
 	must(t, put(t, client, "both", "x"))
 	a.await("both servers being synchronized", synchronized)
-	for _, h := range []*half{a, b} {
-		want("synchronized", h, "late", "not there")
+	for _, h := range []*pairServer{a, b} {
+		want("synchronized", h, "late", "not found")
 	}
 	a.stop()
 	if _, err := b.client(identities()[1]).List(t.Context(), "", false, "", 10); err != nil {
@@ -51,35 +51,35 @@ func TestAbsence(t *testing.T) {
 	a.start()
 	a.await("both servers being synchronized", synchronized)
 	b.stop()
-	want("the active, since the passive is away", a, "late", "not there")
+	want("the active, since the passive is away", a, "late", "not found")
 	a.stop()
 	a.start()
 	want("an active that has not seen the passive", a, "late", "unsure")
-	want("an active that has not seen the passive", a, "both", "there")
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	want("an active server that works alone", a, "never", "not there")
+	want("an active that has not seen the passive", a, "both", "found")
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	want("an active server that works alone", a, "never", "not found")
 	must(t, put(t, a.client(identities()[1]), "late", "y"))
 	a.stop()
 	b.start()
 	want("a passive that has not seen the active", b, "late", "unsure")
-	want("a passive that has not seen the active", b, "both", "there")
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	want("a passive that has not seen the active", b, "both", "found")
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	want("a passive promoted by force", b, "late", "unsure")
-	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	want("a server that an operator lets work alone", b, "late", "not there")
+	must(t, b.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	want("a server that an operator lets work alone", b, "late", "not found")
 	must(t, put(t, b.client(identities()[1]), "of B", "z"))
 	a.start()
 	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
 	want("an active that knows that the passive holds more", b, "late", "unsure")
-	want("the passive that holds it", a, "late", "there")
+	want("the passive that holds it", a, "late", "found")
 	want("the passive that lacks something", a, "of B", "unsure")
 	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil ||
 		string(d.Content) != "y" {
 		t.Errorf("from both servers: %+v, %v", d, err)
 	}
-	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+	must(t, b.operatorRequest(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("both servers being synchronized", synchronized)
-	for _, h := range []*half{a, b} {
-		h.await("a sure answer", func(replica.StatusReport) bool { return h.absent("late") == "not there" })
+	for _, h := range []*pairServer{a, b} {
+		h.await("a sure answer", func(replica.StatusReport) bool { return h.lookUp("late") == "not found" })
 	}
 }

@@ -60,7 +60,7 @@ func TestFullDisk(t *testing.T) {
 			if where == "disk of the passive server" {
 				folders = []string{large, small}
 			}
-			a, b := twoAt(t, folders...)
+			a, b := newPairAt(t, folders...)
 			c := startBoth(t, a, b)
 			must(t, put(t, c, "before", "x"))
 			full, other := a, b

@@ -18,7 +18,7 @@ import (
 )
 
 // replaceStore gives a stopped server another store, which fill makes.
-func (h *half) replaceStore(fill func(path string)) {
+func (h *pairServer) replaceStore(fill func(path string)) {
 	h.t.Helper()
 	must(h.t, h.store.Close())
 	for _, end := range []string{"", "-wal", "-shm"} {
@@ -43,14 +43,16 @@ func restored(t *testing.T, list []server.Record) func(path string) {
 	}
 }
 
-func (h *half) copyTo(path string) {
+// copyTo writes a copy of the server's store to a file.
+func (h *pairServer) copyTo(path string) {
 	h.t.Helper()
 	kept, err := h.store.Save(h.t.Context(), "copy")
 	must(h.t, err)
 	must(h.t, os.Rename(kept, path))
 }
 
-func (h *half) dropped() []string {
+// dropped returns the files with the records that a resync --drop has removed from the server's store.
+func (h *pairServer) dropped() []string {
 	kept, _ := filepath.Glob(h.path + ".dropped-*") // the pattern is valid
 	return kept
 }
@@ -119,7 +121,7 @@ func replacements() map[string]replacement {
 func (c *replacement) test(t *testing.T) {
 	t.Helper()
 	owner := identities()[1].Fingerprint()
-	a, b, client := started(t)
+	a, b, client := startedPair(t)
 	must(t, put(t, client, "one", "1"))
 	must(t, put(t, client, "two", "2"))
 	copied := filepath.Join(t.TempDir(), "copied")
@@ -141,7 +143,7 @@ func (c *replacement) test(t *testing.T) {
 	a.replaceStore(c.fill(t, records, copied))
 	a.start()
 	if c.alone {
-		must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+		must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 		must(t, put(t, a.client(identities()[1]), "alone", "4"))
 		b.start()
 	}
@@ -155,7 +157,7 @@ func (c *replacement) test(t *testing.T) {
 		!strings.Contains(r.Why, "claviger trustee promote here") {
 		t.Errorf("the passive's status: %+v", r)
 	}
-	err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
+	err := a.operatorRequest(trustee.VerbResync, replica.ResyncArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.why) {
 		t.Errorf("resync without --drop: %v", err)
 	}
@@ -166,7 +168,7 @@ func (c *replacement) test(t *testing.T) {
 		t.Errorf("the passive server does not answer: %+v, %v", d, err)
 	}
 	// The cure in the message drops nothing that only the active server holds.
-	err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
+	err = b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{})
 	if c.promote == "" {
 		must(t, err)
 		b.await("both servers being synchronized", synchronized)
@@ -174,7 +176,7 @@ func (c *replacement) test(t *testing.T) {
 		t.Errorf("promote of the passive: %v", err)
 	} else {
 		// The operator decides for the store of the active server.
-		must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+		must(t, a.operatorRequest(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 		a.await("both servers being synchronized", synchronized)
 		kept := b.dropped()
 		if len(kept) != 1 {
@@ -197,22 +199,22 @@ func (c *replacement) test(t *testing.T) {
 // epoch of the other server. Then both are passive. The server that holds all records can be promoted without
 // --force, and the other cannot.
 func TestActiveLostAfterPromotions(t *testing.T) {
-	a, b, client := started(t)
+	a, b, client := startedPair(t)
 	must(t, put(t, client, "one", "1"))
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
-	must(t, a.operator(trustee.VerbPromote, replica.PromoteArgs{}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}))
+	must(t, a.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}))
 	a.await("both servers being synchronized", synchronized)
 	before := digestOf(t, b.store)
 	a.stop()
 	a.replaceStore(func(string) {})
 	a.start()
 	a.await("stepping down", func(r replica.StatusReport) bool { return r.Role == server.RolePassive })
-	err := a.operator(trustee.VerbPromote, replica.PromoteArgs{})
+	err := a.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 "+
 		"deposits") {
 		t.Errorf("promote of the empty server: %v", err)
 	}
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("both servers being synchronized", synchronized)
 	if digestOf(t, a.store) != before || digestOf(t, b.store) != before {
 		t.Error("something was lost")
@@ -222,13 +224,13 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 // TestFirstStartKeepsBoth: a server with records of its own is made passive at its first start. It keeps them until
 // an operator drops them. A restored store that lacks nothing needs no operator.
 func TestFirstStartKeepsBoth(t *testing.T) {
-	a, b := two(t)
+	a, b := newPair(t)
 	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
 		Created: time.UnixMilli(1)}}}))
 	a.start()
 	b.start()
 	a.await("the refusal", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })
-	must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+	must(t, a.operatorRequest(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	a.await("both servers being synchronized", synchronized)
 	if kept := b.dropped(); len(kept) != 1 {
 		t.Errorf("the records of the passive server are not kept: %q", kept)
@@ -243,13 +245,13 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 // TestLongAway: a passive server was away for more changes than the log keeps. It gets a whole copy without an
 // operator, although the active server has replaced a deposit that the passive server holds.
 func TestLongAway(t *testing.T) {
-	a, b, client := started(t)
+	a, b, client := startedPair(t)
 	must(t, put(t, client, "old", "1"))
 	d, err := client.Find(t.Context(), "old")
 	must(t, err)
 	a.await("both servers being synchronized", synchronized)
 	b.stop()
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	active := a.client(identities()[1])
 	if _, err := active.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
 		t.Fatal(err)

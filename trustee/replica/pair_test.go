@@ -192,7 +192,7 @@ func newAddress(t *testing.T) *address {
 		(*a.handler.Load()).ServeHTTP(w, r)
 	}))
 	t.Cleanup(a.Close)
-	a.client = (&half{t: t, web: a.Server}).client(identities()[0])
+	a.client = (&pairServer{t: t, web: a.Server}).client(identities()[0])
 	return a
 }
 

@@ -16,10 +16,10 @@ import (
 // TestRecover: records that resync has dropped are added to the store of the active server, and reach the passive
 // server. A deposit whose label is taken is not added, and is named. The passive server refuses changes.
 func TestRecover(t *testing.T) {
-	a, b, c := started(t)
+	a, b, c := startedPair(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	ofA := a.client(identities()[1])
 	for _, label := range []string{"late", "taken", "deleted"} {
 		must(t, put(t, ofA, label, "a"))
@@ -29,12 +29,12 @@ func TestRecover(t *testing.T) {
 	must(t, ofA.Delete(t.Context(), d.UUID))
 	a.stop()
 	b.start()
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
-	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	must(t, b.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, b.client(identities()[1]), "taken", "b"))
 	a.start()
 	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
-	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+	must(t, b.operatorRequest(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("both servers being synchronized", synchronized)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
@@ -62,7 +62,7 @@ func TestRecover(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	b.await("both servers being synchronized", synchronized)
-	for _, h := range []*half{a, b} {
+	for _, h := range []*pairServer{a, b} {
 		one := h.client(identities()[1])
 		if d, err := one.Find(t.Context(), "late"); err != nil || string(d.Content) != "a" {
 			t.Errorf("late: %+v, %v", d, err)

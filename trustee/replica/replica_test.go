@@ -41,40 +41,42 @@ var identities = sync.OnceValue(func() (ids [2]*trustee.Identity) {
 	return ids
 })
 
-// half is one of two servers. Its web server runs, at the same address, while the replica is stopped and started.
-type half struct {
-	t       *testing.T
-	path    string
-	store   *sqlite.Store
-	web     *httptest.Server
-	role    server.Role
-	other   *half
-	handler atomic.Pointer[server.Server] // nil while the replica is stopped
-	lose    atomic.Int64                  // how many answers to peer-append are lost
-	cut     atomic.Bool                   // the other server cannot reach this one
-	stop    func()
-	spool   string
+// pairServer is one of a pair of servers. Its web server runs, at the same address, while the replica is stopped and
+// started.
+type pairServer struct {
+	t             *testing.T
+	path          string
+	store         *sqlite.Store
+	web           *httptest.Server
+	role          server.Role
+	peer          *pairServer
+	handler       atomic.Pointer[server.Server] // nil while the replica is stopped
+	answersToLose atomic.Int64                  // the number of next answers to peer-append that do not arrive
+	unreachable   atomic.Bool                   // the other server cannot reach this one
+	stop          func()
+	spool         string
 }
 
-// two makes an active and a passive server with an organization, and does not start them.
-func two(t *testing.T) (a, b *half) {
+// newPair makes an active and a passive server with an organization, and does not start them.
+func newPair(t *testing.T) (a, b *pairServer) {
 	t.Helper()
-	return twoAt(t, t.TempDir(), t.TempDir())
+	return newPairAt(t, t.TempDir(), t.TempDir())
 }
 
-// twoAt is like two, with the stores in these folders.
-func twoAt(t *testing.T, folders ...string) (a, b *half) {
+// newPairAt is like newPair, with the stores in these folders.
+func newPairAt(t *testing.T, folders ...string) (a, b *pairServer) {
 	t.Helper()
-	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
-	a.other, b.other = b, a
-	for i, h := range []*half{a, b} {
+	a, b = &pairServer{t: t, role: server.RoleActive}, &pairServer{t: t, role: server.RolePassive}
+	a.peer, b.peer = b, a
+	for i, h := range []*pairServer{a, b} {
 		h.path, h.spool = filepath.Join(folders[i], "trustee.db"), t.TempDir()
 		h.web = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			handler, peer := h.handler.Load(), strings.HasPrefix(r.URL.Path, "/v1/peer-")
 			switch {
-			case handler == nil || peer && h.cut.Load():
+			case handler == nil || peer && h.unreachable.Load():
 				panic(http.ErrAbortHandler)
-			case strings.HasSuffix(r.URL.Path, "/peer-append") && h.lose.Load() > 0 && h.lose.Add(-1) >= 0:
+			case strings.HasSuffix(r.URL.Path, "/peer-append") && h.answersToLose.Load() > 0 &&
+				h.answersToLose.Add(-1) >= 0:
 				handler.ServeHTTP(httptest.NewRecorder(), r)
 				panic(http.ErrAbortHandler)
 			}
@@ -101,13 +103,15 @@ func twoAt(t *testing.T, folders ...string) (a, b *half) {
 	return a, b
 }
 
-func (h *half) tls() *tls.Config {
+// tls returns the TLS configuration of a client of the server.
+func (h *pairServer) tls() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(h.web.Certificate())
 	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 }
 
-func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
+// client returns a client of the server, and of further servers at these URLs.
+func (h *pairServer) client(id *trustee.Identity, urls ...string) *trustee.Client {
 	h.t.Helper()
 	cfg := trustee.ClientConfig{Identity: id, TLS: h.tls()}
 	for _, url := range append([]string{h.web.URL}, urls...) {
@@ -121,10 +125,11 @@ func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
 	return c
 }
 
-func (h *half) start() {
+// start opens the replica and serves it. h.stop stops it.
+func (h *pairServer) start() {
 	h.t.Helper()
 	r, err := replica.New(h.t.Context(), replica.Config{Identity: identities()[0], Store: h.store,
-		Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
+		Peer: h.peer.client(identities()[0]), Spool: h.spool}, h.role)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -140,13 +145,13 @@ func (h *half) start() {
 	h.handler.Store(server.New(server.Config{Identity: identities()[0], Store: h.store, Replica: r}))
 }
 
-// operator sends a request of an operator.
-func (h *half) operator(verb string, args any) error {
+// operatorRequest sends a request of an operator.
+func (h *pairServer) operatorRequest(verb string, args any) error {
 	var st replica.ResyncResult // it has the fields of the other results, too
 	return h.client(identities()[0]).Request(h.t.Context(), verb, args, &st)
 }
 
-func (h *half) status() (r replica.StatusReport) {
+func (h *pairServer) status() (r replica.StatusReport) {
 	h.t.Helper()
 	if err := h.client(identities()[0]).Request(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true},
 		&r); err != nil {
@@ -155,7 +160,8 @@ func (h *half) status() (r replica.StatusReport) {
 	return r
 }
 
-func (h *half) await(what string, ok func(replica.StatusReport) bool) {
+// await waits until the server's status is ok.
+func (h *pairServer) await(what string, ok func(replica.StatusReport) bool) {
 	h.t.Helper()
 	var r replica.StatusReport
 	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
@@ -184,15 +190,15 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// started returns two synchronized servers, and a registered client.
-func started(t *testing.T) (a, b *half, c *trustee.Client) {
+// startedPair returns two synchronized servers, and a registered client.
+func startedPair(t *testing.T) (a, b *pairServer, c *trustee.Client) {
 	t.Helper()
-	a, b = two(t)
+	a, b = newPair(t)
 	return a, b, startBoth(t, a, b)
 }
 
 // startBoth starts two servers, and registers a client.
-func startBoth(t *testing.T, a, b *half) *trustee.Client {
+func startBoth(t *testing.T, a, b *pairServer) *trustee.Client {
 	t.Helper()
 	a.start()
 	b.start()
@@ -207,7 +213,7 @@ func startBoth(t *testing.T, a, b *half) *trustee.Client {
 // TestReplica: the passive server has all acknowledged deposits, also after a first copy of several pages, and the
 // changes of orgtool. Both servers answer reads.
 func TestReplica(t *testing.T) {
-	a, b := two(t)
+	a, b := newPair(t)
 	a.start()
 	c := a.client(identities()[1])
 	err := put(t, c, "l", "x")
@@ -218,7 +224,7 @@ func TestReplica(t *testing.T) {
 		!strings.Contains(err.Error(), "claviger trustee alone on") {
 		t.Errorf("without the passive: %v", err)
 	}
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	if err := put(t, c, "l", "x"); !claviger.Is(err, claviger.Denied) { // the client is not registered
 		t.Error(err)
 	}
@@ -259,7 +265,7 @@ func TestReplica(t *testing.T) {
 	if o, err := b.store.Org(t.Context(), "MORE"); err != nil || o.Auth != "q" {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if err := a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
+	if err := a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("alone while the passive server answers: %v", err)
 	}
 }
@@ -267,24 +273,23 @@ func TestReplica(t *testing.T) {
 // TestReplicaLostAnswer: the passive server commits a change, and its answer is lost. When the client repeats the
 // request, the change is made once, at both servers.
 func TestReplicaLostAnswer(t *testing.T) {
-	a, b, c := started(t)
-	b.lose.Store(1)
+	a, b, c := startedPair(t)
+	b.answersToLose.Store(1)
 	must(t, put(t, c, "l", "x"))
-	if b.lose.Load() > 0 {
+	if b.answersToLose.Load() > 0 {
 		t.Error("no answer was lost")
 	}
 	a.await("both servers being synchronized", synchronized)
-	for _, h := range []*half{a, b} {
+	for _, h := range []*pairServer{a, b} {
 		if d, err := h.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
 			t.Errorf("%+v, %v", d, err)
 		}
 	}
 	// The active server stops before it repeats the request. After its promotion, the passive server has the change.
-	b.lose.Store(1)
-	b.cut.Store(false)
+	b.answersToLose.Store(1)
 	_ = put(t, a.client(identities()[1]), "m", "y") // its outcome is unknown
 	a.stop()
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	if d, err := b.client(identities()[1]).Find(t.Context(), "m"); err != nil || string(d.Content) != "y" {
 		t.Errorf("%+v, %v", d, err)
 	}
@@ -294,12 +299,12 @@ func TestReplicaLostAnswer(t *testing.T) {
 // does not exist, so its clients try the active server. It answers when it has every change, also if the active
 // server then stops.
 func TestReplicaBehind(t *testing.T) {
-	a, b, c := started(t)
+	a, b, c := startedPair(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, a.client(identities()[1]), "later", "y"))
-	b.cut.Store(true) // the active server does not reach it yet
+	b.unreachable.Store(true) // the active server does not reach it yet
 	b.start()
 	onlyB := b.client(identities()[1])
 	if _, err := onlyB.Find(t.Context(), "later"); !claviger.Is(err, claviger.Unavailable) ||
@@ -310,7 +315,7 @@ func TestReplicaBehind(t *testing.T) {
 		string(d.Content) != "y" {
 		t.Errorf("from the passive, then the active server: %+v, %v", d, err)
 	}
-	b.cut.Store(false)
+	b.unreachable.Store(false)
 	a.await("the return", synchronized)
 	if d, err := b.client(identities()[1]).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
 		t.Errorf("from a passive server that has every change: %+v, %v", d, err)
@@ -326,19 +331,19 @@ func TestReplicaBehind(t *testing.T) {
 // TestReplicaDiverged: both servers have acknowledged changes alone. Nothing is dropped before an operator says so.
 // The dropped records stay in a file.
 func TestReplicaDiverged(t *testing.T) {
-	a, b, c := started(t)
+	a, b, c := startedPair(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, a.client(identities()[1]), "of A", "a"))
 	a.stop()
 	b.start()
-	if err := b.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) ||
+	if err := b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "--force") {
 		t.Errorf("without the active: %v", err)
 	}
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
-	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	must(t, b.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, b.client(identities()[1]), "of B", "b"))
 	// The first server was alone. It does not work alone any more, because it was replaced.
 	a.start()
@@ -351,14 +356,14 @@ func TestReplicaDiverged(t *testing.T) {
 			r.Peer.Role == server.RolePassive
 	})
 	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // the second server still works alone
-	if err := a.operator(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
+	if err := a.operatorRequest(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("resync at the passive: %v", err)
 	}
-	if err := a.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) ||
+	if err := a.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) ||
 		!strings.Contains(err.Error(), "resync") {
 		t.Errorf("promote of a server that lacks changes: %v", err)
 	}
-	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+	must(t, b.operatorRequest(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("both servers being synchronized", synchronized)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
@@ -378,14 +383,14 @@ func TestReplicaDiverged(t *testing.T) {
 
 // TestReplicaAloneTakesOver: a promotion fetches the changes that the active server has acknowledged alone.
 func TestReplicaAloneTakesOver(t *testing.T) {
-	a, b, c := started(t)
-	b.cut.Store(true)
+	a, b, c := startedPair(t)
+	b.unreachable.Store(true)
 	_ = put(t, c, "refused", "x")
-	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+	must(t, a.operatorRequest(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	for i := range 5 {
 		must(t, put(t, a.client(identities()[1]), fmt.Sprint("alone", i), "a"))
 	}
-	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
+	must(t, b.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("both servers being synchronized", synchronized)
 	for i := range 5 {
 		if _, err := b.client(identities()[1]).Find(t.Context(), fmt.Sprint("alone", i)); err != nil {
@@ -399,14 +404,14 @@ func TestReplicaAloneTakesOver(t *testing.T) {
 
 // TestReplicaUnequal: the digest shows that somebody has changed the store of the passive server.
 func TestReplicaUnequal(t *testing.T) {
-	a, b, c := started(t)
+	a, b, c := startedPair(t)
 	must(t, put(t, c, "l", "x"))
 	b.stop()
 	db, err := sql.Open("sqlite", b.path)
 	must(t, err)
 	_, err = db.Exec("UPDATE deposit SET content = x'00'") //nolint:noctx // a file of this test's own
 	must(t, errors.Join(err, db.Close()))
-	_ = put(t, c, "m", "y") // it is refused, and the active server learns that the passive one is away
+	_ = put(t, c, "m", "y") // it is refused, and shows the active server that the passive one does not answer
 	b.start()
 	if r := b.status(); r.Digest == r.PeerDigest {
 		t.Fatal("the digest does not show the change of the file")
@@ -417,9 +422,9 @@ func TestReplicaUnequal(t *testing.T) {
 	}
 }
 
-// TestReplicaIdle: without any request, the active server learns that the passive one is away, and that it is back.
+// TestReplicaIdle: without any request, the active server notices that the passive one is stopped, and started again.
 func TestReplicaIdle(t *testing.T) {
-	a, b, _ := started(t)
+	a, b, _ := startedPair(t)
 	b.stop()
 	a.await("the active server to learn it", func(r replica.StatusReport) bool {
 		return !r.Synced && r.Peer == nil && r.Why != ""
@@ -430,7 +435,7 @@ func TestReplicaIdle(t *testing.T) {
 
 // TestPeerVerbs: only the servers' own identity may use these verbs, and it may use no others.
 func TestPeerVerbs(t *testing.T) {
-	a, _, c := started(t)
+	a, _, c := startedPair(t)
 	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync,
 		"peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
 		if err := c.Request(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
@@ -440,9 +445,9 @@ func TestPeerVerbs(t *testing.T) {
 	if err := put(t, a.client(identities()[0]), "l", "x"); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("a deposit of the server's own: %v", err)
 	}
-	_, single := two(t)
+	_, single := newPair(t)
 	single.handler.Store(server.New(server.Config{Identity: identities()[0], Store: single.store}))
-	err := single.operator(trustee.VerbPromote, replica.PromoteArgs{})
+	err := single.operatorRequest(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--peer") {
 		t.Errorf("a single server: %v", err)
 	}
