@@ -40,6 +40,9 @@ type Settings struct {
 	Slot   *uint  `json:"slot,omitempty"`
 	// PINFile holds the PIN and nothing else.
 	PINFile string `json:"pinFile"`
+	// Worker says where the library runs, and CallLimit, a time such as 25s, how long a call in a worker may take.
+	Worker    pkcs11.WorkerMode `json:"worker,omitempty"`
+	CallLimit string            `json:"callLimit,omitempty"`
 	// The pair that wraps new deposits. Every pair with KeyLabel unwraps.
 	KeyLabel string `json:"keyLabel"`
 	KeyID    string `json:"keyId"` // hexadecimal CKA_ID
@@ -67,6 +70,8 @@ const (
 	propSlot        = "keyhsm.slot"
 	propPINFile     = "keyhsm.pin.file"
 	propPIN         = "keyhsm.pin" // refused
+	propWorker      = "keyhsm.worker"
+	propCallLimit   = "keyhsm.call.limit"
 	propKeyLabel    = "keyhsm.key.label"
 	propKeyID       = "keyhsm.key.id"
 	propListen      = "keyhsm.listen"
@@ -160,7 +165,8 @@ func (s *Settings) format(path string) ([]byte, error) {
 	for _, l := range []struct{ name, value string }{
 		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial},
 		{propSlot, slot},
-		{propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
+		{propPINFile, s.PINFile}, {propWorker, string(s.Worker)}, {propCallLimit, s.CallLimit},
+		{propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
 		{propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
 		{propConnections, connections}, {propPerAddress, perAddress}, {propUnlimited, unlimited},
 	} {
@@ -276,6 +282,11 @@ func (s *Settings) set(name, value string) (known bool, err error) {
 		s.Slot = &slot
 	case propPINFile:
 		s.PINFile = value
+	case propWorker:
+		s.Worker, err = pkcs11.ParseWorkerMode(value)
+	case propCallLimit:
+		s.CallLimit = value
+		_, err = pkcs11.ParseCallLimit(value)
 	case propKeyLabel:
 		s.KeyLabel = value
 	case propKeyID:
@@ -326,6 +337,10 @@ func (s *Settings) check() error {
 			return fmt.Errorf("%s is missing", p.name)
 		}
 	}
+	if s.CallLimit != "" && s.Worker == pkcs11.WorkerNo {
+		return fmt.Errorf("%s has no effect with %s = no, because a call in the server's own process cannot be ended; "+
+			"take out one of the two lines", propCallLimit, propWorker)
+	}
 	if !filepath.IsAbs(s.Module) {
 		return fmt.Errorf("%s has the value %q; it must be an absolute path", propModule, s.Module)
 	}
@@ -348,6 +363,12 @@ func (s *Settings) ID() []byte {
 // PKCS11 returns the configuration that opens the token.
 func (s *Settings) PKCS11() (pkcs11.Config, error) {
 	c := pkcs11.FileConfig{Module: s.Module, Token: s.Token, Serial: s.Serial, Slot: s.Slot, PINFile: s.PINFile,
-		Profile: s.HSM}
+		Profile: s.HSM, Worker: s.Worker}
+	if s.CallLimit != "" {
+		var err error
+		if c.CallLimit, err = pkcs11.ParseCallLimit(s.CallLimit); err != nil {
+			return pkcs11.Config{}, fmt.Errorf("%s has the value %q; %w", propCallLimit, s.CallLimit, err)
+		}
+	}
 	return c.Config("/") // the path of the PIN file is absolute
 }

@@ -30,6 +30,7 @@ func TestSettings(t *testing.T) {
 	slot := uint(7)
 	want := Settings{HSM: pkcs11.Luna, Module: "/lib/x.so", Slot: &slot, PINFile: "/etc/pin", KeyLabel: "a = b",
 		KeyID: "00ff", Listen: "[::1]:9090",
+		Worker: pkcs11.WorkerYes, CallLimit: "1m",
 		Certificate: "/c", PrivateKey: "/k", Trust: "/t", MaxConnections: 3, MaxPerAddress: new(int),
 		Unlimited: new("10.0.0.0/8")}
 	if err := WriteSettings(dir, want); err != nil {
@@ -38,6 +39,9 @@ func TestSettings(t *testing.T) {
 	got, warnings, err := ReadSettings(dir)
 	if err != nil || len(warnings) != 0 || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v, %v", got, warnings, err)
+	}
+	if c, err := got.PKCS11(); err != nil || c.Worker != pkcs11.WorkerYes || c.CallLimit != time.Minute {
+		t.Errorf("worker %q, limit %v, %v", c.Worker, c.CallLimit, err)
 	}
 	if err := WriteSettings(dir, want); err == nil || !strings.Contains(err.Error(), "not overwritten") {
 		t.Errorf("written over: %v", err)
@@ -77,16 +81,19 @@ func TestSettingsRefused(t *testing.T) {
 		return strings.Join(out, "\n")
 	}
 	for text, want := range map[string]string{
-		"x":                                                    "x:1: there is no '='",
-		"keyhsm.module =":                                      "has no value",
-		"keyhsm.modul = /x":                                    `"keyhsm.modul" is not known`,
-		sample + "keyhsm.token = again\n":                      "is in the file twice",
-		sample + "keyhsm.slot = 3\n":                           "the token must be named once",
-		without("keyhsm.token"):                                "the token must be named once",
-		without("keyhsm.key.label"):                            "keyhsm.key.label is missing",
-		without("keyhsm.trust"):                                "keyhsm.trust is missing",
-		sample + "keyhsm.pin = 1234\n":                         "this file must not contain a PIN",
-		"keyhsm.hsm = lunar":                                   "unknown profile",
+		"x":                               "x:1: there is no '='",
+		"keyhsm.module =":                 "has no value",
+		"keyhsm.modul = /x":               `"keyhsm.modul" is not known`,
+		sample + "keyhsm.token = again\n": "is in the file twice",
+		sample + "keyhsm.slot = 3\n":      "the token must be named once",
+		without("keyhsm.token"):           "the token must be named once",
+		without("keyhsm.key.label"):       "keyhsm.key.label is missing",
+		without("keyhsm.trust"):           "keyhsm.trust is missing",
+		sample + "keyhsm.pin = 1234\n":    "this file must not contain a PIN",
+		"keyhsm.hsm = lunar":              "unknown profile",
+		"keyhsm.worker = maybe":           `keyhsm.worker has the value "maybe"; it must be yes or no`,
+		"keyhsm.call.limit = 25":          `has the value "25"; it must be a time from 1s to 10m`,
+		sample + "keyhsm.worker = no\nkeyhsm.call.limit = 9s\n": "keyhsm.call.limit has no effect with",
 		"keyhsm.slot = first":                                  "it must be a slot number",
 		"keyhsm.max.connections.per.address = x":               "from 0 (no limit)",
 		"keyhsm.max.connections = 0":                           "from 1 to 65536",

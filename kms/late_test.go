@@ -31,9 +31,7 @@ func faultyHSM(t *testing.T, worker bool, props map[string]string) (string, *fau
 	module := regexp.MustCompile("(?m)^module = (.*)$").FindSubmatch(keystore)
 	fault := faultmodule.New(t, string(module[1]))
 	text := strings.Replace(string(keystore), string(module[1]), fault.Path, 1)
-	if worker {
-		text += "worker = yes\n"
-	}
+	text += map[bool]string{false: "worker = no\n", true: "worker = yes\n"}[worker]
 	kmstest.WriteFile(t, file, text)
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	maps.Copy(site, props)

@@ -37,10 +37,10 @@ type Config struct {
 	Profile Profile
 	// MaxSessions is the largest number of calls at the same time; 0 means the number of the profile.
 	MaxSessions int
-	// Worker has the library run in a process of its own; see package worker.
-	Worker bool
+	// Worker says where the library runs.
+	Worker WorkerMode
 	// CallLimit is the time that one call in the library may take; 0 means worker.DefaultCallLimit. A longer call ends
-	// the worker.
+	// the worker. Without a worker it has no effect.
 	CallLimit time.Duration
 	Log       *slog.Logger
 	// Wrap, if not nil, wraps the calls of the library.
@@ -62,7 +62,8 @@ type FileConfig struct {
 	Credential  string // name of a systemd credential (LoadCredential=)
 	Profile     Profile
 	MaxSessions int
-	Worker      bool
+	Worker      WorkerMode
+	CallLimit   time.Duration // of a call in a worker; 0 is worker.DefaultCallLimit
 }
 
 // WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names. It never overwrites a file, because
@@ -97,21 +98,22 @@ func (c *FileConfig) file(path string) ([]byte, error) {
 
 // format returns the lines of the file; parseKeystore reads the same FileConfig from them.
 func (c *FileConfig) format() ([]byte, error) {
-	var slot, sessions, worker string
+	var slot, sessions, limit string
 	if c.Slot != nil {
 		slot = strconv.FormatUint(uint64(*c.Slot), 10)
 	}
 	if c.MaxSessions != 0 {
 		sessions = strconv.Itoa(c.MaxSessions)
 	}
-	if c.Worker {
-		worker = "yes"
+	if c.CallLimit != 0 {
+		limit = c.CallLimit.String()
 	}
 	b := bytes.NewBufferString("# Which HSM token claviger uses. It holds no secret; the PIN is where it says.\n")
 	for _, l := range []struct{ name, value string }{
 		{"module", c.Module}, {"token", c.Token}, {"serial", c.Serial}, {"slot", slot},
 		{"pin-file", c.PINFile}, {"pin-env", c.PINEnv}, {"credential", c.Credential},
-		{"profile", string(c.Profile)}, {"max-sessions", sessions}, {"worker", worker},
+		{"profile", string(c.Profile)}, {"max-sessions", sessions},
+		{"worker", string(c.Worker)}, {"call-limit", limit},
 	} {
 		if l.value == "" {
 			continue
@@ -249,13 +251,16 @@ func (c *FileConfig) set(name, value string) (err error) {
 			return fmt.Errorf("max-sessions has the value %q; it must be a number from 1 to 4096", value)
 		}
 	case "worker":
-		if value != "yes" && value != "no" {
-			return fmt.Errorf("worker has the value %q; it must be yes or no", value)
+		if c.Worker, err = ParseWorkerMode(value); err != nil {
+			return fmt.Errorf("worker has the value %q; %w", value, err)
 		}
-		c.Worker = value == "yes"
+	case "call-limit":
+		if c.CallLimit, err = ParseCallLimit(value); err != nil {
+			return fmt.Errorf("call-limit has the value %q; %w", value, err)
+		}
 	default:
 		return fmt.Errorf("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
-			"profile, max-sessions, worker", name)
+			"profile, max-sessions, worker, call-limit", name)
 	}
 	return err
 }
@@ -289,6 +294,9 @@ func (c *FileConfig) check(path string) error {
 	case count(c.PINFile != "", c.PINEnv != "", c.Credential != "") != 1:
 		return fmt.Errorf("%s: the place of the PIN must be named once, by one of pin-file, pin-env or credential",
 			path)
+	case c.CallLimit != 0 && c.Worker == WorkerNo:
+		return fmt.Errorf("%s: call-limit has no effect with worker = no, because a call in the server's own process "+
+			"cannot be ended; take out one of the two lines", path)
 	}
 	return nil
 }
@@ -296,7 +304,7 @@ func (c *FileConfig) check(path string) error {
 // Config makes a Config. A relative pin-file is relative to dir.
 func (c *FileConfig) Config(dir string) (Config, error) {
 	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile,
-		MaxSessions: c.MaxSessions, Worker: c.Worker}
+		MaxSessions: c.MaxSessions, Worker: c.Worker, CallLimit: c.CallLimit}
 	switch {
 	case c.PINFile != "":
 		path := c.PINFile

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func write(t *testing.T, name, content string, mode os.FileMode) string {
@@ -39,7 +40,8 @@ worker = no
 	pin := filepath.Join(filepath.Dir(path), "luna.pin") // a relative path is relative to the keystore file
 	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" ||
 		c.TokenLabel != "" || c.Slot != nil ||
-		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 || c.Worker {
+		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 ||
+		c.Worker != WorkerNo {
 		t.Errorf("%+v", c)
 	}
 }
@@ -53,7 +55,7 @@ func TestKeystoreFileErrors(t *testing.T) {
 		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
 		good + "token = x\n": `:4: token appears twice; keep one`,
 		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
-			`serial, slot, pin-file, pin-env, credential, profile, max-sessions, worker`,
+			`serial, slot, pin-file, pin-env, credential, profile, max-sessions, worker, call-limit`,
 		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
 			`file of its own (mode 0400) and name that: pin-file = PATH`,
 		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +
@@ -65,7 +67,17 @@ func TestKeystoreFileErrors(t *testing.T) {
 		good + "max-sessions = ten": `:4: max-sessions has the value "ten"; it must be a number ` +
 			`from 1 to 4096`,
 		good + "worker = maybe": `:4: worker has the value "maybe"; it must be yes or no`,
-		"slot = one\n":          `:1: slot has the value "one"; it must be a slot number`,
+		good + "call-limit = 25": `:4: call-limit has the value "25"; it must be a time from 1s to 10m, with its ` +
+			`unit, such as 25s`,
+		good + "call-limit = 999ms": `:4: call-limit has the value "999ms"; it must be a time from 1s to 10m, with ` +
+			`its unit, such as 25s`,
+		good + "call-limit = 601s": `:4: call-limit has the value "601s"; it must be a time from 1s to 10m, with its ` +
+			`unit, such as 25s`,
+		good + "call-limit = -25s": `:4: call-limit has the value "-25s"; it must be a time from 1s to 10m, with its ` +
+			`unit, such as 25s`,
+		good + "worker = no\ncall-limit = 30s": `: call-limit has no effect with worker = no, because a call in the ` +
+			`server's own process cannot be ended; take out one of the two lines`,
+		"slot = one\n": `:1: slot has the value "one"; it must be a slot number`,
 		"token = kms\npin-file = /pin\n": `: module is missing: the path of the HSM's ` +
 			`PKCS#11 library`,
 		"module = x.so\ntoken = kms\npin-file = /pin\n": `: module has the value "x.so"; it must be an ` +
@@ -159,7 +171,9 @@ func TestWriteKeystoreFile(t *testing.T) {
 		"serial":     {Module: "/x.so", Serial: "0123", PINEnv: "PIN", MaxSessions: 12},
 		"slot":       {Module: "/x.so", Slot: &slot, Credential: "hsm-pin", Profile: Generic},
 		"with space": {Module: "/a dir/x.so", Token: "t", PINFile: "pin"},
-		"worker":     {Module: "/x.so", Token: "t", PINFile: "/pin", Worker: true},
+		"worker":     {Module: "/x.so", Token: "t", PINFile: "/pin", Worker: WorkerYes, CallLimit: 10 * time.Minute},
+		"in process": {Module: "/x.so", Token: "t", PINFile: "/pin", Worker: WorkerNo},
+		"limit":      {Module: "/x.so", Token: "t", PINFile: "/pin", CallLimit: time.Second},
 	} {
 		path := filepath.Join(dir, name)
 		if err := WriteKeystoreFile(path, c); err != nil {

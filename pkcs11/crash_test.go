@@ -22,7 +22,7 @@ import (
 )
 
 // inWorker has the library run in a worker.
-func inWorker(c *Config) { c.Worker = true }
+func inWorker(c *Config) { c.Worker = WorkerYes }
 
 // TestCrashes: the library ends its process, or hangs for ever, in one call. The call is made again in a new process,
 // and the caller gets the right answer. No process is left over.
@@ -34,7 +34,7 @@ func TestCrashes(t *testing.T) {
 			t.Run(fmt.Sprint(f, name), func(t *testing.T) {
 				var log logtest.Buffer
 				m, tok, keys := openFaulty(t, func(c *Config) {
-					c.Worker, c.CallLimit, c.Log = true, time.Second, slog.New(slog.NewTextHandler(&log, nil))
+					c.Worker, c.CallLimit, c.Log = WorkerYes, time.Second, slog.New(slog.NewTextHandler(&log, nil))
 				})
 				m.Order(f, faultmodule.Order{Action: action})
 				before := m.Calls(faultmodule.Login)
@@ -214,6 +214,7 @@ func TestHangAtStart(t *testing.T) {
 // returns, Open succeeds.
 func TestNoMoreHangs(t *testing.T) {
 	c, m := faulty(t)
+	c.Worker = WorkerNo
 	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

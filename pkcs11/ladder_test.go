@@ -75,7 +75,7 @@ func openBroken(t *testing.T, code uint, heal func(*Meter) bool, labels ...strin
 func openWith(t *testing.T, m *Meter, b brokenKeys) *Token {
 	t.Helper()
 	c := config(softhsmtest.New(t))
-	c.Worker = false // handles of different logins are compared
+	c.Worker = WorkerNo // handles of different logins are compared
 	c.Wrap = func(inner Boundary) Boundary {
 		b.Boundary = inner
 		return m.Wrap(b)

@@ -55,10 +55,12 @@ type module struct {
 	epoch uint64
 }
 
-// moduleName names a library by its path without symbolic links, and says whether it runs in a worker.
+// moduleName names a library by its path without symbolic links, and says whether it runs in a worker, and with which
+// limit of a call.
 type moduleName struct {
 	resolved string
 	inWorker bool
+	limit    time.Duration
 }
 
 // kill ends the worker, so that all calls in the library return. It returns false if the library runs in this process.
@@ -119,7 +121,10 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 	if err != nil {
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
 	}
-	name := moduleName{resolved, inWorker}
+	name := moduleName{resolved, inWorker, callLimit}
+	if !inWorker {
+		name.limit = 0 // the library may be loaded only once, and its calls have no limit
+	}
 	if m, ok := modules[name]; ok {
 		if err := m.join(); err != nil {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised again: %w", path, err)

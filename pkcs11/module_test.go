@@ -201,6 +201,7 @@ func TestLinksToALibrary(t *testing.T) {
 // TestJoinFails: a library that stayed loaded cannot be initialised again. Open says so, and tries it again next time.
 func TestJoinFails(t *testing.T) {
 	c, fault := faulty(t)
+	c.Worker = WorkerNo
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

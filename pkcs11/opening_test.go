@@ -24,7 +24,7 @@ import (
 func loaded(path string) bool {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
-	_, ok := modules[moduleName{path, false}]
+	_, ok := modules[moduleName{resolved: path}]
 	return ok
 }
 
@@ -230,6 +230,7 @@ func TestInitialize(t *testing.T) {
 // TestLibraryIsShared: the tokens of a library share it. It is initialised once, and finalised with the last token.
 func TestLibraryIsShared(t *testing.T) {
 	c, fault := faulty(t)
+	c.Worker = WorkerNo
 	first, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

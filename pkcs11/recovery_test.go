@@ -294,7 +294,7 @@ func TestAfterHungClose(t *testing.T) {
 	})
 	made := softhsmtest.New(t) // a token in another folder
 	c := config(made)
-	c.Worker = false
+	c.Worker = WorkerNo
 	again, _ := openAs(t, c)
 	if got := again.Info().Serial; got != made.Serial {
 		t.Errorf("opened token %s, want %s", got, made.Serial)

@@ -114,7 +114,7 @@ func (t *Token) start(ctx context.Context) error {
 	}
 	opened := make(chan loaded, 1)
 	go func() {
-		m, err := openModule(ctx, t.cfg.Module, t.cfg.Worker, t.cfg.CallLimit)
+		m, err := openModule(ctx, t.cfg.Module, t.cfg.Worker.inWorker(), t.cfg.CallLimit)
 		opened <- loaded{m, err}
 	}()
 	select {

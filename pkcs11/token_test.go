@@ -34,7 +34,15 @@ const envWorker = "CLAVIGER_TEST_WORKER"
 // config names a SoftHSM token.
 func config(tok softhsm.Token) Config {
 	return Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), PINSource: "file " +
-		tok.PINFile, Profile: SoftHSM, Worker: os.Getenv(envWorker) != ""}
+		tok.PINFile, Profile: SoftHSM, Worker: testedMode()}
+}
+
+// testedMode is where the library runs in a test that does not say it.
+func testedMode() WorkerMode {
+	if os.Getenv(envWorker) != "" {
+		return WorkerYes
+	}
+	return WorkerNo
 }
 
 // open opens a new token, with a Meter before it.
@@ -47,7 +55,7 @@ func open(t *testing.T) (*Token, *Meter) {
 func openInProcess(t *testing.T) (*Token, *Meter) {
 	t.Helper()
 	c := config(softhsmtest.New(t))
-	c.Worker = false
+	c.Worker = WorkerNo
 	return openAs(t, c)
 }
 

@@ -38,7 +38,7 @@ func newHSMInit() *cobra.Command {
 	var c pkcs11.FileConfig
 	var slot int
 	var profile string
-	var noCheck bool
+	var noCheck, inWorker bool
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) " +
@@ -55,6 +55,9 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 			var err error
 			if c.Profile, err = pkcs11.ParseProfile(profile); err != nil {
 				return &exitError{exitUsage, fmt.Errorf("--profile: %w", err)}
+			}
+			if cmd.Flags().Changed("worker") {
+				c.Worker = map[bool]pkcs11.WorkerMode{true: pkcs11.WorkerYes, false: pkcs11.WorkerNo}[inWorker]
 			}
 			if c.PINFile != "" {
 				if c.PINFile, err = filepath.Abs(c.PINFile); err != nil {
@@ -80,7 +83,8 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds the PIN")
 	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic (default: from the token's maker)")
 	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls (default: from the profile)")
-	f.BoolVar(&c.Worker, "worker", false, "run the HSM's library in a process of its own")
+	f.BoolVar(&inWorker, "worker", false, "run the HSM's library in a process of its own")
+	f.DurationVar(&c.CallLimit, "call-limit", 0, "longest call in the process of the library (default 25s)")
 	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
 	_ = cmd.MarkFlagRequired("module") // the flag is defined above
 	return cmd

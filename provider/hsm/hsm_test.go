@@ -65,13 +65,21 @@ func newSite(t testing.TB) *testSite {
 	return newSiteAt(t, softhsmtest.New(t))
 }
 
+// testedMode is where the library runs in tests that do not say it: CLAVIGER_TEST_WORKER=1 has them use a worker.
+func testedMode() pkcs11.WorkerMode {
+	if os.Getenv("CLAVIGER_TEST_WORKER") != "" {
+		return pkcs11.WorkerYes
+	}
+	return pkcs11.WorkerNo
+}
+
 // newSiteAt is newSite for a token that exists already.
 func newSiteAt(t testing.TB, token softhsm.Token) *testSite {
 	t.Helper()
 	dir := t.TempDir()
 	b := &testSite{token: token, file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
 	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label,
-		PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM, Worker: testedMode()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -402,7 +402,7 @@ func TestLateWorker(t *testing.T) {
 		for _, f := range []faultmodule.Function{faultmodule.Initialize, faultmodule.OpenSession} {
 			t.Run(fmt.Sprint(name, f), func(t *testing.T) {
 				b, fault, _ := lateSite(t)
-				b.change(t, "\nmodule = ", "\nworker = yes\nmodule = ")
+				b.change(t, "\nworker = no\n", "\nworker = yes\n")
 				fault.Order(f, faultmodule.Order{Action: a, Times: faultmodule.Always})
 				p := b.mustOpen(t)
 				wantWithoutHSM(t, p)

@@ -71,8 +71,12 @@ func newLabWith(t *testing.T, inWorker bool, properties map[string]string) *lab 
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db")}
 	file := filepath.Join(dir, "luna.keystore")
+	mode := pkcs11.WorkerNo
+	if inWorker {
+		mode = pkcs11.WorkerYes
+	}
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: l.Path, Token: tok.Label, PINFile: tok.PINFile,
-		Profile: pkcs11.Generic, MaxSessions: 6, Worker: inWorker}); err != nil {
+		Profile: pkcs11.Generic, MaxSessions: 6, Worker: mode}); err != nil {
 		t.Fatal(err)
 	}
 	site := map[string]string{
