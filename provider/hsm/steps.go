@@ -263,7 +263,7 @@ func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (name
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case errors.Is(err, pkcs11.ErrRefused): // see remakeObject
-			if err = p.mayDestroy(ctx); err == nil {
+			if err = p.mayDestroyUnfinished(ctx, i.Key, ref, oneUnusable); err == nil {
 				err = p.tok.Destroy(ctx, raw, name)
 			}
 			if err != nil {
@@ -355,7 +355,7 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 	}
 	info, err := p.tok.Find(ctx, raw)
 	if errors.Is(err, pkcs11.ErrSeveral) {
-		info, err = p.removeSeveral(ctx, op, key, ref, raw, err)
+		info, err = p.removeSeveral(ctx, key, ref, raw, err)
 	}
 	switch {
 	case err != nil:
@@ -374,7 +374,7 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 	}
 	check, err := p.tok.CheckValue(ctx, raw, name)
 	if errors.Is(err, pkcs11.ErrRefused) && info != nil {
-		check, err = p.remakeObject(ctx, name, raw, bits, err)
+		check, err = p.remakeObject(ctx, key, ref, raw, bits, err)
 	}
 	if err != nil {
 		return metastore.Version{}, err
@@ -383,24 +383,36 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		Check: check}, nil
 }
 
+// What the token holds of an unfinished step, for messages.
+const (
+	severalObjects = "several objects"
+	oneUnusable    = "an object that it refuses to use"
+)
+
+// mayDestroyUnfinished refuses to destroy what the token holds of an unfinished step, unless the token proves that the
+// store is not an old copy. In an old copy a step may be pending whose version is in use. A token that keeps no data
+// objects cannot prove it.
+func (p *Provider) mayDestroyUnfinished(ctx context.Context, key string, ref metastore.Ref, held string) error {
+	if !p.keepsNoData.Load() {
+		return p.mayDestroy(ctx)
+	}
+	return claviger.Errorf("hsm.mayDestroy", claviger.Invalid, key,
+		"the token holds %s of a step with key %q that was interrupted (version %s, CKA_ID %s); something may be "+
+			"encrypted with it, if the metastore is an old copy, and this token keeps no data objects that would show "+
+			"it; destroy what is not used with the HSM's own tool, and make the same step again", held, key,
+		claviger.VersionName(key, ref.ID), ref.Object)
+}
+
 // removeSeveral destroys several objects of one CKA_ID, and returns what the token still holds under it. Several
-// attempts of a step each made one, because the token did not show the earlier ones. No version uses any of them yet,
-// unless the store is an old copy; on a token that keeps no data objects nothing shows that, so removeSeveral refuses.
-func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metastore.Ref, raw []byte,
+// attempts of a step each made one, because the token did not show the earlier ones. No version uses any of them yet.
+func (p *Provider) removeSeveral(ctx context.Context, key string, ref metastore.Ref, raw []byte,
 	several error) (*pkcs11.KeyInfo, error) {
 	name := claviger.VersionName(key, ref.ID)
-	if p.keepsNoData.Load() {
-		return nil, claviger.Errorf(op, claviger.Invalid, key,
-			"the token holds several objects of a step with key %q that was interrupted (version %s, CKA_ID "+
-				"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
-				"and this token keeps no data objects that would show it; destroy those that are not used with "+
-				"the HSM's own tool, and make the same step again", key, name, ref.Object)
+	if err := p.mayDestroyUnfinished(ctx, key, ref, severalObjects); err != nil {
+		return nil, err
 	}
 	p.log.Warn("the token holds several objects of a step that was interrupted; the key is made again", "version", name,
 		"err", several)
-	if err := p.mayDestroy(ctx); err != nil {
-		return nil, err
-	}
 	if err := p.tok.Destroy(ctx, raw, name); err != nil {
 		return nil, err
 	}
@@ -410,12 +422,14 @@ func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metast
 // remakeObject replaces an object of a step that is not a working key, and returns the check value of the new one.
 // SoftHSM, killed within C_GenerateKey, leaves an object with all attributes but its value. No data was ever encrypted
 // with it, because no version uses it yet.
-func (p *Provider) remakeObject(ctx context.Context, name string, raw []byte, bits int, broken error) ([]byte, error) {
-	p.log.Warn("the token holds an unusable object of a step that was interrupted; the key is made again", "version",
-		name, "err", broken)
-	if err := p.mayDestroy(ctx); err != nil {
+func (p *Provider) remakeObject(ctx context.Context, key string, ref metastore.Ref, raw []byte, bits int,
+	broken error) ([]byte, error) {
+	name := claviger.VersionName(key, ref.ID)
+	if err := p.mayDestroyUnfinished(ctx, key, ref, oneUnusable); err != nil {
 		return nil, err
 	}
+	p.log.Warn("the token holds an unusable object of a step that was interrupted; the key is made again", "version",
+		name, "err", broken)
 	if err := p.tok.Destroy(ctx, raw, name); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
@@ -59,4 +60,48 @@ func TestUnusableObject(t *testing.T) {
 	if vs[0].Name != before[0].Label {
 		t.Errorf("the first version is %s, and was begun as %s", vs[0].Name, before[0].Label)
 	}
+}
+
+// TestUnusableObjectWithoutData: if the token keeps no data objects, an object that it refuses to use is not destroyed,
+// neither by the same step nor by another one. The store may be an old copy, and the version in use.
+func TestUnusableObjectWithoutData(t *testing.T) {
+	b := newSite(t)
+	ctx := t.Context()
+	keepsNone := func() { b.meter.Fail("CreateObject", 1000, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) }
+	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
+	keepsNone()
+	p := b.mustOpen(t)
+	create(t, p, "other")
+	killed := errors.New("killed here")
+	if _, err := p.Import(ctx, m, 1, 0, func(step string) error {
+		if step == "generated 1 of 1" {
+			return killed
+		}
+		return nil
+	}); !errors.Is(err, killed) {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	keepsNone()
+	p = b.mustOpen(t)
+	steps := map[string]func() error{
+		"the same step": func() error { _, err := p.Import(ctx, m, 1, 0, nil); return err },
+		"another step":  func() error { return tryCreate(t, p, "k") },
+	}
+	for name, step := range steps {
+		b.meter.Heal()
+		b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_ACTION_PROHIBITED))
+		destroyed := b.meter.Count("DestroyObject")
+		if err := step(); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "refuses to use") ||
+			!strings.Contains(err.Error(), "k@0") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if list := objects(t, p); len(list) != 2 || b.meter.Count("DestroyObject") != destroyed {
+			t.Errorf("%s: %+v", name, list)
+		}
+	}
+	if _, err := p.Import(ctx, m, 1, 0, nil); err != nil { // the token uses the object again
+		t.Error(err)
+	}
+	keystream(t, p, "k@0")
 }
