@@ -56,6 +56,13 @@ type fitState struct {
 	onLost func(key string)
 }
 
+// misfit returns the misfit that the last check found.
+func (f *fitState) misfit() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
 // OnLost sets the function that is called with the name of each key of which a comparison newly found a version lost.
 // EDEKs that were made under it a moment ago may be lost too.
 func (p *Provider) OnLost(f func(key string)) {

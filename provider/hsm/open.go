@@ -279,10 +279,10 @@ func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, bac
 	return p, background
 }
 
-// fitTogether binds store and token to each other, or refuses to, and finishes interrupted deletions.
+// fitTogether binds store and token to each other, or refuses to. If they fit, it finishes interrupted deletions.
 func (p *Provider) fitTogether(ctx context.Context, tok token) error {
 	err := p.join(ctx)
-	if err == nil && p.access.makesKeys() {
+	if err == nil && p.access.makesKeys() && p.fit.misfit() == nil {
 		err = p.finishPending(ctx)
 	}
 	if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // the token went away after it was opened

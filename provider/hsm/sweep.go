@@ -20,7 +20,7 @@ const (
 	sweepLeftAfter = 10 * time.Minute
 	// sweepMost bounds the steps of one sweep, which delays the other checks of watch.
 	sweepMost = 500
-	// sweepFailures is the number of failures that end a sweep.
+	// sweepFailures is the number of failures that end a sweep. The steps that failed come last in later sweeps.
 	sweepFailures = 3
 	// maxFailed bounds the steps that failedSteps remembers. Later ones are swept like those of another process.
 	maxFailed = 10_000
@@ -33,6 +33,8 @@ type failedSteps struct {
 	byKey map[string]failedStep
 	// kept has the begin of steps that a sweep has left alone for good: the token holds what another process made.
 	kept map[string]time.Time
+	// unswept has the time of the last sweep that could not end a step of the key.
+	unswept map[string]time.Time
 }
 
 // failedStep is a step that failed.
@@ -68,10 +70,11 @@ func (f *failedSteps) forget(key string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if key == "" {
-		f.byKey, f.kept = nil, nil
+		f.byKey, f.kept, f.unswept = nil, nil, nil
 	}
 	delete(f.byKey, key)
 	delete(f.kept, key)
+	delete(f.unswept, key)
 }
 
 // keep makes later sweeps leave a step alone.
@@ -82,6 +85,28 @@ func (f *failedSteps) keep(i metastore.Intent) {
 		f.kept = map[string]time.Time{}
 	}
 	f.kept[i.Key] = i.Begun
+}
+
+// swept records the result of the sweep of a key's step.
+func (f *failedSteps) swept(key string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		delete(f.unswept, key)
+		return
+	}
+	if f.unswept == nil || len(f.unswept) >= maxFailed {
+		f.unswept = map[string]time.Time{}
+	}
+	f.unswept[key] = time.Now()
+}
+
+// order sorts steps for a sweep: first those that no sweep has failed to end, in their order, then the others, the last
+// failure last. So steps that always fail do not keep a sweep from the others.
+func (f *failedSteps) order(steps []metastore.Intent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slices.SortStableFunc(steps, func(a, b metastore.Intent) int { return f.unswept[a.Key].Compare(f.unswept[b.Key]) })
 }
 
 // due reports whether a step is to be swept now. A migration goes on with its own steps, at any time.
@@ -120,13 +145,15 @@ func (p *Provider) sweepSteps(ctx context.Context, now time.Time) error {
 	if len(pending) == 0 {
 		return nil
 	}
-	if err := p.mayDestroy(ctx); err != nil {
+	if err := p.mayMake(ctx); err != nil { // what looks left over may be of use once token and store fit together
 		return err
 	}
+	p.failed.order(pending)
 	var swept []string
 	var failures []error
 	for _, i := range pending[:min(sweepMost, len(pending))] {
 		ended, err := p.sweepStep(ctx, i)
+		p.failed.swept(i.Key, err)
 		if err != nil {
 			failures = append(failures, err)
 		}
@@ -134,7 +161,7 @@ func (p *Provider) sweepSteps(ctx context.Context, now time.Time) error {
 			swept = append(swept, i.Key)
 		}
 		if ctx.Err() != nil || len(failures) == sweepFailures {
-			break // the token or the store is away, not a single object
+			break // probably the token or the store is away, and not a single object at fault
 		}
 	}
 	if len(swept) > 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/metastore"
+	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/hsm"
 )
@@ -248,17 +250,85 @@ func TestSweepDeletion(t *testing.T) {
 		t.Error("a sweep that could not finish a deletion reports nothing")
 	}
 	m.Heal()
-	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) { // calls with the key pause after the failures
-		err := p.Sweep(t.Context(), 0)
-		if err == nil {
-			break
-		}
-		if time.Since(began) > time.Minute {
+	waitUntil(t, "the deletion is finished", func() error { return p.Sweep(t.Context(), 0) })
+	if list := objects(t, p); len(list) != 1 || len(pendingSteps(t, b)) != 0 {
+		t.Errorf("%+v, %+v", list, pendingSteps(t, b))
+	}
+	mustClose(t, p)
+}
+
+// deleteUnfinished deletes keys of a site, whose token destroys no object meanwhile.
+func deleteUnfinished(t *testing.T, m *faultmodule.Module, p *hsm.Provider, keys ...string) {
+	t.Helper()
+	m.Order(faultmodule.DestroyObject, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_MEMORY,
+		Times: faultmodule.Always})
+	for _, key := range keys {
+		if err := p.Delete(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if list := objects(t, p); len(list) != 1 || len(pendingSteps(t, b)) != 0 {
+	m.Heal()
+}
+
+// TestSweepMisfit: while token and store do not fit together, neither a sweep nor a start destroys anything.
+func TestSweepMisfit(t *testing.T) {
+	b, m, _ := faultySite(t)
+	for _, key := range []string{"gone", "a", "b", "c"} {
+		b.create(t, key)
+	}
+	p := b.mustOpen(t)
+	deleteUnfinished(t, m, p, "gone")
+	b.destroyObjects(t, "a@0", "b@0")
+	if err := p.Sweep(t.Context(), time.Hour); !hsm.IsMisfit(err) {
+		t.Error(err)
+	}
+	if list := objects(t, p); len(list) != 2 || len(pendingSteps(t, b)) != 1 {
 		t.Errorf("%+v, %+v", list, pendingSteps(t, b))
+	}
+	mustClose(t, p)
+	b.unbind(t) // so that a start sees the misfit
+	p = b.mustOpen(t)
+	if list := objects(t, p); len(list) != 2 || len(pendingSteps(t, b)) != 1 {
+		t.Errorf("after a start: %+v, %+v", list, pendingSteps(t, b))
+	}
+	mustClose(t, p)
+}
+
+// stuckObjects is a library that, once it is stuck, does not find the keys with certain labels: it returns an error.
+type stuckObjects struct {
+	pkcs11.Boundary
+	label string // a part of the labels
+	stuck *atomic.Bool
+}
+
+func (s stuckObjects) FindObjectsInit(sh p11.SessionHandle, template []*p11.Attribute) error {
+	for _, a := range template {
+		if s.stuck.Load() && a.Type == p11.CKA_LABEL && strings.Contains(string(a.Value), s.label) {
+			return p11.Error(p11.CKR_ACTION_PROHIBITED)
+		}
+	}
+	return s.Boundary.FindObjectsInit(sh, template)
+}
+
+// TestSweepGoesOn: deletions that always fail do not keep sweeps from the others.
+func TestSweepGoesOn(t *testing.T) {
+	b, m, _ := faultySite(t)
+	var stuck atomic.Bool
+	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return stuckObjects{c, "stuck", &stuck} }
+	p := b.mustOpen(t)
+	keys := []string{"stuck1", "stuck2", "stuck3", "stuck4", "gone1", "gone2"}
+	for _, key := range append(keys, "used") {
+		create(t, p, key)
+	}
+	deleteUnfinished(t, m, p, keys...)
+	stuck.Store(true)
+	for range 2 {
+		if err := p.Sweep(t.Context(), 0); err == nil {
+			t.Error("a sweep that could not finish deletions reports nothing")
+		}
+	}
+	if list := pendingSteps(t, b); len(list) != 4 || strings.HasPrefix(list[3].Key, "gone") {
+		t.Errorf("%+v", list)
 	}
 	mustClose(t, p)
 }
