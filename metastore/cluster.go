@@ -104,8 +104,8 @@ type Notice struct {
 }
 
 // Notices reports changes to other nodes immediately. A notice may come late, and after a broken connection it only
-// says "any key", so code that must be certain reads the store. Insert, Append and Remove of Keys announce their own
-// changes.
+// says "any key", so code that must be certain reads the store. Insert, Append and Remove of Keys, and FinishCreate and
+// FinishRoll of Intents, announce their own changes.
 type Notices interface {
 	// Announce sends a notice to the other nodes, and to this one.
 	Announce(ctx context.Context, n Notice) error

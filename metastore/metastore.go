@@ -47,7 +47,8 @@ type Ref struct {
 }
 
 // Intent is a step that was begun. Its versions may exist in the HSM or not. The intent is written before the HSM is
-// changed, and removed in the transaction that makes the versions visible.
+// changed, and removed in the transaction that makes the versions visible. A process that lost the lock of the key may
+// go on with a step without noticing; Begun says whether another process has taken the step since, see Intents.Take.
 type Intent struct {
 	Key     string
 	Op      string // "create", "roll", "import", "delete"
@@ -110,6 +111,10 @@ type Numbers interface {
 
 // Intents keeps the unfinished steps, at most one per key. After a crash a step stays unfinished until a process
 // finishes it.
+//
+// Take, FinishCreate and FinishRoll need the intent as Begin, Take or Pending returned it: the store must still have an
+// intent with its Key, Op, Refs and Begun. Otherwise another process has taken or ended the step, and may have destroyed
+// its objects. Then they change nothing, and the error is of kind Unavailable: the caller may begin another step.
 type Intents interface {
 	// Begin writes an intent, and in the same transaction gives each of its refs that
 	// has no ID the next number of the key's name, in order. If an intent of the same key
@@ -120,6 +125,16 @@ type Intents interface {
 	// Pending returns the intents of these keys, or all intents if no key is given, oldest
 	// first.
 	Pending(ctx context.Context, keys ...string) ([]Intent, error)
+	// Take gives the step i to the caller, who may have read it by Pending: a process that
+	// had it before can no longer finish it. The intent gets a later Begun, and op as its
+	// Op: i.Op to go on with the step, "delete" to destroy its objects.
+	Take(ctx context.Context, i Intent, op string) (Intent, error)
+	// FinishCreate ends the step i: it adds the key as Insert does. Kinds KeyExists; Invalid
+	// if k is not the key of i, with exactly the versions of i.
+	FinishCreate(ctx context.Context, i Intent, k Key) error
+	// FinishRoll ends the step i: it adds the version to the key of i, as Append does. Kinds
+	// KeyNotFound; Invalid if v is not the only version of i.
+	FinishRoll(ctx context.Context, i Intent, v Version) error
 	// Drop ends an intent whose HSM objects are gone.
 	Drop(ctx context.Context, key string) error
 }

@@ -208,7 +208,17 @@ func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) 
 
 // Insert adds a key, drops its intent, and announces the change.
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
-	const op = "metastore/postgres.Insert"
+	return s.insert(ctx, "metastore/postgres.Insert", k, noStep)
+}
+
+// FinishCreate ends a step that made a key.
+func (s *Store) FinishCreate(ctx context.Context, i metastore.Intent, k metastore.Key) error {
+	const op = "metastore/postgres.FinishCreate"
+	return s.insert(ctx, op, k, mayFinish(op, i, k.Name, k.List...))
+}
+
+// insert adds a key, if check returns nil.
+func (s *Store) insert(ctx context.Context, op string, k metastore.Key, check stepCheck) error {
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
@@ -221,6 +231,9 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created)).Scan(&id)
 		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
+		}
+		if err == nil {
+			err = check(ctx, tx)
 		}
 		if err != nil {
 			return err
@@ -275,8 +288,21 @@ func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, s
 
 // Append adds a version, drops the key's intent, and announces the change.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
-	const op = "metastore/postgres.Append"
+	return s.appendVersion(ctx, "metastore/postgres.Append", key, v, noStep)
+}
+
+// FinishRoll ends a step that made a version.
+func (s *Store) FinishRoll(ctx context.Context, i metastore.Intent, v metastore.Version) error {
+	const op = "metastore/postgres.FinishRoll"
+	return s.appendVersion(ctx, op, i.Key, v, mayFinish(op, i, i.Key, v))
+}
+
+// appendVersion adds a version, if check returns nil.
+func (s *Store) appendVersion(ctx context.Context, op, key string, v metastore.Version, check stepCheck) error {
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		if err := check(ctx, tx); err != nil {
+			return err
+		}
 		if err := addVersion(ctx, tx, op, key, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`,
 			v); err != nil {
 			return err

@@ -33,9 +33,59 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 	return out, nil
 }
 
+// Take gives a step to the caller.
+func (s *Store) Take(ctx context.Context, i metastore.Intent, step string) (metastore.Intent, error) {
+	const op = "metastore/postgres.Take"
+	taken := i.Taken(step, now())
+	err := s.update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		if err := stillPending(op, i)(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE intent SET op = $1, begun = $2 WHERE key = $3`, taken.Op, millis(taken.Begun),
+			i.Key)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return taken, nil
+}
+
+// stepCheck returns an error if a transaction must not finish a step.
+type stepCheck func(ctx context.Context, tx pgx.Tx) error
+
+// noStep is for changes that are no steps.
+func noStep(context.Context, pgx.Tx) error { return nil }
+
+// mayFinish refuses versions that are not those of the step, and what stillPending refuses.
+func mayFinish(op string, i metastore.Intent, key string, list ...metastore.Version) stepCheck {
+	return func(ctx context.Context, tx pgx.Tx) error {
+		if err := metastore.CheckFinished(op, i, key, list); err != nil {
+			return err
+		}
+		return stillPending(op, i)(ctx, tx)
+	}
+}
+
+// stillPending refuses a change if the store does not have the step any more, or if another process has taken it.
+func stillPending(op string, i metastore.Intent) stepCheck {
+	return func(ctx context.Context, tx pgx.Tx) error {
+		pending, err := pendingOf(ctx, tx, i.Key)
+		if err != nil {
+			return err
+		}
+		return metastore.CheckTaken(op, i, pending)
+	}
+}
+
+// pendingOf returns the intent of a key, if there is one.
+func pendingOf(ctx context.Context, tx pgx.Tx, key string) ([]metastore.Intent, error) {
+	rows, _ := tx.Query(ctx, selectIntent, key) // the rows carry the error
+	return pgx.CollectRows(rows, scanIntent)
+}
+
 func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
-	rows, _ := tx.Query(ctx, selectIntent, i.Key) // the rows carry the error
-	pending, err := pgx.CollectRows(rows, scanIntent)
+	pending, err := pendingOf(ctx, tx, i.Key)
 	if err != nil {
 		return i, err
 	}

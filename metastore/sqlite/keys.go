@@ -143,7 +143,17 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 
 // Insert adds a key and drops its intent.
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
-	const op = "metastore/sqlite.Insert"
+	return s.insert(ctx, "metastore/sqlite.Insert", k, noStep)
+}
+
+// FinishCreate ends a step that made a key.
+func (s *Store) FinishCreate(ctx context.Context, i metastore.Intent, k metastore.Key) error {
+	const op = "metastore/sqlite.FinishCreate"
+	return s.insert(ctx, op, k, mayFinish(op, i, k.Name, k.List...))
+}
+
+// insert adds a key, if check returns nil.
+func (s *Store) insert(ctx context.Context, op string, k metastore.Key, check stepCheck) error {
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
@@ -154,6 +164,9 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created))
 		if sqlitedb.NotUnique(err) {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
+		}
+		if err == nil {
+			err = check(ctx, tx)
 		}
 		if err != nil {
 			return err
@@ -191,8 +204,21 @@ func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, 
 
 // Append adds a version and drops the key's intent.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
-	const op = "metastore/sqlite.Append"
+	return s.appendVersion(ctx, "metastore/sqlite.Append", key, v, noStep)
+}
+
+// FinishRoll ends a step that made a version.
+func (s *Store) FinishRoll(ctx context.Context, i metastore.Intent, v metastore.Version) error {
+	const op = "metastore/sqlite.FinishRoll"
+	return s.appendVersion(ctx, op, i.Key, v, mayFinish(op, i, i.Key, v))
+}
+
+// appendVersion adds a version, if check returns nil.
+func (s *Store) appendVersion(ctx context.Context, op, key string, v metastore.Version, check stepCheck) error {
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
+		if err := check(ctx, tx); err != nil {
+			return err
+		}
 		if err := addVersion(ctx, tx, op, key,
 			`SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ?
 				GROUP BY k.id`, v); err != nil {

@@ -36,6 +36,51 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent
 	return out, nil
 }
 
+// Take gives a step to the caller.
+func (s *Store) Take(ctx context.Context, i metastore.Intent, step string) (metastore.Intent, error) {
+	const op = "metastore/sqlite.Take"
+	taken := i.Taken(step, now())
+	err := s.update(ctx, op, i.Key, func(tx *sql.Tx) error {
+		if err := stillPending(op, i)(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE intent SET op = ?, begun = ? WHERE key = ?`, taken.Op,
+			millis(taken.Begun), i.Key)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return taken, nil
+}
+
+// stepCheck returns an error if a transaction must not finish a step.
+type stepCheck func(ctx context.Context, tx *sql.Tx) error
+
+// noStep is for changes that are no steps.
+func noStep(context.Context, *sql.Tx) error { return nil }
+
+// mayFinish refuses versions that are not those of the step, and what stillPending refuses.
+func mayFinish(op string, i metastore.Intent, key string, list ...metastore.Version) stepCheck {
+	return func(ctx context.Context, tx *sql.Tx) error {
+		if err := metastore.CheckFinished(op, i, key, list); err != nil {
+			return err
+		}
+		return stillPending(op, i)(ctx, tx)
+	}
+}
+
+// stillPending refuses a change if the store does not have the step any more, or if another process has taken it.
+func stillPending(op string, i metastore.Intent) stepCheck {
+	return func(ctx context.Context, tx *sql.Tx) error {
+		pending, err := collect(ctx, tx, scanIntent, selectIntent, i.Key)
+		if err != nil {
+			return err
+		}
+		return metastore.CheckTaken(op, i, pending)
+	}
+}
+
 func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
 	pending, err := collect(ctx, tx, scanIntent, selectIntent, i.Key)
 	if err != nil {

@@ -185,6 +185,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"TryLock":    func(ctx context.Context) error { _, _, err := s.TryLock(ctx, "l"); return err },
 		"Check":      s.Check,
 	}
+	maps.Copy(all, stepCalls(s))
 	maps.Copy(all, shelfCalls(s))
 	maps.Copy(all, claimCalls(s))
 	maps.Copy(all, numberCalls(s))

@@ -16,6 +16,7 @@ import (
 // NoticeStore has the methods that the suite of notices calls: the changes of keys, and the notices of them.
 type NoticeStore interface {
 	metastore.Keys
+	metastore.Intents
 	metastore.Shelf
 	metastore.Notices
 }
@@ -124,6 +125,14 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	both(metastore.Notice{Key: name, Change: metastore.Deleted})
 	must(t, a.Announce(ctx, metastore.Notice{Change: metastore.Invalidated}))
 	both(metastore.Notice{Change: metastore.Invalidated})
+	create, err := a.Begin(ctx, metastore.Intent{Key: "step", Op: "create", Refs: refs("50")})
+	must(t, err)
+	must(t, a.FinishCreate(ctx, create, key("step", "50")))
+	both(metastore.Notice{Key: "step", Change: metastore.Created})
+	roll, err := b.Begin(ctx, metastore.Intent{Key: "step", Op: "roll", Refs: refs("51")})
+	must(t, err)
+	must(t, b.FinishRoll(ctx, roll, version("51", 1)))
+	both(metastore.Notice{Key: "step", Change: metastore.Rolled})
 }
 
 func testNoticeFailed(t *testing.T, a, b NoticeStore) {

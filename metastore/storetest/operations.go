@@ -77,7 +77,7 @@ func KeyOperations() []Operation {
 			return err
 		}
 	}
-	return []Operation{
+	return append(stepOperations(), []Operation{
 		{"Begin", begin("k", "create")},
 		{"Begin again", begin("k", "create")},
 		{"Pending", func(ctx context.Context, s Full) error { _, err := s.Pending(ctx); return err }},
@@ -96,7 +96,7 @@ func KeyOperations() []Operation {
 		{"SkipNumbers", func(ctx context.Context, s Full) error { return s.SkipNumbers(ctx, "k", 10) }},
 		{"NextNumber", func(ctx context.Context, s Full) error { _, err := s.NextNumber(ctx, "k"); return err }},
 		{"Numbered", func(ctx context.Context, s Full) error { _, err := s.Numbered(ctx, "k", 4); return err }},
-	}
+	}...)
 }
 
 // ShelfOperations returns calls for deleted keys.
