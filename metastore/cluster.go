@@ -145,6 +145,13 @@ type Replicated interface {
 	// not wait for a standby that is not connected. It does not wait at all if the store does not know which changes
 	// its standbys have. The error says that ctx ended first, or that the store did not answer.
 	WaitForStandbys(ctx context.Context) error
+	// Replication returns an error if changes that were acknowledged may get lost when a standby takes the place of the
+	// server.
+	Replication(ctx context.Context) error
+	// Servers names the servers that this process has used. The result of a call before a change and that of a call
+	// after a later change are equal only if no standby has taken over, and no earlier state was restored, between the
+	// two changes. It sends no query.
+	Servers() string
 }
 
 // Epochs show whether a cached key is still current. A store that other nodes change implements them.

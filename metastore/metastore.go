@@ -113,8 +113,9 @@ type Numbers interface {
 // finishes it.
 //
 // Take, FinishCreate and FinishRoll need the intent as Begin, Take or Pending returned it: the store must still have an
-// intent with its Key, Op, Refs and Begun. Otherwise another process has taken or ended the step, and may have destroyed
-// its objects. Then they change nothing, and the error is of kind Unavailable: the caller may begin another step.
+// intent with its Key, Op, Refs and Begun. Otherwise another process has taken or ended the step, and may have
+// destroyed its objects. Then they change nothing, and the error is ErrTaken, of kind Unavailable: the caller may begin
+// another step.
 type Intents interface {
 	// Begin writes an intent, and in the same transaction gives each of its refs that
 	// has no ID the next number of the key's name, in order. If an intent of the same key

@@ -1,11 +1,15 @@
 package metastore
 
 import (
+	"errors"
 	"slices"
 	"time"
 
 	"claviger"
 )
+
+// ErrTaken marks the error of Take, FinishCreate and FinishRoll for a step that another process has taken or ended.
+var ErrTaken = errors.New("another process has taken or ended the step")
 
 // Same reports whether j is the intent i, and no process has taken the step in between.
 func (i Intent) Same(j Intent) bool {
@@ -27,8 +31,8 @@ func CheckTaken(op string, i Intent, pending []Intent) error {
 	if slices.ContainsFunc(pending, i.Same) {
 		return nil
 	}
-	return claviger.Errorf(op, claviger.Unavailable, i.Key, "another process has taken or ended the %s of this key, begun "+
-		"%s; nothing was changed; begin it again", i.Op, i.Begun.Format(time.RFC3339))
+	return claviger.Errorf(op, claviger.Unavailable, i.Key, "%w: a %s of this key, begun %s; nothing was changed; "+
+		"make it again", ErrTaken, i.Op, i.Begun.Format(time.RFC3339))
 }
 
 // CheckFinished returns an error if these are not the versions of i.

@@ -163,9 +163,13 @@ func TestOldPrimaryComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.standby.CatchUp(t, p.primary)
+	servers := running.Servers()
 	p.primary.Kill(t)
 	p.standby.Promote(t)
 	eventually(t, "the standby is used", func() bool { return running.Insert(ctx, key("after", "bb")) == nil })
+	if now := running.Servers(); servers == "" || now == servers {
+		t.Errorf("the servers were %q, and are %q after a standby took over", servers, now)
+	}
 	p.primary.Start(t) // it accepts writes, and is the first host of the URI
 	started := p.watched(t, p.uri())
 	for i, s := range []*postgres.Store{running, started} {

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"claviger"
@@ -44,6 +46,17 @@ func (s *Store) Replication(ctx context.Context) error {
 			"a standby that is behind takes over, acknowledged keys and versions are lost; set "+
 			"synchronous_standby_names on every server, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, what)
+}
+
+// Servers returns the timeline of each system that this process has used. A promotion, and a recovery to an earlier
+// time, begin a new timeline; it is read with each new connection before its first use.
+func (s *Store) Servers() string {
+	var list []string
+	for system, newest := range s.db.Newest() {
+		list = append(list, fmt.Sprintf("%s/%d", system, newest.Timeline))
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
 }
 
 // followInterval is the time between two queries of the standbys' positions.

@@ -106,8 +106,8 @@ func testFinishRoll(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantPending(t, s, none)
 }
 
-// testTakeDuringFinish: of two nodes, one finishes steps and the other takes them to destroy their objects. Of each step
-// exactly one of the two succeeds.
+// testTakeDuringFinish: of two nodes, one finishes steps and the other takes them to destroy their objects. For each
+// step exactly one of the two succeeds.
 func testTakeDuringFinish(t *testing.T, b Backend, s metastore.Store, location string) {
 	other := b.open(t, location)
 	must(t, s.Insert(t.Context(), key("k", "00")))
@@ -119,7 +119,7 @@ func testTakeDuringFinish(t *testing.T, b Backend, s metastore.Store, location s
 		var both sync.WaitGroup
 		both.Go(func() { finish = s.FinishRoll(t.Context(), i, version(id, int64(n))) })
 		both.Go(func() {
-			time.Sleep((1<<(n/3) - 1) * 20 * time.Microsecond) // in some rounds it comes too late
+			time.Sleep((1<<(n/3) - 1) * 20 * time.Microsecond) // so that in some rounds it comes too late
 			_, take = other.Take(t.Context(), i, "delete")
 		})
 		both.Wait()

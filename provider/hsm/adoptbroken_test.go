@@ -88,7 +88,9 @@ func TestAdoptOlder(t *testing.T) {
 // rollFails is a store that is killed when a version is added.
 type rollFails struct{ metastore.Store }
 
-func (rollFails) Append(context.Context, string, metastore.Version) error { return errKilled }
+func (rollFails) FinishRoll(context.Context, metastore.Intent, metastore.Version) error {
+	return errKilled
+}
 
 // TestAdoptRoll: adopting the version of an interrupted roll ends that roll, and the next roll makes another version.
 func TestAdoptRoll(t *testing.T) {

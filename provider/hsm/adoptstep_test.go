@@ -17,7 +17,11 @@ import (
 // insertFails is a store that is killed when a key is inserted.
 type insertFails struct{ metastore.Store }
 
-func (f insertFails) Insert(context.Context, metastore.Key) error { return errKilled }
+func (insertFails) Insert(context.Context, metastore.Key) error { return errKilled }
+
+func (insertFails) FinishCreate(context.Context, metastore.Intent, metastore.Key) error {
+	return errKilled
+}
 
 // stepsOf returns a creation and a migration of key k with the given text, attributes and time of creation.
 func stepsOf(t *testing.T, text string, attributes map[string]string,

@@ -196,7 +196,7 @@ func (i *interrupted) Pending(ctx context.Context, keys ...string) ([]metastore.
 func TestObjectsChangedMeanwhile(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "ending")
-	failed := &failing{at: 2} // at Insert
+	failed := &failing{at: 2} // at FinishCreate
 	b.around = func(s metastore.Store) metastore.Store { failed.Store = s; return failed }
 	creating := b.mustOpen(t)
 	b.around = nil

@@ -57,6 +57,10 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 // finishRoll adds the version of an interrupted roll, if the token holds it. It returns the key with that version.
 func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
 	i metastore.Intent) (*metastore.Key, error) {
+	i, err := p.store.Take(ctx, i, i.Op)
+	if err != nil {
+		return nil, err
+	}
 	made, err := p.workingObjects(ctx, i)
 	if err != nil {
 		return nil, err
@@ -68,7 +72,7 @@ func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
 	if err != nil {
 		return nil, err
 	}
-	if err := p.store.Append(ctx, k.Name, v); err != nil {
+	if err := p.store.FinishRoll(ctx, i, v); err != nil {
 		return nil, err
 	}
 	return p.key(ctx, k.Name)

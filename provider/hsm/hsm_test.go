@@ -163,7 +163,11 @@ func (b *testSite) withToken(t *testing.T, f func(*pkcs11.Token)) {
 // withStore opens a site's metastore without a provider.
 func (b *testSite) withStore(t *testing.T, f func(metastore.Store)) {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), b.db)
+	open := func() (metastore.Store, error) { return sqlite.Open(t.Context(), b.db) }
+	if b.pg != "" {
+		open = func() (metastore.Store, error) { return postgres.Open(t.Context(), postgres.Config{URI: b.pg}) }
+	}
+	s, err := open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,12 +268,17 @@ func (f *failing) Begin(ctx context.Context, i metastore.Intent) (out metastore.
 	return out, err
 }
 
-func (f *failing) Insert(ctx context.Context, k metastore.Key) error {
-	return f.do(func() error { return f.Store.Insert(ctx, k) })
+func (f *failing) Take(ctx context.Context, i metastore.Intent, op string) (out metastore.Intent, err error) {
+	err = f.do(func() error { out, err = f.Store.Take(ctx, i, op); return err })
+	return out, err
 }
 
-func (f *failing) Append(ctx context.Context, key string, v metastore.Version) error {
-	return f.do(func() error { return f.Store.Append(ctx, key, v) })
+func (f *failing) FinishCreate(ctx context.Context, i metastore.Intent, k metastore.Key) error {
+	return f.do(func() error { return f.Store.FinishCreate(ctx, i, k) })
+}
+
+func (f *failing) FinishRoll(ctx context.Context, i metastore.Intent, v metastore.Version) error {
+	return f.do(func() error { return f.Store.FinishRoll(ctx, i, v) })
 }
 
 func (f *failing) Remove(ctx context.Context, key string) (out metastore.Intent, err error) {

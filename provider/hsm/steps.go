@@ -135,7 +135,7 @@ func (p *Provider) makeKey(ctx context.Context, op, kind string, m claviger.Meta
 			}
 		}
 		m.Versions = metastore.CountVersions(list)
-		return p.store.Insert(ctx, metastore.Key{Metadata: m, List: list})
+		return p.store.FinishCreate(ctx, intent, metastore.Key{Metadata: m, List: list})
 	})
 	if err != nil {
 		return nil, err
@@ -148,12 +148,13 @@ func (p *Provider) makeKey(ctx context.Context, op, kind string, m claviger.Meta
 // step that fails is remembered, see sweepSteps. The arguments are those of beginStep.
 func (p *Provider) takeStep(ctx context.Context, kind, key string, planned stepPlan, n, first int, sibling string,
 	take func(metastore.Intent) error) error {
+	servers := serversOf(p.store)
 	intent, fresh, err := p.beginStep(ctx, kind, key, planned, n, first, sibling)
 	if err != nil {
 		return err
 	}
 	if err := take(intent); err != nil {
-		p.stepFailed(ctx, intent, fresh)
+		p.stepFailed(intent, fresh, servers)
 		return err
 	}
 	p.failed.forget(key)
@@ -175,8 +176,10 @@ func (p *Provider) cacheVersions(m *claviger.Metadata, list []metastore.Version)
 }
 
 // beginStep writes the intent of a step, or returns the intent that an earlier call of the same step left. First it
-// ends other steps of the key, and steps with numbers below first. sibling is the CKA_ID of the key's newest version,
-// or "" for a new key. fresh says that this process wrote the intent. The key's lock is held.
+// ends other steps of the key, and steps with numbers below first. It takes the step from any process that may still
+// make it, so that nothing finishes the step while this process destroys an object that does not work. sibling is the
+// CKA_ID of the key's newest version, or "" for a new key. fresh says that this process wrote the intent. The key's
+// lock is held.
 func (p *Provider) beginStep(ctx context.Context, kind, key string, planned stepPlan, n, first int, sibling string) (
 	_ metastore.Intent, fresh bool, err error) {
 	if first > 0 {
@@ -195,7 +198,8 @@ func (p *Provider) beginStep(ctx context.Context, kind, key string, planned step
 			maps.Equal(earlier.Attributes, planned.Attributes) {
 			p.log.Info("a step that was interrupted is continued", "key", key, "step", kind, "begun", i.Begun)
 			_, fresh := p.failed.of(i)
-			return i, fresh, nil
+			i, err := p.store.Take(ctx, i, i.Op)
+			return i, fresh, err
 		}
 		if err := p.endStep(ctx, i); err != nil {
 			return metastore.Intent{}, false, err
@@ -234,6 +238,10 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 	if i.Op == opDelete {
 		return p.destroyObjects(ctx, i)
 	}
+	i, err := p.store.Take(ctx, i, i.Op)
+	if err != nil {
+		return err
+	}
 	made, err := p.workingObjects(ctx, i)
 	if err != nil {
 		return err
@@ -251,7 +259,7 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 }
 
 // workingObjects returns the names of a step's versions that the token holds as working keys. It destroys objects that
-// do not work.
+// do not work. This process must have taken the step.
 func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (names []string, err error) {
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)

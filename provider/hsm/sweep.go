@@ -39,30 +39,35 @@ type failedSteps struct {
 
 // failedStep is a step that failed.
 type failedStep struct {
-	refs []metastore.Ref
-	at   time.Time
-	late bool // a call that makes an object may still be under way
+	intent metastore.Intent
+	at     time.Time
+	// servers is serversOf the store before the step began.
+	servers string
 }
 
 // record remembers a step that failed.
-func (f *failedSteps) record(key string, s failedStep) {
+func (f *failedSteps) record(s failedStep) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.byKey == nil {
 		f.byKey = map[string]failedStep{}
 	}
-	if _, known := f.byKey[key]; known || len(f.byKey) < maxFailed {
-		f.byKey[key] = s
+	earlier, known := f.byKey[s.intent.Key]
+	if known && slices.Equal(earlier.intent.Refs, s.intent.Refs) {
+		s.servers = earlier.servers // the step began then
+	}
+	if known || len(f.byKey) < maxFailed {
+		f.byKey[s.intent.Key] = s
 	}
 }
 
-// of returns the record of a step. ok is false if this process did not begin it, or if another node may have gone on
-// with it.
+// of returns the record of a step. ok is false if this process did not begin it, or if another node has gone on with
+// it.
 func (f *failedSteps) of(i metastore.Intent) (s failedStep, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s, ok = f.byKey[i.Key]
-	return s, ok && slices.Equal(s.refs, i.Refs)
+	return s, ok && s.intent.Same(i)
 }
 
 // forget forgets the steps of a key, or of all keys if key is "".
@@ -125,10 +130,10 @@ func (f *failedSteps) due(i metastore.Intent, now time.Time) bool {
 	return !f.kept[i.Key].Equal(i.Begun) && now.Sub(i.Begun) >= sweepLeftAfter
 }
 
-// stepFailed remembers that a step failed. fresh says that this process began it.
-func (p *Provider) stepFailed(ctx context.Context, i metastore.Intent, fresh bool) {
+// stepFailed remembers that a step failed. fresh says that this process began it, and servers is serversOf before that.
+func (p *Provider) stepFailed(i metastore.Intent, fresh bool, servers string) {
 	if fresh && (i.Op == opCreate || i.Op == opRoll) {
-		p.failed.record(i.Key, failedStep{refs: i.Refs, at: time.Now(), late: ctx.Err() != nil})
+		p.failed.record(failedStep{intent: i, at: time.Now(), servers: servers})
 	}
 }
 
@@ -179,35 +184,26 @@ func (p *Provider) sweepStep(ctx context.Context, i metastore.Intent) (ended boo
 	}
 	defer unlock()
 	now, err := p.store.Pending(ctx, i.Key)
-	if err != nil || len(now) == 0 || now[0].Op != i.Op || !slices.Equal(now[0].Refs, i.Refs) {
+	if err != nil || len(now) == 0 || !now[0].Same(i) {
 		return false, err
 	}
 	if i.Op == opDelete {
 		return true, p.destroyObjects(ctx, i)
 	}
-	found, err := p.holdsStep(ctx, i)
-	if err != nil {
-		return false, err
+	if failed, ours := p.failed.of(i); ours {
+		ended, err := p.undoStep(ctx, failed)
+		if errors.Is(err, metastore.ErrTaken) {
+			err = nil // a finish whose answer was lost has succeeded, or another node goes on with the step
+		}
+		return ended, err
 	}
-	failed, ours := p.failed.of(i)
-	// Another node that shares the store may still end such a step with success, if it lost the lock without noticing.
-	_, shared := p.store.(metastore.Notices)
-	switch {
-	case found && ours && !shared:
-		return p.undoStep(ctx, i)
-	case found || !ours && p.tok.Hidden() != nil: // a key may be in a file that the process may not read
+	if found, err := p.holdsStep(ctx, i); err != nil {
+		return false, err
+	} else if found || p.tok.Hidden() != nil { // a key may be in a file that the process may not read
 		p.failed.keep(i)
 		return false, nil
-	case failed.late:
-		if err := p.noteStep(ctx, i); err != nil {
-			return false, err
-		}
 	}
-	if err := p.store.Drop(ctx, i.Key); err != nil {
-		return false, err
-	}
-	p.failed.forget(i.Key)
-	return true, nil
+	return true, p.store.Drop(ctx, i.Key)
 }
 
 // holdsStep reports whether the token holds an object of a step.
@@ -228,43 +224,68 @@ func (p *Provider) holdsStep(ctx context.Context, i metastore.Intent) (bool, err
 	return false, nil
 }
 
-// noteStep records that the objects of a step are destroyed. If the HSM shows one of them later, it counts as an
-// orphan.
-func (p *Provider) noteStep(ctx context.Context, i metastore.Intent) error {
-	for _, ref := range i.Refs {
-		if err := recordDestroyed(ctx, p.store, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
-			return err
-		}
+// undoStep ends a step of this process, and destroys what it made, as a deletion does. First it takes the step, so that
+// a change that makes the key visible, and whose answer was lost, has succeeded before, or fails. The objects count as
+// destroyed from then on: if the HSM shows one of them later, because a call was still under way, it is an orphan.
+//
+// If the store may have lost a change since the step began, another node may have ended the step with success. Then
+// undoStep destroys nothing.
+func (p *Provider) undoStep(ctx context.Context, failed failedStep) (ended bool, err error) {
+	i, err := p.store.Take(ctx, failed.intent, failed.intent.Op)
+	if err != nil {
+		return false, err
 	}
-	return nil
+	failed.intent = i
+	p.failed.record(failed)
+	if !p.keptChanges(ctx, failed.servers) {
+		return p.leaveStep(ctx, i)
+	}
+	deletion, err := p.store.Take(ctx, i, opDelete)
+	if err != nil {
+		return false, err
+	}
+	p.failed.forget(i.Key)
+	p.changed.Store(true)
+	return true, p.destroyObjects(ctx, deletion)
 }
 
-// undoStep destroys what a step of this process made. First the step ends in the store: a change that makes the key
-// visible, and whose answer was lost, has then ended too. Only if it has failed are the objects destroyed, as those of
-// a deletion.
-func (p *Provider) undoStep(ctx context.Context, i metastore.Intent) (ended bool, err error) {
-	if err := p.noteStep(ctx, i); err != nil {
+// leaveStep ends a step of this process if the token holds nothing that it made, and leaves it alone otherwise.
+func (p *Provider) leaveStep(ctx context.Context, i metastore.Intent) (ended bool, err error) {
+	found, err := p.holdsStep(ctx, i)
+	if err != nil {
 		return false, err
+	}
+	p.failed.forget(i.Key)
+	if found {
+		p.failed.keep(i)
+		return false, nil
 	}
 	if err := p.store.Drop(ctx, i.Key); err != nil {
 		return false, err
 	}
-	p.failed.forget(i.Key)
-	for _, ref := range i.Refs {
-		_, v, err := p.store.ByVersion(ctx, claviger.VersionName(i.Key, ref.ID))
-		switch {
-		case err == nil && v.Object == ref.Object:
-			return false, Forget(ctx, p.store, ref.Object)
-		case err != nil && !claviger.Is(err, claviger.VersionNotFound):
-			return false, err
+	for _, ref := range i.Refs { // an object that the HSM shows later is an orphan
+		if err := recordDestroyed(ctx, p.store, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+			return true, err
 		}
 	}
-	p.changed.Store(true)
-	deletion, err := p.store.Begin(ctx, metastore.Intent{Key: i.Key, Op: opDelete, Refs: i.Refs, Begun: time.Now()})
-	if err != nil {
-		return false, err
+	return true, nil
+}
+
+// serversOf returns the database servers that a store has used, "" if it is a file. The result changes when a standby
+// takes over, or when the database is restored to an earlier time.
+func serversOf(s metastore.Store) string {
+	if r, ok := s.(metastore.Replicated); ok {
+		return r.Servers()
 	}
-	return true, p.destroyObjects(ctx, deletion)
+	return ""
+}
+
+// keptChanges reports whether the store still has each change that was acknowledged since serversOf was servers, and
+// keeps the next ones too: no standby has taken over, and none can that lacks changes. It is true if the store is a
+// file.
+func (p *Provider) keptChanges(ctx context.Context, servers string) bool {
+	r, ok := p.store.(metastore.Replicated)
+	return !ok || r.Replication(ctx) == nil && r.Servers() == servers
 }
 
 // sweep is sweepSteps for watch. If the token or the store is away, or the two do not fit together, checkFit says so.

@@ -186,25 +186,26 @@ func TestFaultyHandlesLog(t *testing.T) {
 	mustClose(t, p)
 }
 
-// lateInsert is a store whose Insert fails for the caller, and takes effect at the next Drop.
-type lateInsert struct {
+// lateFinish is a store whose FinishCreate fails for the caller, and takes effect at the next Take.
+type lateFinish struct {
 	metastore.Store
-	late *metastore.Key
+	intent metastore.Intent
+	late   *metastore.Key
 }
 
-func (s *lateInsert) Insert(_ context.Context, k metastore.Key) error {
-	s.late = &k
+func (s *lateFinish) FinishCreate(_ context.Context, i metastore.Intent, k metastore.Key) error {
+	s.intent, s.late = i, &k
 	return errKilled
 }
 
-func (s *lateInsert) Drop(ctx context.Context, key string) error {
+func (s *lateFinish) Take(ctx context.Context, i metastore.Intent, op string) (metastore.Intent, error) {
 	if s.late != nil {
-		if err := s.Store.Insert(ctx, *s.late); err != nil {
-			return err
+		if err := s.Store.FinishCreate(ctx, s.intent, *s.late); err != nil {
+			return metastore.Intent{}, err
 		}
 		s.late = nil
 	}
-	return s.Store.Drop(ctx, key)
+	return s.Store.Take(ctx, i, op)
 }
 
 // TestSweepAfterLostAnswer: the transaction that makes a key visible ends only when a sweep already ends the step. The
@@ -212,7 +213,7 @@ func (s *lateInsert) Drop(ctx context.Context, key string) error {
 func TestSweepAfterLostAnswer(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "used")
-	b.around = func(s metastore.Store) metastore.Store { return &lateInsert{Store: s} }
+	b.around = func(s metastore.Store) metastore.Store { return &lateFinish{Store: s} }
 	p := b.mustOpen(t)
 	if err := tryCreate(t, p, "late"); !errors.Is(err, errKilled) {
 		t.Fatal(err)

@@ -80,7 +80,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 			if v, err = p.ensureObject(ctx, op, key, intent.Refs[0], k.BitLength); err != nil {
 				return err
 			}
-			return p.store.Append(ctx, key, v)
+			return p.store.FinishRoll(ctx, intent, v)
 		})
 	if err != nil {
 		return claviger.KeyVersion{}, err
