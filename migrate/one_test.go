@@ -61,7 +61,7 @@ func TestRunKeyRefuses(t *testing.T) {
 		kind claviger.Kind
 		says string
 	}{
-		{"a", claviger.Invalid, "length 256 there, 128 here"},
+		{"a", claviger.Invalid, "length 256 at the source, 128 here"},
 		{"des", claviger.Invalid, "only AES keys can be made"},
 		{"none", claviger.KeyNotFound, "key not found"},
 	} {

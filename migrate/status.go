@@ -366,7 +366,7 @@ func (e *Engine) verifyKey(ctx context.Context, sv *survey, i int, f *targetFact
 		d.Differences = []Difference{{Field: "key", Source: "not readable: " +
 			e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(atTarget)}}
 	case atTarget == nil:
-		d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
+		d.Differences = []Difference{{Field: "key", Source: "exists", Target: presence(nil)}}
 		if it.State == Elsewhere {
 			d.Remarks = append(d.Remarks, it.Why)
 		}
@@ -404,9 +404,9 @@ func (v *Verification) addUnlisted(sv *survey) {
 		if it.State != Done {
 			continue
 		}
-		here := "none"
+		here := "missing"
 		if _, found := slices.BinarySearch(sv.onlyTarget, it.Key); found {
-			here = "there"
+			here = "exists"
 		}
 		v.add(KeyDiff{Key: it.Key,
 			Differences: []Difference{{Field: "key", Source: "no longer listed (old EDEKs of it open nowhere)",
@@ -423,28 +423,29 @@ func (v *Verification) add(d KeyDiff) {
 	v.Keys = append(v.Keys, d)
 }
 
+// presence says whether a key exists at one side.
 func presence(m *claviger.Metadata) string {
 	if m == nil {
-		return "none"
+		return "missing"
 	}
-	return "there"
+	return "exists"
 }
 
-// verifyVersions compares the versions. both is a version that the source has too, and since describes the changes of
-// the source's versions since the run.
+// verifyVersions compares the versions. both is a version whose name the source uses too (zero: none), and since
+// describes the changes of the source's versions since the run.
 func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *targetFacts, both VersionConflict,
 	since *sinceRun) {
 	names := f.versions[it.Key]
 	for _, name := range names {
 		if why := f.unusable[name]; why != "" {
-			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own",
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "none",
 				Target: "not usable (" + why + ")"})
 		}
 	}
 	for _, name := range it.TargetVersions {
 		if !slices.Contains(names, name) {
-			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run,
-				Target: "none"})
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "none",
+				Target: "missing (made by " + it.Run + ")"})
 		}
 	}
 	if both.Version != "" {

@@ -291,7 +291,7 @@ const cureRename = "rename the zone's key, or delete the key that nobody uses, b
 func conflict(it Item, diffs []Difference, what, cure string) Item {
 	var parts []string
 	for _, d := range diffs {
-		parts = append(parts, fmt.Sprintf("%s %s there, %s here", d.Field, d.Source, d.Target))
+		parts = append(parts, fmt.Sprintf("%s %s at the source, %s here", d.Field, d.Source, d.Target))
 	}
 	it.State = Conflict
 	it.Why = fmt.Sprintf("%s, but with other metadata: %s; %s", what, strings.Join(parts, "; "), cure)

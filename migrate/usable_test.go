@@ -54,7 +54,7 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 	v, err := b.engine(t).Verify(ctx)
 	must(t, err)
 	i := slices.IndexFunc(v.Keys, func(d migrate.KeyDiff) bool { return d.Key == "bad" })
-	want := migrate.Difference{Field: "version " + last, Source: "its own",
+	want := migrate.Difference{Field: "version " + last, Source: "none",
 		Target: "not usable (the token holds no such key)"}
 	if v.Different != 1 || v.Same != 41 || !slices.Equal(v.Keys[i].Differences, []migrate.Difference{want}) {
 		t.Errorf("%d different: %+v, want %+v", v.Different, v.Keys[i], want)

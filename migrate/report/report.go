@@ -360,7 +360,7 @@ func (l lines) leftovers(list []migrate.Leftover) {
 	l.line("")
 	l.line("Files of the procedure on this host (check the other hosts too):")
 	for _, o := range list {
-		state := "there"
+		state := "on disk"
 		if o.Shredded {
 			state = "shredded"
 		}
