@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"claviger/kms/kmstest"
 )
 
 // The users of the walk.
@@ -284,11 +286,11 @@ func migrateCluster(t *testing.T, source origin) {
 	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 
 	// The last steps of the procedure: remove the properties of the migration, and start the server without them
-	// at the same address.
+	// at the same address. From then on it makes EDEKs without the HSM.
 	if code := ourKMS.Stop(); code != 0 {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
-	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
+	hsmOnly(conf).With(Conf{"claviger.hsm.generate": "implied"}).Write(t, filepath.Join(conf, "kms-site.xml"))
 	// The last report about the source names data that a re-encryption of zones does not change, like the old ORC
 	// files.
 	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
@@ -302,9 +304,14 @@ func migrateCluster(t *testing.T, source origin) {
 	w.orc.readAll(again.ProviderURI(), w.first, false)
 	c := w.client(alice)
 	w.readAll(c, "with the migration's properties removed")
-	w.write(c, "/finance", "last", 2)
+	w.write(c, "/finance", "last", 6) // the NameNode had at most 4 EDEKs from before
 	w.readAll(c, "at the end")
+	if _, figures := kmstest.Get(t, again.URL, "/metrics", ""); !impliedSome.MatchString(figures) {
+		t.Error("no EDEK was made without the HSM")
+	}
 }
+
+var impliedSome = regexp.MustCompile(`(?m)^claviger_edeks_implied_total [1-9]`)
 
 // before makes the cluster of a site that uses the source: two zones, one with a rolled key, and files with every
 // version.
