@@ -320,28 +320,28 @@ func TestCallerLeavesTheQueue(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	g := tok.gathererOf(keyName{string(id), label}, nil)
-	for i := range tok.inFlight + 1 {
-		of := t.Context()
-		if i == tok.inFlight {
-			of = ctx
-		}
-		wg.Go(func() {
-			if err := tok.EncryptBlocks(of, id, label, nil, make([]byte, 16)); (err != nil) != (i == tok.inFlight) {
-				t.Errorf("caller %d: %v", i, err)
-			}
-		})
-		eventually(t, func() error {
-			if n := m.Count("Encrypt") + g.waiting(); n <= i {
-				return fmt.Errorf("%d callers are served or queued", n)
-			}
-			return nil
-		})
+	encrypt := func(ctx context.Context) error {
+		return tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16))
 	}
-	cancel()
-	eventually(t, func() error {
-		if n := g.waiting(); n > 0 {
-			return fmt.Errorf("%d callers are queued", n)
+	queued := func(want int) error {
+		if n := m.Count("Encrypt") + g.waiting(); n < want {
+			return fmt.Errorf("%d callers are served or queued, want %d", n, want)
 		}
 		return nil
-	})
+	}
+	for i := range tok.inFlight {
+		wg.Go(func() {
+			if err := encrypt(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		eventually(t, func() error { return queued(i + 1) })
+	}
+	left := make(chan error, 1)
+	go func() { left <- encrypt(ctx) }()
+	eventually(t, func() error { return queued(tok.inFlight + 1) })
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) || g.waiting() > 0 {
+		t.Errorf("%v, %d callers are queued", err, g.waiting())
+	}
 }
