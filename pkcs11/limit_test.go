@@ -138,3 +138,17 @@ func TestDataLimitIsTriedAgain(t *testing.T) {
 			full)
 	}
 }
+
+// TestDataLimitBegins: when the token is tried with the profile's data limit again, the limit is reduced from there,
+// and not from the limit that was learned before.
+func TestDataLimitBegins(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	setDataLimit(tok, 32_000)
+	tok.maxData.Store(64) // learned more than learnedFor ago
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
+	err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 32_000))
+	if err != nil || tok.dataLimit() != 16_000 {
+		t.Errorf("%v, a limit of %d bytes, want 16000", err, tok.dataLimit())
+	}
+}

@@ -209,3 +209,19 @@ func TestRefusalEndsTheAttempt(t *testing.T) {
 		}
 	}
 }
+
+// TestAllMechanismsRefused: if the token refuses each mechanism for a key, the caller gets the result of the last.
+func TestAllMechanismsRefused(t *testing.T) {
+	tok, m := open(t)
+	generate(t, tok, 1, 256)
+	m.Reset()
+	refused := p11.Error(p11.CKR_MECHANISM_INVALID)
+	m.Fail("Encrypt", len(tok.mechanisms), refused)
+	if err := encryptWith(t, tok, 1); !errors.Is(err, refused) || !errors.Is(err, ErrRefused) ||
+		m.Count("Encrypt") != len(tok.mechanisms) {
+		t.Errorf("%v after %d calls, want one for each of %d mechanisms", err, m.Count("Encrypt"), len(tok.mechanisms))
+	}
+	if at, known := tok.mechanismOf(keyName{string([]byte{1, 2, 3, 1}), "k@1"}); at != 0 || known {
+		t.Errorf("mechanism %d is remembered: %t", at, known)
+	}
+}
