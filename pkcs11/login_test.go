@@ -157,6 +157,41 @@ func TestWaitForLogin(t *testing.T) {
 	}
 }
 
+// TestSharedLogin: a caller that waits for another caller's login gets that login when it is made.
+func TestSharedLogin(t *testing.T) {
+	tok, m := open(t)
+	tok.retire(tok.login)
+	m.Reset()
+	release := m.Hang("GetSlotList")
+	defer release()
+	type result struct {
+		l   *login
+		err error
+	}
+	got := make(chan result, 2)
+	loggedIn := func(ctx context.Context) {
+		l, err := tok.loggedIn(ctx)
+		got <- result{l, err}
+	}
+	go loggedIn(t.Context())
+	eventually(t, func() error {
+		if m.Count("GetSlotList") == 0 {
+			return errors.New("no login has begun")
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	waits := waitingContext{ctx, make(chan struct{}, 10)}
+	go loggedIn(waits)
+	<-waits.asked
+	release()
+	first, second := <-got, <-got
+	if first.err != nil || second.err != nil || first.l != second.l || first.l == nil || m.Count("Login") != 1 {
+		t.Errorf("%v and %v, %d logins", first.err, second.err, m.Count("Login"))
+	}
+}
+
 // waitingContext reports that a goroutine waits for its end.
 type waitingContext struct {
 	context.Context
