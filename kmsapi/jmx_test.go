@@ -48,6 +48,7 @@ func TestMeter(t *testing.T) {
 	}
 }
 
+// TestObjectNames: a pattern matches names as javax.management.ObjectName does.
 func TestObjectNames(t *testing.T) {
 	for _, c := range []struct {
 		pattern, name string

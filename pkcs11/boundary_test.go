@@ -117,7 +117,7 @@ func TestEachFunctionIsReported(t *testing.T) {
 		m := new(Meter)
 		b := traced{m.Wrap(nil), report}
 		m.Fail(name, 2, p11.Error(p11.CKR_DEVICE_ERROR))
-		if err := callByName(b, name); !errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) { // nobody gets reports
+		if err := callByName(b, name); !errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) { // no function is set
 			t.Errorf("%s: %v", name, err)
 		}
 		f := func(f Function) { got = append(got, f) }

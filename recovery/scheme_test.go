@@ -10,8 +10,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestSchemeInCapitals: the scheme of a provider's URI may be written in capitals, as for a server. The token of such a
-// provider is not passed over.
+// TestSchemeInCapitals: the scheme of a provider's URI may be written in capitals, as for a server. openToken then
+// opens the provider's token, and does not report that there is none.
 func TestSchemeInCapitals(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "missing.keystore")
 	for _, uri := range []string{"Cloudera.HSMKP://file@" + file, "PKCS11:token=kms?module-path=" + file} {

@@ -356,11 +356,11 @@ func TestOneTrusteeKilled(t *testing.T) {
 			t.Errorf("%s: %+v, %v", label, d, err)
 		}
 	}
-	t.Logf("%d deposits acknowledged, %d there", l.count.Load(), len(live))
+	t.Logf("%d deposits acknowledged, %d exist", l.count.Load(), len(live))
 	restoreKilled(t, h.dir)
 }
 
-// escrow makes the folder of a key that backups are encrypted to. Such a key is kept at another place.
+// escrow makes the folder of a key that backups are encrypted to. A site keeps such a key away from its trustees.
 func escrow(t *testing.T) string {
 	t.Helper()
 	id, err := trustee.NewIdentity("escrow", "", "escrow@localhost", 2048, time.Now())

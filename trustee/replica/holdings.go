@@ -44,7 +44,8 @@ type recordState struct {
 	Deleted bool
 }
 
-func list(l []string) []string { return append([]string{}, l...) } // nil and empty are equal
+// nonNil returns a copy that is not nil, so that nil and an empty list have the same hash.
+func nonNil(l []string) []string { return append([]string{}, l...) }
 
 // holdings are the records of a store without the contents of deposits: the hash of the state of each
 // record, by kind and name.
@@ -59,7 +60,7 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 	case r.Org != nil:
 		o := r.Org
 		key, name = "org "+o.Name, fmt.Sprintf("organization %q", o.Name)
-		s = recordState{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
+		s = recordState{Names: []string{o.UUID, o.Auth}, Lists: [][]string{nonNil(o.Contacts)}}
 	case r.Client != nil:
 		c := r.Client
 		key, name = "client "+c.Fingerprint, "client "+c.Fingerprint
@@ -70,7 +71,7 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 			return "", "", state, false
 		}
 		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
-		s = recordState{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)},
+		s = recordState{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{nonNil(d.Access)},
 			Deleted: d.Sealed.Deleted != nil}
 		if !d.Expires.IsZero() {
 			s.Expires = d.Expires.UnixMilli()
