@@ -44,6 +44,7 @@ type fault struct {
 	until     time.Time // no operation before this time
 	successes uint64    // Token.successes at the last failure
 	resetAt   time.Time // before this time this subject alone causes no reset
+	hangs     int       // failures that were calls which hung while other keys worked
 }
 
 // paused returns an error while operations of the subject wait for the next try.
@@ -187,6 +188,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 	}
 	begun := time.Now()
 	for rung := anotherSession; ; {
+		worked, from := t.successes.Load(), time.Now()
 		l, generation, err := t.runOnce(ctx, f)
 		switch {
 		case err == nil:
@@ -199,6 +201,8 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			continue
 		case damageOf(err) == none || settled(err):
 			return err
+		case t.hungAlone(ctx, s, from, worked, generation, err):
+			return err
 		case libraryGone(err):
 			rung = max(rung, anotherStart) // also for the callers that still wait
 		case ctx.Err() != nil:
@@ -210,6 +214,9 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			return failed
 		}
 		if ctx.Err() != nil {
+			return err
+		}
+		if err := t.hangs(s); err != nil { // the call ran beside one with the same key that hung
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ package faultmodule
 
 import (
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +70,7 @@ const (
 	sessionsGone
 	released
 	seed
+	hangingKey
 	firstFunction = 64
 )
 
@@ -220,6 +222,7 @@ func (m *Module) Heal() {
 	m.LimitSessions(0)
 	m.LimitData(0)
 	m.RefuseMechanism(0)
+	m.HangKey("")
 	m.Release()
 }
 
@@ -256,6 +259,18 @@ func (m *Module) LimitData(n int) { m.set(dataLimit, uint64(n)) } //nolint:gosec
 
 // RefuseMechanism refuses one CKM_ value in C_EncryptInit. 0 refuses none.
 func (m *Module) RefuseMechanism(ckm uint) { m.set(refusedMechanism, uint64(ckm)) }
+
+// HangKey has C_EncryptInit hang with the key of that label, until it is called
+// again; "" is no key. Done(EncryptInit) counts these calls.
+func (m *Module) HangKey(label string) {
+	var hash uint64
+	if label != "" {
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(label)) // it never fails
+		hash = h.Sum64()
+	}
+	m.set(hangingKey, hash)
+}
 
 // LogOut logs each process out at its next call.
 func (m *Module) LogOut() { atomic.AddUint64(&m.words[logouts], 1) }

@@ -333,3 +333,42 @@ func TestResponseError(t *testing.T) {
 		t.Error(r.err())
 	}
 }
+
+// TestHungCalls: when a call takes longer than its limit, the error of a call that runs for as long says that it hung.
+// That of a call that has just begun does not, nor do the errors after a kill for another reason.
+func TestHungCalls(t *testing.T) {
+	const limit = time.Second
+	m, c := start(t, limit)
+	m.OrderAll(faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always}, faultmodule.GetSlotList,
+		faultmodule.GetTokenInfo, faultmodule.GetMechanismList)
+	long, short, killed := make(chan error), make(chan error), make(chan error)
+	go func() { long <- only(c.GetSlotList(true)) }()
+	time.AfterFunc(limit*3/4, func() { short <- only(c.GetTokenInfo(1)) })
+	within(t, "the calls", func() {
+		for name, call := range map[string]struct {
+			result chan error
+			hung   bool
+		}{"long": {long, true}, "short": {short, false}} {
+			var gone GoneError
+			err := <-call.result
+			if isGone(t, err, "C_GetSlotList did not return in 1s"); errors.As(err, &gone) && gone.Hung != call.hung {
+				t.Errorf("%s: %+v", name, gone)
+			}
+		}
+	})
+	if err := c.Initialize(); err == nil {
+		t.Error("Initialize in a process that has ended")
+	}
+	_ = c.Finalize() // the process has ended
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { killed <- only(c.GetMechanismList(1)) }()
+	time.AfterFunc(limit*3/4, func() { c.Kill("for the test") })
+	within(t, "the call", func() {
+		var gone GoneError
+		if err := <-killed; !errors.As(err, &gone) || gone.Hung {
+			t.Errorf("killed: %+v", err)
+		}
+	})
+}

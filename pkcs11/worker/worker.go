@@ -52,7 +52,12 @@ const exitLimit = time.Second
 var registered atomic.Bool
 
 // GoneError is the error of calls whose worker has ended.
-type GoneError struct{ Reason string }
+type GoneError struct {
+	Reason string
+	// Hung is true if the worker was ended because of a call that took too long, and this call took at least half of
+	// its limit. It probably would have gone on.
+	Hung bool
+}
 
 func (e GoneError) Error() string { return "the process with the HSM's library has ended: " + e.Reason }
 
@@ -91,7 +96,7 @@ type process struct {
 	cmd    *exec.Cmd
 	socket *os.File // passes lanes to the worker, which ends when it is closed
 
-	killed atomic.Pointer[string] // why it was killed
+	killed atomic.Pointer[killing]
 	ended  chan struct{}
 	status string // how it ended; read it after ended is closed
 
@@ -99,6 +104,12 @@ type process struct {
 	lanes map[*lane]struct{} // all
 	idle  []*lane            // those without a call
 	freed sync.Cond          // idle has grown, or the process has ended
+}
+
+// killing says why a process was killed.
+type killing struct {
+	why     string
+	overdue bool // because of a call that took longer than its limit
 }
 
 // start starts a worker that has loaded the library. It returns nil without an error if the library cannot be loaded.
@@ -156,8 +167,8 @@ func (p *process) run(started chan<- error) {
 	close(started)
 	_ = p.cmd.Wait() // ProcessState has the result
 	p.status = p.cmd.ProcessState.String()
-	if why := p.killed.Load(); why != nil {
-		p.status = *why
+	if k := p.killed.Load(); k != nil {
+		p.status = k.why
 	}
 	close(p.ended)
 	_ = p.socket.Close() // there is nothing left to send
@@ -215,7 +226,7 @@ func (p *process) take() (*lane, error) {
 		}
 		select {
 		case <-p.ended:
-			return nil, GoneError{p.status}
+			return nil, GoneError{Reason: p.status}
 		default:
 		}
 		if !errors.As(err, new(noSocketError)) || len(p.lanes) == 0 {
@@ -287,8 +298,9 @@ func isStopped(stat []byte) bool {
 // call makes a call in the worker. If it takes longer than limit, it kills the worker. Its error is a GoneError, or a
 // noSocketError of the first call.
 func (p *process) call(q *Request, limit time.Duration) (*Response, error) {
+	begun := time.Now()
 	timer := time.AfterFunc(limit, func() {
-		p.kill(fmt.Sprintf("%s did not return in %v", nameOf(q), limit))
+		p.killFor(killing{fmt.Sprintf("%s did not return in %v", nameOf(q), limit), true})
 	})
 	defer timer.Stop()
 	l, err := p.take()
@@ -307,12 +319,14 @@ func (p *process) call(q *Request, limit time.Duration) (*Response, error) {
 	}
 	// The worker has closed the socket, so it ends now. If it goes on, it has sent what is no answer.
 	timer.Stop()
+	took := time.Since(begun)
 	select {
 	case <-p.ended:
 	case <-time.After(pingLimit):
 		p.end(err.Error())
 	}
-	return nil, GoneError{p.status}
+	k := p.killed.Load()
+	return nil, GoneError{p.status, k != nil && k.overdue && took >= limit/2}
 }
 
 // nameOf names the function of a request as PKCS #11 does.
@@ -324,11 +338,13 @@ func nameOf(q *Request) string {
 }
 
 // kill ends the process at once. Only the first reason counts.
-func (p *process) kill(why string) {
+func (p *process) kill(why string) { p.killFor(killing{why: why}) }
+
+func (p *process) killFor(k killing) {
 	select {
 	case <-p.ended:
 	default:
-		p.killed.CompareAndSwap(nil, &why)
+		p.killed.CompareAndSwap(nil, &k)
 		_ = p.cmd.Process.Kill() // it may have ended
 	}
 }

@@ -113,7 +113,7 @@ func isGone(t *testing.T, err error, why string) {
 	t.Helper()
 	var gone GoneError
 	if !errors.As(err, &gone) || !strings.Contains(gone.Reason, why) {
-		t.Errorf("%v, want %s", err, GoneError{why})
+		t.Errorf("%v, want %s", err, GoneError{Reason: why})
 	}
 }
 

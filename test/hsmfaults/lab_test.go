@@ -59,24 +59,28 @@ type edek struct {
 	} `json:"encryptedKeyVersion"`
 }
 
-// newLab starts a KMS with the keys orders and other. Each has two versions, and edek is of the first of orders.
-func newLab(t *testing.T, inWorker bool) *lab {
+// newLab starts a KMS with the keys orders and other. Each has two versions, and edek is of the first of orders. change
+// changes the keystore file.
+func newLab(t *testing.T, inWorker bool, change ...func(*pkcs11.FileConfig)) *lab {
 	t.Helper()
-	return newLabWith(t, inWorker, nil)
+	return newLabWith(t, inWorker, nil, change...)
 }
 
 // newLabWith is newLab for a KMS with more properties.
-func newLabWith(t *testing.T, inWorker bool, properties map[string]string) *lab {
+func newLabWith(t *testing.T, inWorker bool, properties map[string]string, change ...func(*pkcs11.FileConfig)) *lab {
 	t.Helper()
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db")}
 	file := filepath.Join(dir, "luna.keystore")
-	mode := pkcs11.WorkerNo
+	keystore := pkcs11.FileConfig{Module: l.Path, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.Generic,
+		MaxSessions: 6, Worker: pkcs11.WorkerNo}
 	if inWorker {
-		mode = pkcs11.WorkerYes
+		keystore.Worker = pkcs11.WorkerYes
 	}
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: l.Path, Token: tok.Label, PINFile: tok.PINFile,
-		Profile: pkcs11.Generic, MaxSessions: 6, Worker: mode}); err != nil {
+	for _, f := range change {
+		f(&keystore)
+	}
+	if err := pkcs11.WriteKeystoreFile(file, keystore); err != nil {
 		t.Fatal(err)
 	}
 	site := map[string]string{

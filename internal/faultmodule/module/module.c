@@ -44,7 +44,7 @@ enum { FUNCTIONS(NUMBER) functions };
 /* Words of the orders that concern all functions. */
 enum {
     MAGIC, LATENCY, STALE, RENUMBERED, SESSION_CAP, DATA_LIMIT, REFUSED_MECHANISM, LOGOUTS, SESSIONS_GONE, RELEASED,
-    SEED, FIRST_FUNCTION = 64
+    SEED, HANGING_KEY, FIRST_FUNCTION = 64
 };
 /* Words of one function. */
 enum { CALLS, RUNNING, DELAY, ACTION, VALUE, TIMES, PERMILLE, DONE, WORDS = 16 };
@@ -315,11 +315,29 @@ static CK_RV my_FindObjects(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR o, CK_ULON
 
 static CK_RV my_FindObjectsFinal(CK_SESSION_HANDLE s) { CALL(FindObjectsFinal, (s)); return got; }
 
+/* hang_for_key waits while the key is the one that is ordered to hang: HANGING_KEY is the FNV-1a hash of its label. */
+static void hang_for_key(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
+{
+    CK_BYTE label[256];
+    CK_ATTRIBUTE a = {CKA_LABEL, label, sizeof label};
+    uint64_t hash = 0xcbf29ce484222325ULL;
+    if (get(HANGING_KEY) == 0 || real->C_GetAttributeValue(s, o, &a, 1) != CKR_OK)
+        return;
+    for (CK_ULONG i = 0; i < a.ulValueLen; i++)
+        hash = (hash ^ label[i]) * 0x100000001b3ULL;
+    if (get(HANGING_KEY) != hash)
+        return;
+    __atomic_add_fetch(word(N_EncryptInit, DONE), 1, __ATOMIC_SEQ_CST);
+    while (get(HANGING_KEY) == hash)
+        wait_for(1000);
+}
+
 static CK_RV my_EncryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE o)
 {
     KNOWN(EncryptInit, o, CKR_KEY_HANDLE_INVALID);
     if (get(REFUSED_MECHANISM) != 0 && m->mechanism == get(REFUSED_MECHANISM))
         return refused(N_EncryptInit, CKR_MECHANISM_INVALID);
+    hang_for_key(s, o);
     CALL(EncryptInit, (s, m, o));
     return got;
 }

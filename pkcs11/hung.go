@@ -1,0 +1,61 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"claviger/pkcs11/worker"
+)
+
+// A call that hangs in a worker can be ended only together with the worker, so with all calls that run there. The
+// others are made again in the next worker. If the other keys work, a key whose calls hang is not tried again at once,
+// because each try would end another worker.
+
+// Pauses after calls with one key that hung while the token worked for others.
+const (
+	firstPauseOfHungKey = 5 * time.Second
+	maxPauseOfHungKey   = 5 * time.Minute
+)
+
+// hungAlone reports whether a call of the subject hung until its worker was ended, while the token worked for other
+// keys. If so, it records that, and starts the library again for the others. worked is Token.successes when the call
+// began, which was at that time.
+func (t *Token) hungAlone(ctx context.Context, s subject, begun time.Time, worked, generation uint64, err error) bool {
+	var ended worker.GoneError
+	if !s.key || !errors.As(err, &ended) || !ended.Hung || t.successes.Load() == worked {
+		return false
+	}
+	t.mu.Lock()
+	f := t.faultOf(s)
+	known := begun.Before(f.last) // another call hung together with this one
+	if !known {
+		f.failures++
+		f.hangs++
+		f.last, f.successes = time.Now(), t.successes.Load()
+		f.until = f.last.Add(min(firstPauseOfHungKey<<min(f.hangs-1, 10), maxPauseOfHungKey))
+	}
+	pause := time.Until(f.until)
+	t.mu.Unlock()
+	if !known {
+		t.log.Warn("calls with a key hang in the HSM's library, and other keys work; the key is not used for a while",
+			"key", s.name, "pause", pause.Round(time.Second), "err", err)
+	}
+	_ = t.reset(ctx, generation, err) // if it fails, the next call tries it again
+	return true
+}
+
+// hangs returns an error while the subject must not be tried because its calls hang.
+func (t *Token) hangs(s subject) error {
+	if t.failing.Load() == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	f := t.faults[s]
+	hung := f != nil && f.hangs > 0
+	t.mu.Unlock()
+	if !hung {
+		return nil
+	}
+	return t.paused(s)
+}
