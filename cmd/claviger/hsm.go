@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -309,44 +310,43 @@ func newHSMInspect() *cobra.Command {
 		})
 }
 
-// benchResult is one line of hsm bench.
-type benchResult struct {
-	What   string        `json:"what"`
-	EDEKs  int           `json:"edeks"`
-	Calls  int           `json:"calls"`
-	Median time.Duration `json:"medianNanoseconds"`
-	P99    time.Duration `json:"p99Nanoseconds"`
-	PerSec float64       `json:"edeksPerSecond"`
-}
-
 func newHSMBench() *cobra.Command {
-	return hsmCommand("bench --conf DIR", "Measure the token's latency, for one EDEK and for a batch",
-		`bench encrypts with the newest version of any key of the metastore. It fails if the metastore has no key. It
-prints the latency of calls for one EDEK, and for a NameNode's batch of 1,000. Exit status 3: the median latency is
-above 30 ms, the highest that Cloudera's procedure recommends.`, hsm.Read,
+	each := time.Second
+	cmd := hsmCommand("bench --conf DIR", "Measure the token: calls at the same time, and calls for many EDEKs",
+		`bench encrypts with the newest version of any key of the metastore. It fails if the metastore has no key. One
+session makes calls for one EDEK, one after another; then twice as many sessions at the same time, up to max-sessions.
+Then one session makes calls for 10, 100 and 1,000 EDEKs; 1,000 is a NameNode's batch. A * marks the fewest sessions,
+and the smallest call, that give nine tenths of the best rate. Exit status 3: the median of a call for one EDEK is above
+30 ms, the highest latency that Cloudera's procedure recommends.`, hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
-			var results []benchResult
-			for _, b := range []struct {
-				what         string
-				edeks, calls int
-			}{{"one EDEK a call", 1, 200}, {"1,000 EDEKs a call", 1000, 50}} {
-				l, err := p.MeasureLatency(ctx, b.edeks, b.calls)
-				if err != nil {
-					return err
-				}
-				results = append(results, benchResult{b.what, l.EDEKs, l.Calls, l.Median, l.P99, l.PerSec})
+			progress := terminal.NewProgress(os.Stderr, "steps", false)
+			results, err := p.Bench(ctx, each, progress.Show)
+			progress.End()
+			if err != nil {
+				return err
 			}
-			err := out.Write(results, func(w io.Writer) {
-				fmt.Fprintln(w, "WHAT\tMEDIAN\tP99\tEDEKS/S, ONE AFTER ANOTHER")
-				for _, r := range results {
-					fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\n", r.What, r.Median.Round(time.Microsecond),
-						r.P99.Round(time.Microsecond), r.PerSec)
-				}
-			})
-			if err == nil && results[0].Median > hsmLatency {
-				err = &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; "+
+			if err := out.Write(results, func(w io.Writer) { writeBench(w, results) }); err != nil {
+				return err
+			}
+			if results[0].Median > hsmLatency {
+				return &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; "+
 					"move the server nearer to the HSM", hsmLatency)}
 			}
-			return err
+			return nil
 		})
+	cmd.Flags().DurationVar(&each, "time", each, "how long each step takes")
+	return cmd
+}
+
+func writeBench(w io.Writer, results []hsm.Measurement) {
+	fmt.Fprintln(w, "SESSIONS\tEDEKS A CALL\tCALLS\tMEDIAN\tP90\tP99\tMAX\tEDEKS/S\t")
+	for _, r := range results {
+		knee := ""
+		if r.Knee {
+			knee = "*"
+		}
+		us := time.Microsecond
+		fmt.Fprintf(w, "%d\t%d\t%d\t%v\t%v\t%v\t%v\t%.0f\t%s\n", r.Sessions, r.EDEKs, r.Calls, r.Median.Round(us),
+			r.P90.Round(us), r.P99.Round(us), r.Max.Round(us), r.PerSec, knee)
+	}
 }

@@ -210,6 +210,14 @@ func (l *lateToken) EncryptBlocks(ctx context.Context, id []byte, label string, 
 	return tok.EncryptBlocks(ctx, id, label, check, blocks)
 }
 
+func (l *lateToken) EncryptAlone(ctx context.Context, id []byte, label string, check, blocks []byte) error {
+	tok, err := l.get(ctx, "hsm.EncryptAlone")
+	if err != nil {
+		return err
+	}
+	return tok.EncryptAlone(ctx, id, label, check, blocks)
+}
+
 func (l *lateToken) Ping(ctx context.Context) error {
 	tok, err := l.get(ctx, "hsm.Ping")
 	if err != nil {

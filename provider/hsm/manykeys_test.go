@@ -194,6 +194,10 @@ func (m *manyToken) EncryptBlocks(ctx context.Context, id []byte, label string, 
 	return nil
 }
 
+func (m *manyToken) EncryptAlone(ctx context.Context, id []byte, label string, check, blocks []byte) error {
+	return m.EncryptBlocks(ctx, id, label, check, blocks)
+}
+
 func (m *manyToken) Ping(context.Context) error       { return nil }
 func (m *manyToken) Hidden() error                    { return nil }
 func (m *manyToken) OnReset(func())                   {}

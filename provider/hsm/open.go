@@ -48,6 +48,7 @@ type token interface {
 	Prove(ctx context.Context, id []byte, label string, check []byte) error
 	Choose(ctx context.Context, id []byte, label string, check []byte) error
 	EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error
+	EncryptAlone(ctx context.Context, id []byte, label string, check, blocks []byte) error
 	Ping(ctx context.Context) error
 	Hidden() error
 	OnReset(func())
