@@ -12,7 +12,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 UNIT := $$(go list ./... | grep -v '/test/')
 # `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
 LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
-  ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
+  ./test/hsmfaults ./pkcs11 ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
 # Three packages at once: much of a test's time is waiting for a JVM or a server to start.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
