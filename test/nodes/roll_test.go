@@ -7,16 +7,21 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/test/hadoop"
 )
 
 // TestRollIsSeenElsewhere: after a roll at node 1 has returned, a generate at node 2 uses the new version, a
-// thousand times.
+// thousand times. So does a generate at node 3, which makes EDEKs without the HSM. After a deletion neither makes
+// EDEKs.
 func TestRollIsSeenElsewhere(t *testing.T) {
 	// SoftHSM reads all its objects each time, so the test keeps them few.
 	const keys, rolls = 20, 50
 	ctx := t.Context()
 	s := newSite(t, nil)
-	one, two := s.start(t).client(t), s.start(t).client(t)
+	without := &site{conf: t.TempDir(), hsm: s.hsm, store: s.store}
+	without.write(t, hadoop.Conf{"claviger.hsm.generate": "implied"})
+	one, two, three := s.start(t).client(t), s.start(t).client(t), without.start(t).client(t)
 	begun := time.Now()
 	for i := range keys {
 		key := fmt.Sprintf("zone%d", i)
@@ -25,7 +30,10 @@ func TestRollIsSeenElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range rolls {
-			old, err := two.Generate(ctx, key, 2) // so that node two caches the old version
+			old, err := two.Generate(ctx, key, 2) // so that nodes two and three cache the old version
+			if err == nil {
+				_, err = three.Generate(ctx, key, 1)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -37,7 +45,11 @@ func TestRollIsSeenElsewhere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, e := range edeks {
+			implied, err := three.Generate(ctx, key, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range append(edeks, implied...) {
 				if e.Version != v.Name {
 					t.Fatalf("generated under %s after the roll to %s", e.Version, v.Name)
 				}
@@ -53,8 +65,10 @@ func TestRollIsSeenElsewhere(t *testing.T) {
 		if err := one.Delete(ctx, key); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := two.Generate(ctx, key, 2); !claviger.Is(err, claviger.KeyNotFound) {
-			t.Fatalf("generated under a key that was deleted: %v", err)
+		for _, node := range []*kmsclient.Provider{two, three} {
+			if _, err := node.Generate(ctx, key, 2); !claviger.Is(err, claviger.KeyNotFound) {
+				t.Fatalf("generated under a key that was deleted: %v", err)
+			}
 		}
 	}
 	t.Logf("%d rolls in %v", keys*rolls, time.Since(begun))
