@@ -8,7 +8,6 @@
 package worker
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 
 	"claviger/pkcs11/cryptoki"
 )
@@ -40,8 +40,7 @@ const (
 const (
 	pingPeriod = 500 * time.Millisecond
 	pingLimit  = 5 * time.Second
-	// statePeriod is the time between two looks at the state of the process in /proc, which shows at once that it was
-	// stopped by a signal.
+	// statePeriod is the time between two looks whether a signal has stopped the process.
 	statePeriod = 100 * time.Millisecond
 )
 
@@ -271,28 +270,23 @@ func (p *process) watch() {
 	}
 }
 
-// watchState kills a worker that a signal has stopped: SIGSTOP, for example.
+// watchState kills a worker that a signal has stopped: SIGSTOP, for example. Under systemd's ProtectProc= a server does
+// not see its worker in /proc, because the worker writes no core files, so the kernel is asked.
 func (p *process) watchState() {
 	tick := time.NewTicker(statePeriod)
 	defer tick.Stop()
-	path := fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid)
 	for {
 		select {
 		case <-p.ended:
 			return
 		case <-tick.C:
 		}
-		if stat, err := os.ReadFile(path); err == nil && isStopped(stat) {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, &info, unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err == nil && info.Signo != 0 {
 			p.kill("it was stopped by a signal")
 		}
 	}
-}
-
-// isStopped reports whether the content of a process's file stat in /proc says that it is stopped (proc_pid_stat(5)).
-// The name of the program, in parentheses, may contain any character.
-func isStopped(stat []byte) bool {
-	_, state, ok := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
-	return ok && len(state) > 0 && state[0] == 'T'
 }
 
 // call makes a call in the worker. If it takes longer than limit, it kills the worker. Its error is a GoneError, or a

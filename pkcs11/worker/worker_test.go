@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -27,7 +29,13 @@ import (
 // envFake has a worker of these tests behave as no worker does: garbage, silent or mute.
 const envFake = "CLAVIGER_TEST_FAKE_WORKER"
 
+// envServer has the test program be a server with the library of that path in a worker.
+const envServer = "CLAVIGER_TEST_SERVER"
+
 func TestMain(m *testing.M) {
+	if path := os.Getenv(envServer); path != "" && len(os.Args) == 1 {
+		server(path)
+	}
 	if kind := os.Getenv(envFake); kind != "" && len(os.Args) == 2 && os.Args[1] == Command {
 		fake(kind)
 	}
@@ -305,26 +313,108 @@ func TestLoadHangs(t *testing.T) {
 	noneLeft(t, before)
 }
 
-// TestStopped: a call whose request a stopped worker does not take returns.
+// TestStopped: a call whose request a stopped worker does not take returns, because the stop is noticed.
 func TestStopped(t *testing.T) {
-	_, c := start(t, 0)
+	c := load(t, softhsmtest.New(t).Module, 0)
 	if err := syscall.Kill(pidOf(c), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	within(t, "the call", func() {
 		_, err := c.Encrypt(1, p11.NewMechanism(p11.CKM_AES_ECB, nil), 2, make([]byte, 8<<20))
-		isGone(t, err, "")
+		isGone(t, err, "it was stopped by a signal")
 	})
 }
 
-// TestIsStopped: the state is the field after the program's name, which may look like a state itself.
-func TestIsStopped(t *testing.T) {
-	for stat, want := range map[string]bool{
-		"7 (claviger) T 1 7 7": true, "7 (claviger) S 1 7 7": false, "7 (a) T 1) R 1 7": false, "7 (a) S) T 1 7": true,
-		"7 (claviger) t 1": false, "": false, "7 (claviger)": false, "7 (claviger) ": false,
-	} {
-		if isStopped([]byte(stat)) != want {
-			t.Errorf("%q: %t", stat, !want)
+// server starts a worker, writes the numbers of both processes, and waits for its end by SIGTERM or SIGKILL.
+func server(path string) {
+	Main(os.Args)
+	l, loaded, err := Load(context.Background(), path, 0)
+	if err != nil || !loaded {
+		fmt.Println(loaded, err)
+		os.Exit(1)
+	}
+	c, _ := l.(*client)
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	fmt.Println(os.Getpid(), pidOf(c))
+	<-stop
+	os.Exit(0)
+}
+
+// TestServerEnds: a worker ends with its server, however the server ends: by SIGKILL, or by a SIGTERM to both, as a
+// service manager sends it.
+func TestServerEnds(t *testing.T) {
+	tok := softhsmtest.New(t)
+	for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+		cmd.Env = append(os.Environ(), envServer+"="+tok.Module)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
 		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var server, worker int
+		if _, err := fmt.Fscan(out, &server, &worker); err != nil || server != cmd.Process.Pid || ended(worker) {
+			t.Fatalf("%v: server %d of %d, worker %d", err, server, cmd.Process.Pid, worker)
+		}
+		if s == syscall.SIGTERM {
+			if err := syscall.Kill(worker, s); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := syscall.Kill(server, s); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // a signal ends it
+		for end := time.Now().Add(20 * time.Second); !gone(t, worker); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%v left the worker", s)
+			}
+		}
+	}
+}
+
+// gone reports whether a process that is not a child of this process has ended. Where nobody waits for orphans, a
+// process that has ended stays as a zombie.
+func gone(t *testing.T, pid int) bool {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return true
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(stat, []byte(") Z "))
+}
+
+// TestNoCore: a worker that crashes writes no core file, which could hold keystream or the PIN, though the limits of
+// the server's process allow one.
+func TestNoCore(t *testing.T) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	most := syscall.Rlimit{Cur: limit.Max, Max: limit.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &most); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
+			t.Error(err)
+		}
+	}()
+	m := faultmodule.New(t, softhsmtest.New(t).Module)
+	t.Chdir(t.TempDir())
+	c := load(t, m.Path, 0)
+	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Abort})
+	_, err := c.GetSlotList(true)
+	if isGone(t, err, "signal: aborted"); strings.Contains(err.Error(), "core dumped") {
+		t.Error(err)
+	}
+	if files, err := os.ReadDir("."); err != nil || len(files) > 0 {
+		t.Errorf("files %v, %v", files, err)
 	}
 }
