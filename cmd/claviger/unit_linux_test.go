@@ -33,6 +33,16 @@ func TestUnit(t *testing.T) {
 	if !strings.Contains(unit, fmt.Sprintf("\nRestartPreventExitStatus=%d\n", exitPIN)) {
 		t.Error("the unit starts again after a wrong PIN")
 	}
+	// The process of the HSM's library: its socket, its end, and no core file of it. pkcs11/worker's TestServerEnds and
+	// TestNoCore check the rest.
+	for _, line := range []string{"KillMode=mixed", "LimitCORE=0"} {
+		if !strings.Contains(unit, "\n"+line+"\n") {
+			t.Errorf("the unit has no line %s", line)
+		}
+	}
+	if !regexp.MustCompile(`(?m)^RestrictAddressFamilies=.*\bAF_UNIX\b`).MatchString(unit) {
+		t.Error("the unit allows no sockets between the server and the process of the library")
+	}
 	page, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		t.Fatal(err)
