@@ -345,3 +345,42 @@ func TestCallerLeavesTheQueue(t *testing.T) {
 		t.Errorf("%v, %d callers are queued", err, g.waiting())
 	}
 }
+
+// TestEncryptAlone: EncryptAlone gives the result of EncryptBlocks, and makes a call for each caller at once. After an
+// error the blocks are what they were.
+func TestEncryptAlone(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	plain := bytes.Repeat([]byte{7}, 32)
+	want := bytes.Clone(plain)
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, want); err != nil {
+		t.Fatal(err)
+	}
+	m.Reset()
+	release := m.Hang("Encrypt")
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	callers := tok.inFlight + 2
+	for range callers {
+		wg.Go(func() {
+			got := bytes.Clone(plain)
+			if err := tok.EncryptAlone(t.Context(), id, label, nil, got); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%x, %v; want %x", got, err, want)
+			}
+		})
+	}
+	eventually(t, func() error {
+		if n := m.Count("Encrypt"); n != callers {
+			return fmt.Errorf("%d calls, want %d", n, callers)
+		}
+		return nil
+	})
+	release()
+	wg.Wait()
+	got, refused := bytes.Clone(plain), p11.Error(p11.CKR_DATA_INVALID)
+	m.Fail("Encrypt", 1, refused)
+	if err := tok.EncryptAlone(t.Context(), id, label, nil, got); !errors.Is(err, refused) || !bytes.Equal(got, plain) {
+		t.Errorf("a call that fails: %v, the blocks %x", err, got)
+	}
+}
