@@ -172,6 +172,19 @@ inodes 2 unencrypted 0 outside 0 complete true`},
 k@1 live 2 snapshot 0 /z/to/new /z/to/moved/b
 zone /z k live k@1:2+0
 inodes 6 unencrypted 0 outside 0 complete true`},
+	{"a copy of a file whose folder was renamed since", func(t *imagetest.Tree) {
+		t.Nodes = []imagetest.Node{folder(root, "", 10), zone(10, "z", "k"), folder(12, "new", 13),
+			file(13, "b", "k@1")}
+		t.Nodes[1].Refs = []uint64{0}
+		t.Refs = []imagetest.Ref{{ID: 12, Destination: true}, {ID: 12, Name: "old", Last: 1}}
+		snapshots(t, 10)
+		t.AddDiffs(10, false, imagetest.Diff{Snapshot: 1, Created: []string{"new"}, Refs: []uint64{1}})
+		t.AddDiffs(13, true, imagetest.Diff{Snapshot: 2, Copy: true, CopyEDEK: "k@1#x"},
+			imagetest.Diff{Snapshot: 1, Copy: true, CopyEDEK: "k@0"})
+	}, `k@0 live 0 snapshot 1 copies 1 /z/.snapshot/s1:1 /z/.snapshot/s1/old/b
+k@1 live 1 snapshot 1 copies 1 /z/.snapshot/s2:1 /z/new/b
+zone /z k live k@0:0+1 k@1:1+1
+inodes 4 unencrypted 0 outside 0 complete true`},
 	{"a file that was renamed and then deleted", func(t *imagetest.Tree) {
 		t.Nodes = []imagetest.Node{folder(root, "", 10), zone(10, "z", "k"), file(11, "new", "k@1")}
 		t.Refs = []imagetest.Ref{{ID: 11, Name: "old", Last: 2}}

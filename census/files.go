@@ -16,7 +16,7 @@ type special struct {
 	records []copied // of snapshots, and its own
 	place   place    // the best one
 	far     reach
-	parent  uint32 // the folder in the index; noFolder for none
+	parent  uint32 // the number + 1 of the folder in the index; 0 for none
 	own     *copied
 	edeks   []needed
 	twice   bool // the image has two records of it
@@ -25,15 +25,11 @@ type special struct {
 // fill finds which EDEKs of a file are needed. records are the file's.
 func (s *special) fill(c *counter, records []copied) {
 	id := records[0].inode.id()
-	*s = special{records: records, edeks: s.edeks[:0], parent: noFolder}
+	*s = special{records: records, edeks: s.edeks[:0]}
 	if e := c.index.find(id); e != nil {
-		s.parent = *e & folderMask
+		s.parent = *e&folderMask + 1
 	}
-	parent := uint32(0)
-	if s.parent != noFolder {
-		parent = s.parent + 1
-	}
-	s.place, s.far = c.bestPlace(c.placesOf(id), parent)
+	s.place, s.far = c.bestPlace(c.placesOf(id), s.parent)
 	newest := reach(0) // of the copies
 	for i := range records {
 		switch r := &records[i]; {

@@ -31,9 +31,9 @@ func (c *counter) path(folder uint32, name string, far reach) string {
 		if c.folders[folder] == fsimage.RootID {
 			break
 		}
-		above, ref, _ := c.tree.parent(folder)
-		names = append(names, c.placeName(ref, c.tree.name(folder)))
-		folder = above
+		p := c.placeAt(c.folders[folder], c.tree.parents[folder]&^trashFlag, far)
+		names = append(names, c.placeName(p.ref, c.tree.name(folder)))
+		folder = p.folder
 	}
 	slices.Reverse(names)
 	return "/" + strings.Join(names, "/")
@@ -57,7 +57,26 @@ func (c *counter) snapshotPath(far reach) string {
 	return c.path(folder, "", far)
 }
 
-// where returns the path of a file in the best place of a file.
-func (c *counter) where(p place, name string, far reach) string {
+// where returns the path of an inode as it is seen at far. parent is the number + 1 of the folder in the index, or 0.
+func (c *counter) where(id uint64, parent uint32, name string, far reach) string {
+	p := c.placeAt(id, parent, far)
 	return c.path(p.folder, c.placeName(p.ref, name), far)
+}
+
+// placeAt returns the place of an inode at far. Of several places, it is the one that ended first after far: the inode
+// moved on from there.
+func (c *counter) placeAt(id uint64, parent uint32, far reach) place {
+	best := place{folder: noFolder}
+	consider := func(p place) {
+		if p.until >= far && c.tree.reach(p.folder) >= far && (best.folder == noFolder || p.until < best.until) {
+			best = p
+		}
+	}
+	if parent > 0 {
+		consider(place{folder: parent - 1, until: current})
+	}
+	for _, p := range c.placesOf(id) {
+		consider(p)
+	}
+	return best
 }

@@ -286,14 +286,14 @@ func (s *Census) addZones(t *tally) {
 
 func (s *Census) zone(t *tally, z *zoneRecord, number uint32) Zone {
 	c := s.c
-	p, far := c.bestPlace(c.placesOf(z.id), z.parent)
+	_, far := c.bestPlace(c.placesOf(z.id), z.parent)
 	zone := Zone{Key: z.Key, State: "live", Path: "/"}
 	switch {
 	case z.id == fsimage.RootID:
 	case far == 0:
 		zone.State, zone.Path = "unreachable", "?/"+z.name
 	default:
-		zone.Path = c.where(p, z.name, far)
+		zone.Path = c.where(z.id, z.parent, z.name, far)
 		if far != current {
 			zone.State = "snapshot"
 		}

@@ -187,7 +187,7 @@ func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool)
 	s.fill(c, records)
 	for _, e := range s.edeks {
 		if e.version == version {
-			return c.where(s.place, x.name, e.until), true
+			return c.where(x.id, s.parent, x.name, e.until), true
 		}
 	}
 	return "", false

@@ -47,6 +47,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("MODULE", token.Module)
 			env.Setenv("TOKEN", token.Label)
 			env.Setenv("PINFILE", token.PINFile)
+			images, err := filepath.Abs("../../census/testdata")
+			if err != nil {
+				return err
+			}
+			env.Setenv("IMAGES", images)
 			return nil
 		}})
 }

@@ -42,8 +42,8 @@ func StartClient(t testing.TB, user string, o ProgramOptions) *Client {
 	return &Client{Program: StartProgram(t, o), user: user}
 }
 
-// Run runs one command and returns its result. tool is "key", "crypto", "fs", "dfsadmin", "dtutil", or "tokens",
-// whose arguments FILE RENEWER collect delegation tokens.
+// Run runs one command and returns its result. tool is "key", "crypto", "fs", "dfsadmin", "dtutil", "images" (see
+// Images.java), or "tokens", whose arguments FILE RENEWER collect delegation tokens.
 func (c *Client) Run(tool string, args ...string) Result {
 	c.t.Helper()
 	words := []string{}

@@ -69,6 +69,8 @@ public class Shell {
         return new DFSAdmin(conf);
       case "dtutil":
         return new DtUtilShell();
+      case "images":
+        return new Images();
       case "tokens":
         return new Tokens();
       default:

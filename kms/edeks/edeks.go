@@ -1,0 +1,250 @@
+// Package edeks is the work of `claviger edek census`: it opens an image or fetches one from a NameNode, counts it, and
+// prints the result.
+package edeks
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/census"
+	"claviger/durable"
+	"claviger/fsimage"
+	"claviger/hadoopconf"
+	"claviger/kms"
+	"claviger/namenode"
+	"claviger/provider"
+	"claviger/terminal"
+)
+
+// Use, Short and Long describe the command.
+const (
+	Use   = "census [IMAGE]"
+	Short = "Count which EDEKs of an HDFS need which key version"
+	Long  = `census reads an fsimage and counts, for each key version, the EDEKs that need it: of live files, of files
+that only a snapshot shows, of files in the trash, and of files that are open for writing. It names zones,
+snapshots, and the oldest files as evidence.
+
+IMAGE is a file that 'hdfs dfsadmin -fetchImage' has fetched, or one of dfs.namenode.name.dir. --namenode fetches the
+newest image instead. An image shows the state at its transaction; docs/census.md says what it does not show.
+
+Exit status: 0 the census is complete; 1 the image is damaged or cannot be read; 2 the command line is wrong; 3 the
+counts do not add up, so no version may be called retirable.`
+)
+
+// Options are the flags of the command.
+type Options struct {
+	NameNodes []string
+	Fetch     string
+	Conf      string
+	Paths     int
+	List      string
+	Workers   int
+	Quiet     bool
+	Out       terminal.Output
+}
+
+// Define gives the command its flags.
+func (o *Options) Define(cmd *cobra.Command) {
+	o.Out.Flag(cmd)
+	f := cmd.Flags()
+	f.StringSliceVar(&o.NameNodes, "namenode", nil,
+		"fetch the newest image of these NameNodes of one HDFS, as in https://HOST:9871,https://HOST2:9871")
+	f.StringVar(&o.Fetch, "fetch", "", "write the fetched image into this new file, and do not count")
+	f.StringVar(&o.Conf, "conf", "", "configuration folder: its ssl-client.xml names the truststore, and "+
+		"claviger.client.kerberos.* the login (default: the system's roots and the tickets of kinit)")
+	f.IntVar(&o.Paths, "paths", 3, "how many of the oldest files of each version are named")
+	f.StringVar(&o.List, "list", "", "print the path of each file that needs this key version, one a line")
+	f.IntVar(&o.Workers, "workers", runtime.NumCPU(), "how many processors are used")
+	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
+}
+
+// maxPaths bounds --paths: --list shows all.
+const maxPaths = 1000
+
+// check returns an error of the command line.
+func (o *Options) check(args []string) error {
+	var text string
+	switch {
+	case len(args)+min(1, len(o.NameNodes)) != 1:
+		text = "give either an IMAGE or --namenode"
+	case o.Fetch != "" && len(o.NameNodes) == 0:
+		text = "--fetch needs --namenode"
+	case o.Fetch != "" && o.List != "":
+		text = "--fetch does not count, so --list has nothing to list"
+	case o.List != "" && o.Out.JSON():
+		text = "--list prints paths, one a line, and no JSON"
+	case o.Paths < 0 || o.Paths > maxPaths:
+		text = fmt.Sprintf("--paths: %d is not between 0 and %d; --list lists all files of a version", o.Paths,
+			maxPaths)
+	case o.Workers < 1 || o.Workers > 1024:
+		text = fmt.Sprintf("--workers: %d is not between 1 and 1024", o.Workers)
+	default:
+		return nil
+	}
+	return &terminal.UsageError{Err: errors.New(text)}
+}
+
+// Census does the work. Progress and remarks go to log.
+func Census(ctx context.Context, o *Options, args []string, log io.Writer) error {
+	if err := o.check(args); err != nil {
+		return err
+	}
+	if len(o.NameNodes) == 0 {
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := o.count(ctx, f, log); err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		return nil
+	}
+	newest, err := o.newest(ctx)
+	if err != nil {
+		return err
+	}
+	if o.Fetch != "" {
+		return o.fetchInto(ctx, newest, log)
+	}
+	return o.countFetched(ctx, newest, log)
+}
+
+// fetched is the output of --fetch.
+type fetched struct {
+	NameNode    string `json:"namenode"`
+	Transaction uint64 `json:"txid"`
+	Size        int64  `json:"bytes"`
+	Digest      string `json:"md5"`
+	File        string `json:"file"`
+}
+
+// newest finds the newest image of the NameNodes.
+func (o *Options) newest(ctx context.Context) (*namenode.Image, error) {
+	conf := hadoopconf.New("", os.LookupEnv)
+	var trust *tls.Config
+	if o.Conf != "" {
+		dir, err := filepath.Abs(o.Conf)
+		if err != nil {
+			return nil, err
+		}
+		if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
+			return nil, err
+		}
+		if strings.Contains(strings.Join(o.NameNodes, " "), "https:") {
+			service := &kms.Service{Conf: conf, Log: slog.New(slog.DiscardHandler)}
+			if trust, err = service.ClientTLS(provider.Env{}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	negotiate, err := kms.ClientKerberos(conf)
+	if err != nil {
+		return nil, err
+	}
+	client, err := namenode.New(o.NameNodes, namenode.Config{TLS: trust,
+		Negotiate: func(host string) (namenode.Negotiation, error) { return negotiate(host) }})
+	if err != nil {
+		return nil, fmt.Errorf("--namenode: %w", err)
+	}
+	return client.Newest(ctx)
+}
+
+// fetch fetches an image. write is that of Image.Fetch.
+func (o *Options) fetch(ctx context.Context, m *namenode.Image, write func(func(io.Writer) error) error,
+	log io.Writer) error {
+	progress := terminal.NewProgress(log, "MB", o.Quiet)
+	defer progress.End()
+	return m.Fetch(ctx, write, func(done int64) {
+		progress.Show(int(done>>20), int(m.Size>>20), "fetching "+m.URL)
+	})
+}
+
+// fetchInto fetches an image into a new file.
+func (o *Options) fetchInto(ctx context.Context, m *namenode.Image, log io.Writer) error {
+	if err := o.fetch(ctx, m, func(content func(io.Writer) error) error {
+		return durable.CreateFrom(o.Fetch, 0o600, content)
+	}, log); err != nil {
+		return fmt.Errorf("--fetch: %w", err)
+	}
+	return o.Out.Write(fetched{m.URL, m.Transaction, m.Size, m.Digest, o.Fetch}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s holds the image of transaction %d, from %s. It holds paths, EDEKs and the secrets of "+
+			"delegation tokens: remove it after use.\n", o.Fetch, m.Transaction, m.URL)
+	})
+}
+
+// countFetched fetches an image and counts it. The file has no name, so that it is gone when this process ends: it
+// holds secrets.
+func (o *Options) countFetched(ctx context.Context, m *namenode.Image, log io.Writer) error {
+	f, err := os.CreateTemp("", "claviger-fsimage-")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return err
+	}
+	if err := o.fetch(ctx, m, func(content func(io.Writer) error) error {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		return content(f)
+	}, log); err != nil {
+		return fmt.Errorf("fetching into a file of %s (TMPDIR): %w", os.TempDir(), err)
+	}
+	if err := o.count(ctx, f, log); err != nil {
+		return fmt.Errorf("the image of %s: %w", m.URL, err)
+	}
+	return nil
+}
+
+// count counts an image and prints the result.
+func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return errors.New("this is no file: an image is read in any order, so a pipe or folder cannot be read")
+	}
+	image, err := fsimage.Open(f, info.Size())
+	if err != nil {
+		return err
+	}
+	progress := terminal.NewProgress(log, "inodes", o.Quiet)
+	defer progress.End()
+	rate := newRate()
+	counted, err := census.Count(ctx, image, census.Config{Workers: o.Workers, Paths: o.Paths,
+		Progress: func(done, total uint64) {
+			progress.Show(int(done), int(total), rate.text(done, total)) //nolint:gosec // fewer than 2^32
+		}})
+	progress.End()
+	if err != nil {
+		return err
+	}
+	if o.List != "" {
+		return counted.List(ctx, o.List, func(path string) error {
+			return o.Out.Printf("%s\n", claviger.Printable(path))
+		})
+	}
+	report := counted.Report()
+	if err := o.Out.Write(report, func(w io.Writer) { text(w, report) }); err != nil || report.Complete {
+		return err
+	}
+	return claviger.Refuse("the census is not complete, so it does not show that any version may be retired: %s",
+		strings.Join(report.Problems, "; "))
+}

@@ -1,0 +1,277 @@
+package hadoop
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger/census"
+)
+
+// countEDEKs counts by version, which is the word before the last. The result has the live ones and those only in old.
+func countEDEKs(live, old map[string]bool) map[string][2]uint64 {
+	counts := map[string][2]uint64{}
+	add := func(edek string, i int) {
+		words := strings.Fields(edek)
+		version := words[len(words)-2]
+		c := counts[version]
+		c[i]++
+		counts[version] = c
+	}
+	for e := range live {
+		add(e, 0)
+	}
+	for e := range old {
+		if !live[e] {
+			add(e, 1)
+		}
+	}
+	return counts
+}
+
+// site makes files in an HDFS: what a naive count of EDEKs gets wrong.
+type site struct {
+	*Client
+	cluster *Cluster
+	admin   *Client
+}
+
+// touch makes empty files: a file has its EDEK from its creation.
+func (s *site) touch(folder string, names ...string) {
+	s.t.Helper()
+	args := []string{"-touchz"}
+	for _, n := range names {
+		args = append(args, folder+"/"+n)
+	}
+	s.FsShell(args...)
+}
+
+func numbered(prefix string, n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprintf("%s%02d", prefix, i))
+	}
+	return names
+}
+
+// fill makes files, snapshots, and what happens between them.
+func (s *site) fill() {
+	s.t.Helper()
+	s.admin.KeyShell("create", "orders", "-size", "128")
+	s.admin.KeyShell("create", "pay@roll", "-size", "256")
+	s.FsShell("-mkdir", "-p", "/orders", "/pay", "/arch/retired", "/plain", "/order")
+	for zone, key := range map[string]string{"/orders": "orders", "/pay": "pay@roll", "/arch/retired": "orders",
+		"/order": "pay@roll"} {
+		s.CryptoAdmin("-createZone", "-keyName", key, "-path", zone)
+	}
+	s.FsShell("-mkdir", "-p", "/orders/a/deep", "/orders/b", "/orders/c", "/arch/retired/x")
+	for _, zone := range []string{"/orders", "/arch", "/order", "/pay"} {
+		s.DFSAdmin("-allowSnapshot", zone)
+	}
+	s.touch("/orders/a", numbered("f", 20)...)
+	s.touch("/orders/a/deep", numbered("g", 12)...)
+	s.touch("/orders/c", numbered("h", 6)...)
+	s.touch("/arch/retired/x", numbered("r", 8)...)
+	s.touch("/pay", numbered("p", 8)...)
+	s.touch("/plain", "n1", "n2")
+	s.touch("/order", "o1", "o2")
+	s.FsShell("-createSnapshot", "/orders", "s1")
+	s.FsShell("-createSnapshot", "/arch", "s1")
+	s.FsShell("-createSnapshot", "/order", "s1")
+	s.FsShell("-mv", "/orders/a/f00", "/orders/b/renamed")
+	s.FsShell("-mv", "/orders/a/deep", "/orders/b/moved")
+	s.FsShell("-mv", "/orders/a/f01", "/orders/b/gone")
+	s.FsShell("-rm", "-skipTrash", "/orders/b/gone", "/orders/a/f02", "/orders/a/f03", "/orders/b/moved/g01")
+	s.FsShell("-rm", "-r", "-skipTrash", "/orders/c", "/arch/retired")
+	s.FsShell("-chmod", "600", "/orders/a/f04", "/orders/a/f05", "/orders/b/renamed")
+	s.admin.KeyShell("roll", "orders")
+	s.touch("/orders/a", numbered("new", 10)...)
+	s.FsShell("-createSnapshot", "/orders", "s2")
+	s.FsShell("-chmod", "640", "/orders/a/f06", "/orders/a/new00")
+	s.ReencryptZone("/orders")
+	s.FsShell("-rm", "-skipTrash", "/orders/a/f05", "/orders/a/f07", "/orders/a/new01")
+	s.FsShell("-rm", "/orders/a/f08", "/orders/b/moved/g02", "/pay/p00")
+	s.touch("/order", "o3")
+	s.FsShell("-createSnapshot", "/order", "s2")
+	s.FsShell("-rm", "-skipTrash", "/order/o3", "/order/o2")
+	s.Must("images", "open", "/pay/open")
+	s.FsShell("-createSnapshot", "/orders", "s3")
+	s.FsShell("-mv", "/orders/b/moved", "/orders/a/again")
+	s.FsShell("-mv", "/orders/a", "/orders/z")
+	s.FsShell("-deleteSnapshot", "/orders", "s2")
+}
+
+// image returns the fsimage of the cluster, fetched by our program.
+func (s *site) image() string {
+	s.t.Helper()
+	s.DFSAdmin("-safemode", "enter")
+	s.DFSAdmin("-saveNamespace")
+	s.DFSAdmin("-safemode", "leave")
+	file := filepath.Join(s.t.TempDir(), "fsimage")
+	url := "http://" + s.cluster.conf["dfs.namenode.http-address"]
+	Claviger(s.t, nil, "edek", "census", "--namenode", url+",http://127.0.0.1:1", "--fetch", file)
+	counted := Claviger(s.t, nil, "edek", "census", "--namenode", url, "-o", "json")
+	if again := Claviger(s.t, nil, "edek", "census", file, "-o", "json"); counted != again {
+		s.t.Errorf("counted as it was fetched:\n%s\ncounted from the file:\n%s", counted, again)
+	}
+	return file
+}
+
+// censusOf counts an image by our program.
+func censusOf(t testing.TB, file string, args ...string) *census.Report {
+	t.Helper()
+	out := Claviger(t, nil, append([]string{"edek", "census", file, "-o", "json"}, args...)...)
+	var r census.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !r.Complete {
+		t.Errorf("%s: problems: %q", file, r.Problems)
+	}
+	return &r
+}
+
+// countsOf returns a report's counts of EDEKs, without the versions that no EDEK needs.
+func countsOf(r *census.Report) map[string][2]uint64 {
+	counts := map[string][2]uint64{}
+	for _, v := range r.Versions {
+		if v.Live+v.SnapshotOnly > 0 {
+			counts[v.Version] = [2]uint64{v.Live, v.SnapshotOnly}
+		}
+	}
+	return counts
+}
+
+// TestCensus counts images of a real NameNode, with each compression, and compares the counts with those of two
+// independent counts: of oiv's XML, and of all paths that a client sees.
+func TestCensus(t *testing.T) {
+	Require(t)
+	kms := StartJavaKMS(t, KMSOptions{ACLs: OpenACLs()})
+	cluster := NewCluster(t, kms.ProviderURI(), Conf{
+		"hadoop.security.kms.client.encrypted.key.cache.size":          "4",
+		"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
+		"dfs.namenode.acls.enabled":                                    "true",
+		"fs.trash.interval":                                            "60",
+	})
+	cluster.Start()
+	s := &site{NewClient(t, HDFSUser, cluster.Conf()), cluster,
+		NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})}
+	s.fill()
+	walked := s.walked()
+	s.Must("images", "raw", "/pay/p01", "/plain/copy") // a client sees no EDEK there
+	file := s.image()
+
+	r := censusOf(t, file, "--paths", "8")
+	counts := countsOf(r)
+	xmlFile := file + ".xml"
+	s.Must("images", "oiv", file, xmlFile)
+	if want := readXMLImage(t, xmlFile).counts(); !maps.Equal(counts, want) {
+		t.Errorf("the census counts %v, the walk through oiv's XML %v", counts, want)
+	}
+	copied := counts["pay@roll@0"]
+	copied[0]--
+	counts["pay@roll@0"] = copied
+	if !maps.Equal(counts, walked) {
+		t.Errorf("the census counts %v, a client sees %v", counts, walked)
+	}
+	s.compare(r)
+	s.codecs(r)
+}
+
+// walked counts what a client sees.
+func (s *site) walked() map[string][2]uint64 {
+	s.t.Helper()
+	live, old := map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(s.Must("images", "walk")) {
+		where, edek, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if where == "live" {
+			live[edek] = true
+		} else {
+			old[edek] = true
+		}
+	}
+	return countEDEKs(live, old)
+}
+
+// compare checks what the report says besides counts.
+func (s *site) compare(r *census.Report) {
+	t := s.t
+	t.Helper()
+	zones := map[string]string{}
+	for _, z := range r.Zones {
+		zones[z.Path] = z.Key + " " + z.State
+		if z.Path == "/orders" && (z.Reencryption == nil || z.Reencryption.State != "completed" ||
+			z.Reencryption.Version != "orders@1" || z.Reencryption.Files == 0) {
+			t.Errorf("the re-encryption of /orders: %+v", z.Reencryption)
+		}
+	}
+	want := map[string]string{"/orders": "orders live", "/pay": "pay@roll live", "/order": "pay@roll live",
+		"/arch/.snapshot/s1/retired": "orders snapshot"}
+	if !maps.Equal(zones, want) {
+		t.Errorf("zones %v, want %v", zones, want)
+	}
+	for _, v := range r.Versions {
+		if len(v.Paths) == 0 && v.Live+v.SnapshotOnly > 0 {
+			t.Errorf("%s has no evidence", v.Version)
+		}
+		for _, path := range v.Paths {
+			if path == "/plain/copy" {
+				continue
+			}
+			if _, version := s.FileKey(path); version != v.Version {
+				t.Errorf("%s is evidence for %s, and needs %s", path, v.Version, version)
+			}
+		}
+	}
+	open, trash := uint64(0), uint64(0)
+	for _, v := range r.Versions {
+		open, trash = open+v.OpenForWrite, trash+v.InTrash
+	}
+	if open != 1 || trash != 3 || r.OutsideZones != 1 || r.UnencryptedLive != 2 {
+		t.Errorf("%d open, %d in the trash, %d outside of zones, %d not encrypted: want 1, 3, 1, 2", open, trash,
+			r.OutsideZones, r.UnencryptedLive)
+	}
+}
+
+// codecs writes the namespace with each compression that Hadoop has without libhadoop, and compares the censuses.
+func (s *site) codecs(want *census.Report) {
+	t := s.t
+	t.Helper()
+	name, to := filepath.Join(t.TempDir(), "name"), t.TempDir()
+	s.cluster.nameNode.Kill()
+	if err := os.CopyFS(name, os.DirFS(filepath.Join(s.cluster.dir, "name"))); err != nil {
+		t.Fatal(err)
+	}
+	codecs := []string{"none", "parallel", "DefaultCodec", "GzipCodec", "BZip2Codec", "SnappyCodec"}
+	s.Must("images", append([]string{"resave", name, to}, codecs...)...)
+	sizes := map[int64]bool{}
+	for _, codec := range codecs {
+		file := filepath.Join(to, "image-"+codec)
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes[info.Size()] = true
+		r := censusOf(t, file, "--paths", "8")
+		r.Image.Transaction, r.Image.Time = want.Image.Transaction, want.Image.Time
+		if got, want := asJSON(t, r), asJSON(t, want); got != want {
+			t.Errorf("%q:\n%s\nwant\n%s", codec, got, want)
+		}
+	}
+	if len(sizes) != len(codecs) {
+		t.Errorf("%d compressions gave %d sizes: %v", len(codecs), len(sizes), slices.Sorted(maps.Keys(sizes)))
+	}
+}
+
+func asJSON(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
