@@ -10,7 +10,8 @@
 //
 // Where to read: binding.go binds a token and a metastore to each other; incarnation.go distinguishes copies of a
 // metastore; objects.go says for each object on the token what uses it; unknown.go finds keys that the metastore does
-// not know; prune.go destroys such keys and adopt.go adopts them; retake.go lets a migration take adopted keys again.
+// not know; prune.go destroys such keys and adopt.go adopts them; retake.go lets a migration take adopted keys again;
+// lease.go says for which keys EDEKs may be made without the token.
 //
 // Before a step changes the token, it writes an intent to the metastore, with the CKA_IDs that it will use. A crash
 // leaves at most an intent and the objects of these CKA_IDs. The same step, made again, uses them.
