@@ -310,10 +310,11 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 	})
 }
 
-// find returns the handles of AES keys. A nil id matches all ids, and a nil label all labels.
+// find returns the handles of AES keys of the token. A nil id matches all ids, and a nil label all labels. Keys of
+// sessions, such as sessionKey makes, are not keys of the token, and may end at any moment.
 func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
-		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES)}
+		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES), p11.NewAttribute(p11.CKA_TOKEN, true)}
 	if id != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_ID, id))
 	}

@@ -414,3 +414,30 @@ func TestSearchPages(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSessionKeysAreNotListed: a key that exists only in a session, while a call makes it to try the token, is in no list
+// and is found by no search.
+func TestSessionKeysAreNotListed(t *testing.T) {
+	tok, _ := open(t)
+	id := []byte("01234567")
+	if err := tok.GenerateKey(t.Context(), id, "k@0", 256); err != nil {
+		t.Fatal(err)
+	}
+	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
+		if _, err := tok.sessionKey(s); err != nil {
+			return err
+		}
+		list, err := tok.List(t.Context())
+		if err != nil || len(list) != 1 || list[0].Label != "k@0" {
+			t.Errorf("%+v, %v", list, err)
+		}
+		found, err := tok.FindLabel(t.Context(), "claviger probe")
+		if err != nil || len(found) != 0 {
+			t.Errorf("%+v, %v", found, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
