@@ -245,11 +245,33 @@ func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) e
 	}
 	err = f(l, s)
 	severity := damageOf(err)
-	if severity == gone && t.stillLoggedIn(l.session) != nil {
-		t.retire(l)
+	if severity == gone {
+		if t.stillLoggedIn(l.session) != nil {
+			t.retire(l)
+		} else if isOneOf(err, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED) {
+			t.dropStale(l)
+		}
 	}
 	t.releaseSession(l, s, severity)
 	return l, generation, err
+}
+
+// dropStale forgets the idle sessions of a login that the HSM has closed. An HSM that closes sessions which are not used
+// closes many at once, and the calls that follow would each find another one.
+func (t *Token) dropStale(l *login) {
+	t.mu.Lock()
+	idle := l.idle
+	l.idle = nil
+	t.mu.Unlock()
+	idle = slices.DeleteFunc(idle, func(s p11.SessionHandle) bool { return t.stillLoggedIn(s) != nil })
+	t.mu.Lock()
+	if t.login == l {
+		l.idle, idle = append(idle, l.idle...), nil
+	}
+	t.mu.Unlock()
+	for _, s := range idle { // the login has ended meanwhile
+		_ = t.b.CloseSession(s) // the library may have closed it already
+	}
 }
 
 // errNoSession means that the HSM allows no further session now.

@@ -168,3 +168,39 @@ func TestReleaseSession(t *testing.T) {
 		}
 	}
 }
+
+// TestStaleSessions: an HSM closes all sessions that are not used, except the one of the login. The next call succeeds,
+// without a new login, and without a test of the token.
+func TestStaleSessions(t *testing.T) {
+	tok, m := open(t)
+	generate(t, tok, 1, 256)
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tok.loggedIn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		s, err := tok.openSession(l.found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.idle = append(l.idle, s)
+	}
+	for _, s := range l.idle {
+		if err := tok.b.CloseSession(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Reset()
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Error(err)
+	}
+	if m.Count("Login") != 0 || m.Count("GenerateKey") != 0 || m.Count("OpenSession") != 1 {
+		t.Errorf("calls: %v", m.Counts())
+	}
+	if again, err := tok.loggedIn(t.Context()); err != nil || again != l || len(l.idle) != 1 {
+		t.Errorf("%v, %d idle sessions", err, len(l.idle))
+	}
+}
