@@ -145,15 +145,20 @@ func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 	return damageOf(err) > none && !errors.Is(err, errNoSession) && ctx.Err() == nil
 }
 
-// tryToken encrypts with a new key of the session, in a session of its own. Callers at the same time share the result.
+// tryToken encrypts with a new key of the session, in a session of its own. Callers at the same time share the result,
+// unless it is only that the context of the caller who tried has ended.
 func (t *Token) tryToken(ctx context.Context) error {
 	t.mu.Lock()
-	f := t.trying
-	if f != nil {
+	for t.trying != nil {
+		f := t.trying
 		t.mu.Unlock()
-		return f.wait(ctx)
+		err := f.wait(ctx)
+		if ctx.Err() != nil || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		t.mu.Lock()
 	}
-	f = newFlight()
+	f := newFlight()
 	t.trying = f
 	t.mu.Unlock()
 	_, _, err := t.runOnce(ctx, func(l *login, used p11.SessionHandle) error {

@@ -419,3 +419,30 @@ func TestHungProbes(t *testing.T) {
 		}
 	})
 }
+
+// TestTryTokenOfAnother: a caller that waits while another one tries the token does not get the end of that caller's
+// context as the result of the token.
+func TestTryTokenOfAnother(t *testing.T) {
+	tok, _ := open(t)
+	for _, ended := range []error{context.Canceled, context.DeadlineExceeded} {
+		f := newFlight()
+		f.finish(claviger.E("pkcs11.Token", claviger.Unavailable, "", ended))
+		tok.mu.Lock()
+		tok.trying = f
+		tok.mu.Unlock()
+		result := make(chan error, 1)
+		go func() { result <- tok.tryToken(t.Context()) }()
+		select {
+		case err := <-result:
+			t.Errorf("the caller did not try the token itself: %v", err)
+			continue
+		case <-time.After(50 * time.Millisecond):
+		}
+		tok.mu.Lock()
+		tok.trying = nil
+		tok.mu.Unlock()
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	}
+}
