@@ -417,9 +417,11 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key,
 				make([]byte, n))
 			if err != nil {
+				clear(out)
 				return nil, err
 			}
 			out, in = append(out, part...), in[n:]
+			clear(part)
 		}
 		return out, nil
 	case p11.CKM_AES_CBC:
@@ -429,9 +431,11 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)),
 				key, in[:blockSize])
 			if err != nil {
+				clear(out)
 				return nil, err
 			}
 			out = append(out, part...)
+			clear(part)
 		}
 		return out, nil
 	}

@@ -155,7 +155,10 @@ func (t *Token) encryptProved(s p11.SessionHandle, name keyName, object p11.Obje
 		if err != nil {
 			return nil, err
 		}
-		return proved(append(out, block...), check)
+		defer clear(block)
+		defer clear(out) // append makes a copy
+		return proved(append(slices.Clip(out), block...), check)
+			clear(out)
 	}
 	n := len(in)
 	in = in[:n+blockSize]
