@@ -57,11 +57,12 @@ func TestHungCallOfPatientCaller(t *testing.T) {
 func TestErrorOfALargeCall(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
-	before := tok.Info().MaxData
+	name := keyName{string(id), label}
+	before := tok.dataLimit(name)
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_INVALID))
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); !errors.Is(err,
-		p11.Error(p11.CKR_DATA_INVALID)) || tok.Info().MaxData != before {
-		t.Errorf("%v; the limit is %d bytes, and was %d", err, tok.Info().MaxData, before)
+		p11.Error(p11.CKR_DATA_INVALID)) || tok.dataLimit(name) != before {
+		t.Errorf("%v; the limit is %d bytes, and was %d", err, tok.dataLimit(name), before)
 	}
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
 	within(t, 20*time.Second, "EncryptBlocks", func() {

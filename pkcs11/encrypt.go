@@ -198,7 +198,7 @@ func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.dropAbandoned()
-	maxSize := partSize(g.token.dataLimit(), g.check)
+	maxSize := partSize(g.token.dataLimit(g.name), g.check)
 	limit := min(maxSize, gatherLimit)
 	share := limit // of the small waiters
 	if len(g.large) > 0 {

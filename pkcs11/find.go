@@ -23,7 +23,7 @@ type TokenInfo struct {
 	Profile      Profile `json:"profile"`
 	Mechanism    string  `json:"mechanism"` // opens EDEKs
 	MaxSessions  int     `json:"maxSessions"`
-	MaxData      int     `json:"maxData"` // largest number of bytes for one C_Encrypt
+	MaxData      int     `json:"maxData"` // largest number of bytes for one C_Encrypt, by the profile
 	// FreePrivateMemory is the token's free memory for keys, in bytes; 0 if the token does not report it.
 	FreePrivateMemory uint `json:"freePrivateMemory"`
 }

@@ -237,6 +237,8 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		name := keyName{string(id), label}
 		l.handles.Delete(name)
 		t.gather.Delete(name)
+		t.reduced.drop(name)
+		t.maxData.drop(name)
 		found, err := t.find(s, id, &label)
 		for _, o := range found {
 			err = errors.Join(err, t.b.DestroyObject(s, o))

@@ -296,16 +296,16 @@ func TestMechanismRefusedLater(t *testing.T) {
 	if n := fault.Calls(faultmodule.EncryptInit) - before; n != 4 {
 		t.Errorf("%d calls; want 2, then 1 for each encryption", n)
 	}
-	if at, known := tok.mechanismOf(name); at != 1 || !known || tok.reducedKeys.Load() != 1 {
+	if at, known := tok.mechanismOf(name); at != 1 || !known || tok.reduced.keys.Load() != 1 {
 		t.Errorf("mechanism %d, known: %t", at, known)
 	}
-	tok.reduced.Store(name, reduced{1, time.Now()}) // as after learnedFor
-	if err := encryptWith(t, tok, 1); err != nil || tok.reducedKeys.Load() != 1 {
+	tok.reduced.byKey.Store(name, lesson[int]{1, time.Now()}) // as after learnedFor
+	if err := encryptWith(t, tok, 1); err != nil || tok.reduced.keys.Load() != 1 {
 		t.Errorf("still refused: %v", err)
 	}
 	fault.RefuseMechanism(0)
-	tok.reduced.Store(name, reduced{1, time.Now()})
-	if err := encryptWith(t, tok, 1); err != nil || tok.reducedKeys.Load() != 0 {
+	tok.reduced.byKey.Store(name, lesson[int]{1, time.Now()})
+	if err := encryptWith(t, tok, 1); err != nil || tok.reduced.keys.Load() != 0 {
 		t.Errorf("allowed again: %v", err)
 	}
 	if at, known := tok.mechanismOf(name); at != 0 || known {

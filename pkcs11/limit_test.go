@@ -78,8 +78,7 @@ func (s inputRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.Ob
 
 // setDataLimit sets the number of bytes that the profile allows for one C_Encrypt.
 func setDataLimit(tok *Token, n int64) {
-	tok.fullData.Store(n)
-	tok.maxData.Store(n)
+	tok.fullData = n
 }
 
 // TestDataLimit: the token takes less data in one call than the profile says. The limit is reduced until a call
@@ -109,7 +108,8 @@ func TestDataLimit(t *testing.T) {
 			t.Fatalf("%v; the blocks are right: %t", err, bytes.Equal(got, bytes.Repeat(one, 2000)))
 		}
 	}
-	limit := tok.Info().MaxData
+	name := keyName{string(id), label}
+	limit := int(tok.dataLimit(name))
 	if limit > accepted || limit < accepted/2-blockSize || limit%blockSize != 0 {
 		t.Errorf("the limit is %d bytes, the token takes %d", limit, accepted)
 	}
@@ -125,17 +125,19 @@ func TestDataLimit(t *testing.T) {
 func TestDataLimitIsTriedAgain(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
-	full := tok.dataLimit()
+	name := keyName{string(id), label}
+	full := tok.dataLimit(name)
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
-	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); err != nil || tok.dataLimit() != 32 {
-		t.Fatalf("%v; the limit is %d", err, tok.dataLimit())
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); err != nil ||
+		tok.dataLimit(name) != 32 {
+		t.Fatalf("%v; the limit is %d", err, tok.dataLimit(name))
 	}
-	tok.maxDataUntil.Store(time.Now().Add(-time.Millisecond).UnixNano())
+	tok.maxData.byKey.Store(name, lesson[int64]{32, time.Now()}) // as after learnedFor
 	m.Reset()
 	err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 4096))
-	if err != nil || m.Count("Encrypt") != 1 || tok.dataLimit() != full {
-		t.Errorf("a minute later: %v, %d calls; the limit is %d, and was %d", err, m.Count("Encrypt"), tok.dataLimit(),
-			full)
+	if err != nil || m.Count("Encrypt") != 1 || tok.dataLimit(name) != full {
+		t.Errorf("a minute later: %v, %d calls; the limit is %d, and was %d", err, m.Count("Encrypt"),
+			tok.dataLimit(name), full)
 	}
 }
 
@@ -144,11 +146,13 @@ func TestDataLimitIsTriedAgain(t *testing.T) {
 func TestDataLimitBegins(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
+	name := keyName{string(id), label}
 	setDataLimit(tok, 32_000)
-	tok.maxData.Store(64) // learned more than learnedFor ago
+	tok.maxData.set(name, 64)
+	tok.maxData.byKey.Store(name, lesson[int64]{64, time.Now()}) // as after learnedFor
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
 	err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 32_000))
-	if err != nil || tok.dataLimit() != 16_000 {
-		t.Errorf("%v, a limit of %d bytes, want 16000", err, tok.dataLimit())
+	if err != nil || tok.dataLimit(name) != 16_000 {
+		t.Errorf("%v, a limit of %d bytes, want 16000", err, tok.dataLimit(name))
 	}
 }

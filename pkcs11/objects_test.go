@@ -415,8 +415,8 @@ func TestSearchPages(t *testing.T) {
 	}
 }
 
-// TestSessionKeysAreNotListed: a key that exists only in a session, while a call makes it to try the token, is in no list
-// and is found by no search.
+// TestSessionKeysAreNotListed: a key that exists only in a session, while a call makes it to try the token, is in no
+// list and is found by no search.
 func TestSessionKeysAreNotListed(t *testing.T) {
 	tok, _ := open(t)
 	id := []byte("01234567")

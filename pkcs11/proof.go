@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -40,8 +39,8 @@ func CheckValueOf(err error) ([]byte, bool) {
 // block.
 func makeInput(size int) []byte { return make([]byte, 0, size+blockSize) }
 
-// encrypt encrypts in, a buffer of makeInput, with the key of that name. It makes one C_Encrypt for each maxData bytes.
-// If the handle may be the handle of another object, encrypt searches the key again and tries once more.
+// encrypt encrypts in, a buffer of makeInput, with the key of that name. It makes one C_Encrypt for each dataLimit
+// bytes. If the handle may be the handle of another object, encrypt searches the key again and tries once more.
 func (t *Token) encrypt(l *login, s p11.SessionHandle, name keyName, check string, in []byte) ([]byte, error) {
 	for again := false; ; again = true {
 		object, err := t.handle(l, s, name)
@@ -74,13 +73,13 @@ func wrongObject(err error) bool {
 		p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_SIZE_RANGE)
 }
 
-// encryptParts encrypts in with one object, in parts of at most maxData bytes with the check block. A token shows its
+// encryptParts encrypts in with one object, in parts of at most dataLimit bytes with the check block. A token shows its
 // data limit only by the result CKR_DATA_LEN_RANGE. Then the limit is halved, see reduceMaxData.
 func (t *Token) encryptParts(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
 	in []byte) ([]byte, error) {
 	var out []byte
 	for at := 0; at < len(in); {
-		limit := t.dataLimit()
+		limit := t.dataLimit(name)
 		n := min(partSize(limit, check), len(in)-at)
 		part, err := t.encryptProved(s, name, object, check, in[at:at+n], limit)
 		switch {
@@ -91,7 +90,7 @@ func (t *Token) encryptParts(s p11.SessionHandle, name keyName, object p11.Objec
 			out, at = append(out, part...), at+n
 			clear(part)
 		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) &&
-			t.reduceMaxData(limit, n+proofBlocks(check)*blockSize):
+			t.reduceMaxData(name, limit, n+proofBlocks(check)*blockSize):
 		default:
 			clear(out)
 			return nil, err
@@ -113,28 +112,32 @@ func proofBlocks(check string) int {
 	return 1
 }
 
-// dataLimit returns the largest number of bytes for one C_Encrypt.
-func (t *Token) dataLimit() int64 {
-	limit := t.maxData.Load()
-	if full := t.fullData.Load(); limit < full && time.Now().UnixNano() > t.maxDataUntil.Load() {
-		t.maxData.CompareAndSwap(limit, full)
-		return full
+// dataLimit returns the largest number of bytes for one C_Encrypt with a key.
+func (t *Token) dataLimit(name keyName) int64 {
+	limit, known, counts := t.maxData.of(name)
+	switch {
+	case counts:
+		return limit
+	case known:
+		t.maxData.drop(name)
 	}
-	return limit
+	return t.fullData
 }
 
-// reduceMaxData halves maxData for learnedFor, after the token refused a call of n bytes under that limit. It
-// returns false if the limit cannot be lower.
-func (t *Token) reduceMaxData(limit int64, n int) bool {
+// reduceMaxData halves the limit of a key for learnedFor, after the token refused a call of n bytes under that limit.
+// Other keys keep their limits: the result may be a fault of this key. It returns false if the limit cannot be lower.
+func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 	n = min(n, int(limit))
 	if n <= blockSize {
 		return false
 	}
-	half := max(int64(n/2/blockSize)*blockSize, blockSize)
-	t.maxDataUntil.Store(time.Now().Add(learnedFor).UnixNano())
-	if t.maxData.CompareAndSwap(limit, half) {
-		t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half)
+	if t.dataLimit(name) < limit {
+		return true // another call has reduced it
 	}
+	half := max(int64(n/2/blockSize)*blockSize, blockSize)
+	t.maxData.set(name, half)
+	t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half, "label",
+		name.label)
 	return true
 }
 
@@ -153,12 +156,12 @@ func (t *Token) encryptProved(s p11.SessionHandle, name keyName, object p11.Obje
 		}
 		block, err := t.encryptBy(s, name, object, []byte(checkBlock))
 		if err != nil {
+			clear(out)
 			return nil, err
 		}
 		defer clear(block)
 		defer clear(out) // append makes a copy
 		return proved(append(slices.Clip(out), block...), check)
-			clear(out)
 	}
 	n := len(in)
 	in = in[:n+blockSize]

@@ -196,7 +196,7 @@ func TestLearnedDataLimit(t *testing.T) {
 			if err := keys[0].encrypts(tok, t, 100); err != nil {
 				t.Error(err)
 			}
-			if got := int(tok.maxData.Load()); got > limit || got < blockSize {
+			if got := int(tok.dataLimit(keyName{string(keys[0].id), keys[0].label})); got > limit || got < blockSize {
 				t.Errorf("%d bytes are tried", got)
 			}
 		})

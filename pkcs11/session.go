@@ -256,8 +256,8 @@ func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) e
 	return l, generation, err
 }
 
-// dropStale forgets the idle sessions of a login that the HSM has closed. An HSM that closes sessions which are not used
-// closes many at once, and the calls that follow would each find another one.
+// dropStale forgets the idle sessions of a login that the HSM has closed. An HSM that closes sessions which are not
+// used closes many at once, and the calls that follow would each find another one.
 func (t *Token) dropStale(l *login) {
 	t.mu.Lock()
 	idle := l.idle

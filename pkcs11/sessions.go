@@ -8,11 +8,6 @@ import (
 	"claviger"
 )
 
-// learnedFor is the time for which a result of the HSM is remembered that is worse than its profile: fewer sessions,
-// less data in a call, another mechanism. The cause may have ended since, and one wrong result must not slow all later
-// calls.
-const learnedFor = time.Minute
-
 // Sessions returns the number of calls that run now, and the largest number at the same time. If more than one session
 // is allowed, one of them holds the login and serves no call.
 func (t *Token) Sessions() (used, limit int) {

@@ -29,9 +29,7 @@ type Token struct {
 	end     chan struct{} // closed by Close
 
 	mechanisms   []uint                 // that the token offers, the best first
-	fullData     atomic.Int64           // the profile's largest number of bytes for one C_Encrypt
-	maxData      atomic.Int64           // the number now, see dataLimit
-	maxDataUntil atomic.Int64           // Unix time in ns until which maxData may be below fullData
+	fullData     int64                  // the profile's largest number of bytes for one C_Encrypt
 	omitted      atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
 	inFlight     int                    // calls with one key at the same time, at least; see callsAtOnce
 	callTime     callTime               // of the encryptions
@@ -57,9 +55,9 @@ type Token struct {
 	faults     map[subject]*fault
 	failing    atomic.Int64 // len(faults)
 
-	successes   atomic.Uint64 // calls that encrypted with a key
-	reduced     sync.Map      // keyName -> reduced
-	reducedKeys atomic.Int64  // number of them
+	successes atomic.Uint64  // calls that encrypted with a key
+	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
+	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
 
 	gather sync.Map // keyName -> *gatherer
 	onCall atomic.Pointer[func(Call)]
@@ -194,8 +192,7 @@ func (t *Token) setUp(ctx context.Context) error {
 	}
 	t.slots = make(chan struct{}, max(1, t.cfg.MaxSessions-1)) // one session holds the login
 	t.keyless = make(chan struct{}, (cap(t.slots)+1)/2)
-	t.fullData.Store(int64(traits.dataLimit))
-	t.maxData.Store(int64(traits.dataLimit))
+	t.fullData = int64(traits.dataLimit)
 	t.inFlight = traits.inFlight
 	return t.probe(ctx, traits.mechanisms)
 }
@@ -210,7 +207,7 @@ func (t *Token) Info() TokenInfo {
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
 		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanisms[0]),
-		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.dataLimit()),
+		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.fullData),
 	}
 	if found.info.FreePrivateMemory != unavailable {
 		i.FreePrivateMemory = found.info.FreePrivateMemory
