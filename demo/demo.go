@@ -217,7 +217,7 @@ func (r *run) versions(zone string) map[string]int {
 	return m
 }
 
-// since returns the time after t, rounded for people.
+// since returns the time after t, rounded for the output.
 func since(t time.Time) time.Duration { return time.Since(t).Round(100 * time.Microsecond) }
 
 // conf writes a configuration folder.

@@ -22,7 +22,7 @@ const (
 
 // server is one running server.
 type server struct {
-	name string // for people
+	name string // for the output
 	uri  string // of a KMS: kms://http@localhost:PORT/kms
 	base string // URL, as http://localhost:PORT/kms
 	log  string // its standard error

@@ -102,7 +102,7 @@ func (n *nodeSettings) isAlive(alive []owner.Owner) bool {
 	return slices.ContainsFunc(alive, func(o owner.Owner) bool { return o.ID == n.ID })
 }
 
-// name returns a name of another node for people.
+// name returns a readable name of another node.
 func (n *nodeSettings) name(o nodeSettings) string {
 	if o.Host == n.Host && o.PID == n.PID {
 		return fmt.Sprintf("another node, whose host has the same name %s (process %d, since %s)", o.Host, o.PID,

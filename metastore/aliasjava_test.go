@@ -21,7 +21,7 @@ func (s settings) SetSetting(_ context.Context, name, value string) error {
 }
 
 // TestAliasAsJava checks that Alias finds a key only by the spellings that its source accepts. Some of the aliases are
-// from an older program, which did not fold names like Java.
+// from an older release, which did not fold names like Java.
 func TestAliasAsJava(t *testing.T) {
 	s := settings{"alias.οδοσ": "ΟΔΟΣ", "alias.isis": "isis", "alias.i": "\u0130"}
 	if err := metastore.SetAlias(t.Context(), s, "Finance"); err != nil {

@@ -79,7 +79,7 @@ func TestEachCallFails(t *testing.T) {
 	}
 	for name, do := range map[string]func(context.Context) error{
 		"SetAlias": func(ctx context.Context) error { return metastore.SetAlias(ctx, s, "Finance") },
-		"Alias": func(ctx context.Context) error { // of a name that older programs folded in another way
+		"Alias": func(ctx context.Context) error { // of a name that older releases folded in another way
 			_, _, err := metastore.Alias(ctx, s, "\u0130")
 			return err
 		},
@@ -112,7 +112,7 @@ func TestEachCallFails(t *testing.T) {
 	}
 }
 
-// TestAliasPrefersJavaFolding checks that an alias of an older program does not hide the alias of today.
+// TestAliasPrefersJavaFolding checks that an alias of an older release does not hide the alias of today.
 func TestAliasPrefersJavaFolding(t *testing.T) {
 	s := settings{"alias.i": "I"}
 	if err := metastore.SetAlias(t.Context(), s, "\u0130"); err != nil {

@@ -60,7 +60,7 @@ type Intent struct {
 // Keys has the methods that the HSM provider needs. Errors are *claviger.Error.
 //
 // Insert and Append raise the next number of the key's name (see Numbers) above the numbers that they write. So no
-// number is given twice, also if an older program made the key, or if the key was recovered from the token. Both refuse
+// number is given twice, also if an older release made the key, or if the key was recovered from the token. Both refuse
 // a version without an Object.
 type Keys interface {
 	// Names returns all key names, sorted.

@@ -20,6 +20,6 @@ type Claims interface {
 	// renewed when the store answers again. Until then Owners may omit it.
 	Claim(ctx context.Context, o owner.Owner, alone bool) (release func(), err error)
 	// Owners returns the processes that have a claim now: running servers and commands.
-	// Processes of older programs have no ID.
+	// Processes of older releases have no ID.
 	Owners(ctx context.Context) ([]owner.Owner, error)
 }

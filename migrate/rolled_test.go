@@ -271,7 +271,7 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 					t.Errorf("%s, %s, another=%t: %+v", when, recorded, another, o)
 				}
 			}
-			wantMigrated("recorded by the older program")
+			wantMigrated("recorded by the older release")
 			want := migrate.Done
 			if another {
 				want = migrate.Conflict

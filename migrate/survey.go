@@ -298,7 +298,7 @@ func conflict(it Item, diffs []Difference, what, cure string) Item {
 	return it
 }
 
-// Difference is a field of a key that differs between the sides. The values are for people.
+// Difference is a field of a key that differs between the sides. The values are texts for the report.
 type Difference struct {
 	Field  string `json:"field"`
 	Source string `json:"source"`

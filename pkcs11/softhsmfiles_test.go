@@ -82,7 +82,7 @@ func chmod(t *testing.T, mode os.FileMode, path ...string) {
 const softHSMModule = "/usr/lib/softhsm/libsofthsm2.so"
 
 // TestSoftHSMFault: the message for a token that SoftHSM does not show names the file that is damaged or that the user
-// may not use. Tokens in order, and the files of another token, are no reason.
+// may not use. There is no fault if the files are in order, or if only another token's files are damaged.
 func TestSoftHSMFault(t *testing.T) {
 	one := strings.Repeat("1", 16)
 	by := Config{Module: softHSMModule, TokenLabel: "kms"}
@@ -160,7 +160,7 @@ func TestSoftHSMFault(t *testing.T) {
 	}
 }
 
-// TestSoftHSMSettingsClosed: settings that the user may not read are named; settings that do not exist are no reason.
+// TestSoftHSMSettingsClosed: a settings file that the user may not read is named; one that does not exist is no fault.
 func TestSoftHSMSettingsClosed(t *testing.T) {
 	tokens := tokenFiles(t)
 	conf := os.Getenv("SOFTHSM2_CONF")

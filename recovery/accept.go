@@ -50,7 +50,7 @@ type Losses struct {
 type Loss struct {
 	Key string `json:"key"`
 	At  string `json:"at"` // RFC 3339; "" if no node remembers a change
-	// Change is the kind of change; "" if an older program did not record it.
+	// Change is the kind of change; "" if an older release did not record it.
 	Change string `json:"change,omitempty"`
 	// Now says what the store and the token have of the key now; "" if an earlier Loss of the key says it.
 	Now string `json:"now,omitempty"`

@@ -11,7 +11,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// WriteText writes the survey for people, before anything is done: rows of columns that tabs separate.
+// WriteText writes the survey as text, before anything is done: rows of columns that tabs separate.
 func (a *Adoption) WriteText(w io.Writer) {
 	list := slices.Concat(a.Chosen, a.Left)
 	if len(list) == 0 {

@@ -71,7 +71,7 @@ func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err
 }
 
 // mayHaveHad reports whether a store that lacks a version may have had it before: the store has given the number, or
-// the version is from an older program and has no number. Other versions are newer than the store.
+// the version is from an older release and has no number. Other versions are newer than the store.
 func mayHaveHad(ctx context.Context, s metastore.Store, version string) (bool, error) {
 	n, numbered := claviger.VersionNumber(version)
 	if !numbered {

@@ -22,7 +22,7 @@ type Copies struct {
 	Except map[string]string
 }
 
-// KeepCopy is for Schema.Before. It keeps a copy of the file for the older program, with the schema in its name
+// KeepCopy is for Schema.Before. It keeps a copy of the file for the older release, with the schema in its name
 // (claviger.db.schema-3), so that an operator can go back. If a copy with other content has that name, the new copy
 // gets a number (claviger.db.schema-3-2). If a copy with the same content exists, from an upgrade that was interrupted,
 // KeepCopy makes no second one.

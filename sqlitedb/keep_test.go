@@ -60,7 +60,7 @@ func namesIn(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestKeepCopy checks that each upgrade keeps a copy which the older program can open, but no second copy with the same
+// TestKeepCopy checks that each upgrade keeps a copy which the older release can open, but no second copy with the same
 // content.
 func TestKeepCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")

@@ -35,7 +35,7 @@ func testConfig() Config {
 	}
 }
 
-// firstSchema returns the settings of an older program, whose schema is 1.
+// firstSchema returns the settings of an older release, whose schema is 1.
 func firstSchema(c Config) Config {
 	files := fstest.MapFS{}
 	files["migrations/00001_thing.sql"] = c.Schema.Migrations.(fstest.MapFS)["migrations/00001_thing.sql"]

@@ -128,7 +128,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	return acls.Explain(ctx, conf, q)
 }
 
-// explanationText writes the answer for people. An arrow marks the rule that decides.
+// explanationText writes the answer as text. An arrow marks the rule that decides.
 func explanationText(w io.Writer, x *acls.Explanation) {
 	answer, what := "no", x.Request
 	if x.Allowed {
@@ -205,7 +205,7 @@ Exit status: 0 nothing was found; 2 the command line is wrong; 3 something was f
 	return cmd
 }
 
-// findingsText writes the findings for people.
+// findingsText writes the findings as text.
 func findingsText(w io.Writer, d *acls.Findings) {
 	for _, s := range d.Findings {
 		fmt.Fprintln(w, s)

@@ -38,7 +38,7 @@ that is not claviger returns the key's metadata only. describe never requests ke
 		})
 }
 
-// describeKey writes a key for people.
+// describeKey writes a key as text.
 func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	fmt.Fprintf(w, "key\t%s\n", claviger.Printable(k.Name))
 	state := "live"

@@ -47,7 +47,7 @@ Exit status: 0 nothing is lost, or it was given up; 1 an error; 3 something is l
 	})
 }
 
-// lossesText writes for people what is lost. done means that all of it was given up.
+// lossesText writes what is lost as text. done means that all of it was given up.
 func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 	if l.Tracked && len(l.Lost) == 0 {
 		fmt.Fprintf(w, "%s lacks no change that a node has recorded.\n", l.Store)

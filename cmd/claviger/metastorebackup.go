@@ -97,7 +97,7 @@ func withReport(written, err error) error {
 	return errors.Join(err, written)
 }
 
-// restoredText writes the report of a restoration for people.
+// restoredText writes the report of a restoration as text.
 func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	if r.Incomparable != "" {
 		fmt.Fprintf(w, "the existing store cannot be compared, so a key that was deleted after the "+

@@ -49,7 +49,7 @@ Exit status: 0 moved; 1 one of the two metastores cannot be used; 3 nothing was 
 	})
 }
 
-// copiedText writes the report of a copy for people.
+// copiedText writes the report of a copy as text.
 func copiedText(w io.Writer, c recovery.Copied, dir string) {
 	if b := c.Before; b != nil {
 		fmt.Fprintf(w, "%s was moved to %s at %s already; nothing to do\n", c.From, b.To, b.At.Format(time.RFC3339))

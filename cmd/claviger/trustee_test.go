@@ -157,7 +157,7 @@ func TestKeyHSMValidatesDeposits(t *testing.T) {
 	stop()
 }
 
-// olderTrustee copies a trustee's folder, with the store in the schema of an older program.
+// olderTrustee copies a trustee's folder, with the store in the schema of an older release.
 func olderTrustee(t *testing.T, dir string) (older string) {
 	t.Helper()
 	older = filepath.Join(t.TempDir(), "older")

@@ -53,7 +53,7 @@ func addHistory(ctx context.Context, tx pgx.Tx, c *metastore.Content) error {
 	if err != nil || len(changes) == 0 {
 		return err
 	}
-	// An older program may have copied the setting from a file into the table, because it does not know the setting.
+	// An older release may have copied the setting from a file into the table, because it does not know the setting.
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool { return row[0] == settingHistory })
 	text, _ := json.Marshal(changes) // never fails
 	row := []any{settingHistory, string(text)}

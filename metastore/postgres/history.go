@@ -45,7 +45,7 @@ type changeRecord struct {
 	ID  string `json:"id"`
 	Key string `json:"key"`
 	At  int64  `json:"at"` // milliseconds since 1970, by the server's clock
-	// Change is the kind of change; "" if an older program has recorded it.
+	// Change is the kind of change; "" if an older release has recorded it.
 	Change string `json:"change,omitempty"`
 }
 
@@ -455,7 +455,7 @@ func (s *Store) allResolved(ctx context.Context, changes []changeRecord, accepte
 type LostChange struct {
 	Key    string
 	At     time.Time
-	Change metastore.Change // "" if an older program has recorded the change
+	Change metastore.Change // "" if an older release has recorded the change
 }
 
 // Lost returns the changes that any node has found missing, oldest first.

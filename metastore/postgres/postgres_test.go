@@ -52,6 +52,7 @@ func databaseOf(t *testing.T, uri string) string {
 	return strings.TrimPrefix(u.Path, "/")
 }
 
+// TestStore: a store passes the tests of each metastore.Store.
 func TestStore(t *testing.T) {
 	storetest.Run(t, storetest.Backend{
 		New:   emptyStore,
@@ -128,7 +129,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestUpgraded opens a store of an older program, in which versions had no numbers.
+// TestUpgraded opens a store of an older release, in which versions had no numbers.
 func TestUpgraded(t *testing.T) {
 	uri := pgtest.Database(t)
 	dump, err := os.ReadFile("testdata/schema2.sql")

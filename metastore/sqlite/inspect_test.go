@@ -106,7 +106,7 @@ func TestDamagedIntent(t *testing.T) {
 	}
 }
 
-// TestContentOfOldIntent checks that a step of an older program, which has no HSM objects, is read with its ids.
+// TestContentOfOldIntent checks that a step of an older release, which has no HSM objects, is read with its ids.
 func TestContentOfOldIntent(t *testing.T) {
 	s, path := newStore(t)
 	change(t, path, `INSERT INTO intent (key, op, ids, begun, payload) VALUES ('k', 'create', '["a1"]', 1, x'')`)

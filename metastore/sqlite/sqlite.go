@@ -80,7 +80,7 @@ func config(path string) sqlitedb.Config {
 // the error names the file and the cure.
 //
 // A new store exists completely or not at all, also if the process is killed meanwhile. Before an upgrade, Open keeps a
-// copy of the file for the older program. The copy is beside the file, and its name has the schema:
+// copy of the file for the older release. The copy is beside the file, and its name has the schema:
 // claviger.db.schema-3, or claviger.db.schema-3-2 if a copy with other content has that name.
 func Open(ctx context.Context, path string) (*Store, error) { return openOrMake(ctx, path, 0) }
 

@@ -22,6 +22,7 @@ func open(ctx context.Context, path string) (metastore.Store, error) { return sq
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m, open)) }
 
+// TestStore: a store passes the tests of each metastore.Store.
 func TestStore(t *testing.T) {
 	storetest.Run(t, storetest.Backend{
 		// The name has all characters that have a meaning in a URI.
@@ -30,6 +31,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
+// TestDelegations: two stores on one file pass the tests of each metastore.Delegations.
 func TestDelegations(t *testing.T) {
 	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) {
 		path := filepath.Join(t.TempDir(), "store.db")
@@ -46,7 +48,7 @@ func TestDelegations(t *testing.T) {
 	})
 }
 
-// TestUpgraded opens a store of an older program, in which versions had no numbers.
+// TestUpgraded opens a store of an older release, in which versions had no numbers.
 func TestUpgraded(t *testing.T) {
 	dump, err := os.ReadFile("testdata/schema3.sql")
 	if err != nil {
@@ -77,7 +79,7 @@ func TestUpgraded(t *testing.T) {
 		t.Errorf("the copy that the upgrade kept: %+v, %v", f, err)
 	}
 
-	// A server of the older program, which still runs, writes intents in the old format.
+	// A server of the older release, which still runs, writes intents in the old format.
 	old, err := sql.Open("sqlite", path)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +100,7 @@ func TestUpgraded(t *testing.T) {
 	}
 }
 
-// TestUpgradedAgain checks which copies the upgrades keep. After a return to the older program, the next upgrade keeps
+// TestUpgradedAgain checks which copies the upgrades keep. After a return to the older release, the next upgrade keeps
 // another copy beside the first, unless both have the same content.
 func TestUpgradedAgain(t *testing.T) {
 	dump, err := os.ReadFile("testdata/schema3.sql")

@@ -142,7 +142,7 @@ func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
 		}
 	}
 	if len(lists[1]) == 0 {
-		// A server of an older program, which still ran after the upgrade, wrote this row. Before versions were
+		// A server of an older release, which still ran after the upgrade, wrote this row. Before versions were
 		// numbered, their ids were the CKA_IDs.
 		lists[1] = lists[0]
 	}

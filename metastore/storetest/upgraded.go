@@ -9,7 +9,7 @@ import (
 	"claviger/metastore"
 )
 
-// Upgraded checks a store that an older program wrote, and that this program has opened. In the older program the id
+// Upgraded checks a store that an older release wrote, and that this program has opened. In the older release the id
 // of a version had 16 hexadecimal digits. The store is in the testdata of each backend.
 func Upgraded(t *testing.T, s metastore.Store) {
 	ctx := t.Context()
@@ -58,7 +58,7 @@ func Upgraded(t *testing.T, s metastore.Store) {
 // upgradedDigits is an old id that looks like a number.
 const upgradedDigits = "1234567890123456"
 
-// upgradedKeys are the live keys of the older program's store. next is the number of each key's next version.
+// upgradedKeys are the live keys of the older release's store. next is the number of each key's next version.
 var upgradedKeys = []struct {
 	name string
 	list []metastore.Version
@@ -89,7 +89,7 @@ func wantUpgraded(t *testing.T, k *metastore.Key, name string, versions int, lis
 	}
 }
 
-// rollUpgraded rolls each key of the older program once. The new version N is the current one, because clients compute
+// rollUpgraded rolls each key of the older release once. The new version N is the current one, because clients compute
 // the name of the current version as NAME@(Versions-1).
 func rollUpgraded(t *testing.T, s metastore.Store) {
 	t.Helper()

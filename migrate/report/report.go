@@ -1,4 +1,4 @@
-// Package report writes what the migration engine found as text for people. Programs read the same findings
+// Package report writes what the migration engine found as text. Programs read the same findings
 // as JSON, whose fields are those of the types of package migrate.
 package report
 
@@ -47,7 +47,7 @@ func nonEmpty(s string) []string {
 	return []string{s}
 }
 
-// shown returns a name for people, or none if the name is empty.
+// shown returns a readable name, or none if the name is empty.
 func shown(s, none string) string {
 	if s == "" {
 		return none

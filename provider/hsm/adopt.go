@@ -39,7 +39,7 @@ type Step struct {
 	Op          string            `json:"op"` // "create", "import"
 	Attributes  map[string]string `json:"attributes"`
 	Description *string           `json:"description,omitempty"`
-	Created     time.Time         `json:"created,omitzero"` // zero if an older program began the step
+	Created     time.Time         `json:"created,omitzero"` // zero if an older release began the step
 }
 
 // stepOf finds the step that made all of a key's versions. A step that made only some of them says nothing about the
@@ -61,7 +61,7 @@ func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*
 		var planned stepPlan
 		err := json.Unmarshal(i.Payload, &planned)
 		if err != nil || planned.Attributes == nil && planned.Created.IsZero() {
-			return nil, nil //nolint:nilerr // an older program began it; it says nothing about the key
+			return nil, nil //nolint:nilerr // an older release began it; it says nothing about the key
 		}
 		return &Step{i.Op, planned.Attributes, planned.Description, planned.Created}, nil
 	}

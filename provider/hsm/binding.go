@@ -38,7 +38,7 @@ type Binding struct {
 	URI   string    `json:"uri"`   // place of the store when it was bound, without secrets
 	Since time.Time `json:"since"`
 	// Incarnation is the store's incarnation that was last written to the token, and Served the time of that. Objects
-	// of older programs have neither.
+	// of older releases have neither.
 	Incarnation string     `json:"incarnation,omitempty"`
 	Served      *time.Time `json:"served,omitempty"`
 

@@ -173,7 +173,7 @@ func (p *Provider) staleCopy(b Binding) error {
 	if here {
 		where = "at this very place"
 		why = "the file was put back from an older copy, the database was restored or has failed over to a standby " +
-			"that lacks the newest, an older program has used it meanwhile, or another host has a copy at the " +
+			"that lacks the newest, an older release has used it meanwhile, or another host has a copy at the " +
 			"same path"
 	}
 	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s "+

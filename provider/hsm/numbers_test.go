@@ -89,7 +89,7 @@ func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error
 	}
 }
 
-// withoutNumbers gives a site a key k of an older program, whose versions have the CKA_IDs old in their names, and
+// withoutNumbers gives a site a key k of an older release, whose versions have the CKA_IDs old in their names, and
 // the interrupted creation of a key half.
 func (b *testSite) withoutNumbers(t *testing.T, old []string) {
 	t.Helper()

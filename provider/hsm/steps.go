@@ -29,7 +29,7 @@ const idSize = 8
 
 // keyPart is the length in bytes of the common beginning of the CKA_IDs of all versions of one key. It is random and is
 // drawn when the key is made. So the token alone shows which versions belong to one key, and which to a deleted key of
-// the same name. In versions of older programs these bytes are random too, and differ in each version.
+// the same name. In versions of older releases these bytes are random too, and differ in each version.
 const keyPart = 4
 
 // partOf returns the common part of a CKA_ID in hex, or "" if claviger did not make the CKA_ID.
@@ -58,7 +58,7 @@ func newObject(sibling string) (string, error) {
 type stepPlan struct {
 	Bits int `json:"bits"`
 	// Attributes of the key. A call with other attributes, and so with other rules, must not get objects that were made
-	// before. It is nil in intents of older programs.
+	// before. It is nil in intents of older releases.
 	Attributes map[string]string `json:"attributes,omitempty"`
 	// An adoption gives the key these values too.
 	Description *string   `json:"description,omitempty"`
@@ -221,7 +221,7 @@ func (p *Provider) beginStep(ctx context.Context, kind, key string, planned step
 	return i, err == nil, err
 }
 
-// numberedFrom reports whether all refs have numbers, from first on. Intents of older programs have none, and a source
+// numberedFrom reports whether all refs have numbers, from first on. Intents of older releases have none, and a source
 // may have used a number since the step began.
 func numberedFrom(first int, refs []metastore.Ref) bool {
 	for _, r := range refs {
@@ -248,7 +248,7 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 	}
 	if len(made) > 0 {
 		var planned stepPlan
-		_ = json.Unmarshal(i.Payload, &planned) // intents of older programs have none
+		_ = json.Unmarshal(i.Payload, &planned) // intents of older releases have none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
 			"the step %q of key %q was interrupted, and the token holds what it made: %s; something may be encrypted "+
 				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
