@@ -18,22 +18,73 @@ import (
 	"claviger/hadoopconf"
 )
 
-// pages returns README and all pages of docs, by name.
+// pages returns README and all pages of docs and docs/hsm, by name. The name of a page of docs/hsm begins with hsm/.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(files) < 20 {
 		t.Fatal(files, err)
 	}
+	ofHSMs, err := filepath.Glob("../../docs/hsm/*.md")
+	if err != nil || len(ofHSMs) < 5 {
+		t.Fatal(ofHSMs, err)
+	}
 	all := make(map[string]string)
-	for _, file := range append(files, "../../README.md") {
+	for _, file := range slices.Concat(files, ofHSMs, []string{"../../README.md"}) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all[filepath.Base(file)] = string(text)
+		all[strings.TrimPrefix(strings.TrimPrefix(file, "../../"), "docs/")] = string(text)
 	}
 	return all
+}
+
+var (
+	linkTo  = regexp.MustCompile(`\]\(([^)#\s]*)(?:#([^)\s]*))?\)`)
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	dropped = regexp.MustCompile("[^a-z0-9 _-]")
+)
+
+// anchors returns the anchors of a page's headings, as GitHub makes them.
+func anchors(page string) map[string]bool {
+	all := map[string]bool{"": true}
+	for _, h := range heading.FindAllStringSubmatch(codeBlock.ReplaceAllString(page, ""), -1) {
+		all[strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
+	}
+	return all
+}
+
+// TestDocsLinks: each file and each heading that a page links to exists.
+func TestDocsLinks(t *testing.T) {
+	found := 0
+	for page, text := range pages(t) {
+		folder := "../../docs"
+		if page == "README.md" {
+			folder = "../.."
+		}
+		here := filepath.Join(folder, page)
+		for _, m := range linkTo.FindAllStringSubmatch(codeBlock.ReplaceAllString(text, ""), -1) {
+			if strings.Contains(m[1], ":") { // of the web
+				continue
+			}
+			found++
+			target := here
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(here), m[1])
+			}
+			content, err := os.ReadFile(target)
+			if info, failed := os.Stat(target); failed == nil && info.IsDir() {
+				err = nil
+			}
+			if err != nil || !anchors(string(content))[m[2]] {
+				t.Errorf("%s links to %s, which does not exist (%v)", page, m[0], err)
+			}
+		}
+	}
+	if found < 200 {
+		t.Errorf("only %d links were found", found)
+	}
 }
 
 // goFiles calls do with each Go file of the program, without tests and test packages.
@@ -163,7 +214,7 @@ func sortedKeys(m map[string]bool) []string {
 
 // commandLine finds a command of claviger at the beginning of a line of a code block, or of words in backticks.
 var (
-	codeBlock   = regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```")
+	codeBlock   = regexp.MustCompile("(?ms)^ *```[a-z]*\n(.*?)^ *```")
 	inline      = regexp.MustCompile("`((?:sudo -u [a-z]+ )?claviger [^`\n]+)`")
 	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|` +
 		`(?:\.\./)?bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
