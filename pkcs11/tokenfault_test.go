@@ -10,6 +10,9 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11/worker"
 )
 
 // TestIsTokenFault: on a token that works with a new key, the records alone decide whether a failure is a fault of the
@@ -223,5 +226,81 @@ func TestAllMechanismsRefused(t *testing.T) {
 	}
 	if at, known := tok.mechanismOf(keyName{string([]byte{1, 2, 3, 1}), "k@1"}); at != 0 || known {
 		t.Errorf("mechanism %d is remembered: %t", at, known)
+	}
+}
+
+// attempts makes an operation of a key that returns those errors, one after another, and then succeeds. It returns how
+// often the operation ran.
+func attempts(t *testing.T, tok *Token, results ...func() error) (runs int, err error) {
+	t.Helper()
+	err = tok.attempt(t.Context(), keySubject("k"), func(*login, p11.SessionHandle) error {
+		if runs++; runs > len(results) {
+			return nil
+		}
+		return results[runs-1]()
+	})
+	return runs, err
+}
+
+// TestAttemptOfAKeyThatHangs: an operation with a key whose call hung is not repeated, and the library starts again for
+// the other keys. Neither is an operation that ran beside such a call.
+func TestAttemptOfAKeyThatHangs(t *testing.T) {
+	tok, m := open(t)
+	hung := worker.GoneError{Reason: "C_Encrypt did not return", Hung: true}
+	runs, err := attempts(t, tok, func() error {
+		tok.successes.Add(1) // another key works
+		return hung
+	})
+	if !errors.Is(err, hung) || runs != 1 || m.Count("Initialize") != 1 {
+		t.Errorf("the call hung: %v after %d runs, %d starts of the library", err, runs, m.Count("Initialize"))
+	}
+	tok.faults = nil
+	tok.failing.Store(0)
+	fails := p11.Error(p11.CKR_GENERAL_ERROR)
+	runs, err = attempts(t, tok, func() error {
+		tok.mu.Lock()
+		defer tok.mu.Unlock()
+		f := tok.faultOf(keySubject("k"))
+		f.hangs, f.until = 1, time.Now().Add(time.Hour)
+		return fails
+	})
+	if !claviger.Is(err, claviger.Unavailable) || errors.Is(err, fails) || runs != 1 {
+		t.Errorf("another call hung: %v after %d runs", err, runs)
+	}
+}
+
+// TestAttemptEnds: an operation that fails after each step of the ladder fails, and so does one that gets no session
+// and cannot wait for one.
+func TestAttemptEnds(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	c.MaxSessions = 1
+	tok, m := openAs(t, c)
+	runs, err := attempts(t, tok, func() error { return errNoSession })
+	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errNoSession) || runs != 1 {
+		t.Errorf("no session: %v after %d runs", err, runs)
+	}
+	tok.login.made = time.Now().Add(-time.Hour)
+	tok.faults = map[subject]*fault{keySubject("k"): {failures: 1}} // so the key is not the only cause
+	tok.failing.Store(1)
+	fails := func() error { return p11.Error(p11.CKR_GENERAL_ERROR) }
+	runs, err = attempts(t, tok, fails, fails, fails, fails, fails, fails)
+	if !errors.Is(err, fails()) || runs != 4 || m.Count("Login") != 2 || m.Count("Initialize") != 1 {
+		t.Errorf("each call fails: %v after %d runs, the calls are %v", err, runs, m.Counts())
+	}
+}
+
+// TestLoggedOutOnce: after the HSM has logged out all sessions, one new login is all that is needed.
+func TestLoggedOutOnce(t *testing.T) {
+	m, tok, keys := openFaulty(t, nil)
+	logins, starts, calls := m.Calls(faultmodule.Login), m.Calls(faultmodule.Initialize),
+		m.Calls(faultmodule.EncryptInit)
+	m.LogOut()
+	if err := keys[0].encrypts(tok, t, 1); err != nil {
+		t.Error(err)
+	}
+	logins, starts, calls = m.Calls(faultmodule.Login)-logins, m.Calls(faultmodule.Initialize)-starts,
+		m.Calls(faultmodule.EncryptInit)-calls
+	if logins != 1 || starts != 0 || calls != 2 {
+		t.Errorf("%d logins, %d starts of the library, %d calls with the key; want 1, 0, 2", logins, starts, calls)
 	}
 }
