@@ -60,7 +60,7 @@ func (s *server) serverChecks() []console.Check {
 func (s *server) primaryChecks() []console.Check {
 	switch p := s.svc.Primary.(type) {
 	case *hsm.Provider:
-		return append(s.impliedCheck(p), []console.Check{
+		return append(append(s.impliedCheck(p), standbyCheck(p)...), []console.Check{
 			// A node that lacks some keys serves the other keys, and another node may have the missing
 			// keys, so the node stays in service. But an operator must repair it, and no key should
 			// be made on such a token.
@@ -92,6 +92,14 @@ func (s *server) primaryChecks() []console.Check {
 		}
 	}
 	return nil
+}
+
+// standbyCheck checks the standby token. While it is in use, the node serves what needs no new key.
+func standbyCheck(p *hsm.Provider) []console.Check {
+	if !p.HasStandby() {
+		return nil
+	}
+	return []console.Check{{Name: "standby token", Informational: true, Run: p.CheckStandby}}
 }
 
 // sourceChecks returns one check for each source.

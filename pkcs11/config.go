@@ -42,7 +42,12 @@ type Config struct {
 	// CallLimit is the time that one call in the library may take; 0 means worker.DefaultCallLimit. A longer call ends
 	// the worker. Without a worker it has no effect.
 	CallLimit time.Duration
-	Log       *slog.Logger
+	// Standby, if not nil, is a token that has copies of this token's keys, made by the vendor's tools. This package
+	// does not open it.
+	Standby *Config
+	// Apart gives the token a worker that it shares with no other token of this process.
+	Apart bool
+	Log   *slog.Logger
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(Boundary) Boundary
 }
@@ -64,6 +69,7 @@ type FileConfig struct {
 	MaxSessions int
 	Worker      WorkerMode
 	CallLimit   time.Duration // of a call in a worker; 0 is worker.DefaultCallLimit
+	Standby     string        // path of the keystore file of the standby token; "" if there is none
 }
 
 // WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names. It never overwrites a file, because
@@ -114,6 +120,7 @@ func (c *FileConfig) format() ([]byte, error) {
 		{"pin-file", c.PINFile}, {"pin-env", c.PINEnv}, {"credential", c.Credential},
 		{"profile", string(c.Profile)}, {"max-sessions", sessions},
 		{"worker", string(c.Worker)}, {"call-limit", limit},
+		{"standby", c.Standby},
 	} {
 		if l.value == "" {
 			continue
@@ -167,7 +174,56 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
 	c.Files = append(c.Files, SettingsFile("keystore file", path))
+	if f.Standby != "" {
+		more, err := c.readStandby(path, f.Standby)
+		if err != nil {
+			return c, nil, err
+		}
+		warnings = append(warnings, more...)
+	}
 	return c, warnings, nil
+}
+
+// readStandby reads the keystore file of the standby token that the file path names.
+func (c *Config) readStandby(path, standby string) (warnings []string, err error) {
+	if !filepath.IsAbs(standby) {
+		standby = filepath.Join(filepath.Dir(path), standby)
+	}
+	same, err := sameFile(path, standby)
+	if err != nil || same {
+		return nil, fmt.Errorf("%s: standby has the value %q; it must name the keystore file of another token that "+
+			"has copies of this one's keys%s", path, standby, suffix(err))
+	}
+	s, warnings, err := ReadKeystoreFile(standby)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: standby: %w", path, err)
+	case s.Standby != nil:
+		return nil, fmt.Errorf("%s: a standby has no standby of its own; take out the line standby (%s names this "+
+			"file as its standby)", standby, path)
+	}
+	s.Apart = true
+	c.Standby = &s
+	c.Files = append(c.Files, s.Files...)
+	return warnings, nil
+}
+
+// sameFile reports whether two paths name one file.
+func sameFile(a, b string) (bool, error) {
+	first, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	second, err := os.Stat(b)
+	return err == nil && os.SameFile(first, second), err
+}
+
+// suffix returns ": err", or nothing.
+func suffix(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
 }
 
 // SettingsFile describes a file that names the library to load into the server, and the place of the PIN. The
@@ -258,9 +314,11 @@ func (c *FileConfig) set(name, value string) (err error) {
 		if c.CallLimit, err = ParseCallLimit(value); err != nil {
 			return fmt.Errorf("call-limit has the value %q; %w", value, err)
 		}
+	case "standby":
+		c.Standby = value
 	default:
 		return fmt.Errorf("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
-			"profile, max-sessions, worker, call-limit", name)
+			"profile, max-sessions, worker, call-limit, standby", name)
 	}
 	return err
 }

@@ -55,7 +55,7 @@ func TestKeystoreFileErrors(t *testing.T) {
 		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
 		good + "token = x\n": `:4: token appears twice; keep one`,
 		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
-			`serial, slot, pin-file, pin-env, credential, profile, max-sessions, worker, call-limit`,
+			`serial, slot, pin-file, pin-env, credential, profile, max-sessions, worker, call-limit, standby`,
 		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
 			`file of its own (mode 0400) and name that: pin-file = PATH`,
 		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +
@@ -378,5 +378,38 @@ func TestSettingsOfAnotherShell(t *testing.T) {
 	t.Setenv("SOFTHSM2_CONF", "/other.conf")
 	if text := soft.settingsHint(); !strings.Contains(text, "/other.conf") {
 		t.Error(text)
+	}
+}
+
+// TestStandbyFile: the line standby names the keystore file of another token, which has no standby of its own.
+func TestStandbyFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, c FileConfig) string {
+		t.Helper()
+		c.Module, c.PINEnv = "/opt/hsm/lib.so", "PIN"
+		path := filepath.Join(dir, name)
+		if err := WriteKeystoreFile(path, c); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("second", FileConfig{Token: "copy"})
+	write("first", FileConfig{Token: "kms", Standby: "second"})
+	for name, c := range map[string]struct{ standby, want string }{
+		"absolute": {filepath.Join(dir, "second"), ""},
+		"relative": {"second", ""},
+		"itself":   {"itself", "it must name the keystore file of another token"},
+		"missing":  {"nofile", "no such file"},
+		"third":    {"first", "a standby has no standby of its own"},
+	} {
+		cfg, _, err := ReadKeystoreFile(write(name, FileConfig{Token: "kms", Standby: c.standby}))
+		switch {
+		case c.want != "":
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case err != nil || cfg.Standby == nil || cfg.Standby.TokenLabel != "copy" || !cfg.Standby.Apart || cfg.Apart:
+			t.Errorf("%s: %+v, %v", name, cfg.Standby, err)
+		}
 	}
 }

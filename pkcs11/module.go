@@ -55,12 +55,13 @@ type module struct {
 	epoch uint64
 }
 
-// moduleName names a library by its path without symbolic links, and says whether it runs in a worker, and with which
-// limit of a call.
+// moduleName names a library by its path without symbolic links, and says whether it runs in a worker, with which limit
+// of a call, and whether that worker is for a token alone.
 type moduleName struct {
 	resolved string
 	inWorker bool
 	limit    time.Duration
+	apart    bool
 }
 
 // kill ends the worker, so that all calls in the library return. It returns false if the library runs in this process.
@@ -100,7 +101,8 @@ var (
 
 // openModule loads the library, or adds a user to the module if the library is loaded. If ctx ends while a worker loads
 // or initialises the library, openModule ends the worker and fails. A library in this process cannot be stopped.
-func openModule(ctx context.Context, path string, inWorker bool, callLimit time.Duration) (*module, error) {
+func openModule(ctx context.Context, path string, inWorker bool, callLimit time.Duration, apart bool) (*module,
+	error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
 	if err := ctx.Err(); err != nil { // another library hung while this one waited for its turn
@@ -121,9 +123,9 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 	if err != nil {
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
 	}
-	name := moduleName{resolved, inWorker, callLimit}
-	if !inWorker {
-		name.limit = 0 // the library may be loaded only once, and its calls have no limit
+	name := moduleName{resolved: resolved} // without a worker, the library is loaded once, and its calls have no limit
+	if inWorker {
+		name = moduleName{resolved, inWorker, callLimit, apart}
 	}
 	if m, ok := modules[name]; ok {
 		if err := m.join(); err != nil {

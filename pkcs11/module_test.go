@@ -176,7 +176,7 @@ func TestOpenModuleFails(t *testing.T) {
 		loop:                                  "PKCS#11 module: stat " + loop,
 		write(t, "x.so", "no library", 0o600): "cannot be loaded: it is no PKCS#11 library for this machine",
 	} {
-		m, err := openModule(t.Context(), path, false, 0)
+		m, err := openModule(t.Context(), path, false, 0, false)
 		if err == nil || !strings.Contains(err.Error(), want) || m != nil {
 			t.Errorf("%s: %v; want %q", path, err, want)
 		}
@@ -409,7 +409,7 @@ func TestLibraryWithoutSettings(t *testing.T) {
 	conf := os.Getenv("SOFTHSM2_CONF")
 	chmod(t, 0o600, conf)
 	asNobody(func() {
-		if _, err := openModule(t.Context(), c.Module, false, 0); err == nil ||
+		if _, err := openModule(t.Context(), c.Module, false, 0, false); err == nil ||
 			!strings.Contains(err.Error(), "cannot be initialised: SoftHSM shows") ||
 			!strings.Contains(err.Error(), conf) {
 			t.Errorf("%v", err)

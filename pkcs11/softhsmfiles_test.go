@@ -401,7 +401,7 @@ func TestSoftHSMDoesNotInitialize(t *testing.T) {
 	}
 	opened := func() error {
 		fault.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_GENERAL_ERROR})
-		m, err := openModule(t.Context(), module, false, 0)
+		m, err := openModule(t.Context(), module, false, 0, false)
 		if m != nil || loaded(module) || processtest.Mapped(t, c.Module) {
 			t.Error("the library stays loaded")
 		}

@@ -88,7 +88,7 @@ func TestWorkerDoesNotStart(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
 		t.Fatal(err)
 	}
-	m, err := openModule(t.Context(), c.Module, true, 0)
+	m, err := openModule(t.Context(), c.Module, true, 0, false)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}

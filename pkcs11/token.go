@@ -112,7 +112,8 @@ func (t *Token) start(ctx context.Context) error {
 	}
 	opened := make(chan loaded, 1)
 	go func() {
-		m, err := openModule(ctx, t.cfg.Module, t.cfg.Worker.inWorker(), t.cfg.CallLimit)
+		m, err := openModule(ctx, t.cfg.Module, t.cfg.Worker.inWorker(), t.cfg.CallLimit,
+			t.cfg.Apart)
 		opened <- loaded{m, err}
 	}()
 	select {

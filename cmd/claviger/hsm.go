@@ -60,8 +60,11 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 			if cmd.Flags().Changed("worker") {
 				c.Worker = map[bool]pkcs11.WorkerMode{true: pkcs11.WorkerYes, false: pkcs11.WorkerNo}[inWorker]
 			}
-			if c.PINFile != "" {
-				if c.PINFile, err = filepath.Abs(c.PINFile); err != nil {
+			for _, path := range []*string{&c.PINFile, &c.Standby} {
+				if *path == "" {
+					continue
+				}
+				if *path, err = filepath.Abs(*path); err != nil {
 					return err
 				}
 			}
@@ -86,6 +89,7 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls (default: from the profile)")
 	f.BoolVar(&inWorker, "worker", false, "run the HSM's library in a process of its own")
 	f.DurationVar(&c.CallLimit, "call-limit", 0, "longest call in the process of the library (default 25s)")
+	f.StringVar(&c.Standby, "standby", "", "keystore file of a token with copies of the keys")
 	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
 	_ = cmd.MarkFlagRequired("module") // the flag is defined above
 	return cmd
@@ -341,11 +345,7 @@ and the smallest call, that give nine tenths of the best rate. Exit status 3: th
 func writeBench(w io.Writer, results []hsm.Measurement) {
 	fmt.Fprintln(w, "SESSIONS\tEDEKS A CALL\tCALLS\tMEDIAN\tP90\tP99\tMAX\tEDEKS/S\t")
 	for _, r := range results {
-		knee := ""
-		if r.Knee {
-			knee = "*"
-		}
-		us := time.Microsecond
+		knee, us := map[bool]string{true: "*"}[r.Knee], time.Microsecond
 		fmt.Fprintf(w, "%d\t%d\t%d\t%v\t%v\t%v\t%v\t%.0f\t%s\n", r.Sessions, r.EDEKs, r.Calls, r.Median.Round(us),
 			r.P90.Round(us), r.P99.Round(us), r.Max.Round(us), r.PerSec, knee)
 	}

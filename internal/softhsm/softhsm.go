@@ -3,6 +3,7 @@
 package softhsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -110,6 +111,46 @@ func Create(dir, label string) (Token, error) {
 func (t Token) Wipe() error {
 	_, err := t.util("--init-token", "--serial", t.Serial, "--label", t.Label, "--so-pin", pin, "--pin", pin)
 	return err
+}
+
+// Clone makes a second token with the same objects and the same PIN, as an HSM's own tools do. It copies the token's
+// files, and changes label and serial number in the copy. No process may have the token open.
+func (t Token) Clone(label string) (Token, error) {
+	const labelSize = 32 // padded with spaces, as in CK_TOKEN_INFO
+	pad := func(s string) []byte { return fmt.Appendf(nil, "%-*s", labelSize, s) }
+	serial := []byte(t.Serial)
+	serial[len(serial)-1] ^= 1 // another hexadecimal digit: the slot's number is made of the last ones
+	if serial[len(serial)-1] == '`' || serial[len(serial)-1] == 'g' {
+		serial[len(serial)-1] = '0'
+	}
+	tokens := filepath.Join(filepath.Dir(t.PINFile), "tokens")
+	folders, err := os.ReadDir(tokens)
+	if err != nil {
+		return Token{}, err
+	}
+	for _, f := range folders {
+		from := filepath.Join(tokens, f.Name())
+		data, err := os.ReadFile(filepath.Join(from, "token.object"))
+		if err != nil {
+			return Token{}, err
+		}
+		if !bytes.Contains(data, []byte(t.Serial)) || !bytes.Contains(data, pad(t.Label)) {
+			continue
+		}
+		to := filepath.Join(tokens, label)
+		if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+			return Token{}, err
+		}
+		data = bytes.Replace(data, []byte(t.Serial), serial, 1)
+		data = bytes.Replace(data, pad(t.Label), pad(label), 1)
+		if err := os.WriteFile(filepath.Join(to, "token.object"), data, 0o600); err != nil {
+			return Token{}, err
+		}
+		clone := t
+		clone.Label, clone.Serial = label, string(serial)
+		return clone, nil
+	}
+	return Token{}, fmt.Errorf("no token in %s has the label %q and the serial number %s", tokens, t.Label, t.Serial)
 }
 
 // util runs softhsm2-util on the token's folder.

@@ -137,7 +137,7 @@ func (p *Provider) Check(ctx context.Context) error {
 	if err := p.ready(op, ""); err != nil {
 		return err
 	}
-	if err := p.needsToken(ctx, op); err != nil {
+	if err := p.needsToken(ctx, op); err != nil && p.standby == nil {
 		return err
 	}
 	var failed []string
@@ -218,6 +218,9 @@ func (p *Provider) tryVersion(ctx context.Context, version string) error {
 		return err
 	}
 	got, err := p.checkValue(ctx, e)
+	if isAway(err) && p.standby != nil && p.standby.prove(ctx, p.store, e) == nil {
+		return nil
+	}
 	if err != nil {
 		return p.missingOnToken(ctx, "hsm.Check", e, err)
 	}

@@ -100,7 +100,8 @@ type Provider struct {
 	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
 
-	late *lateToken // the token, if Open made the provider without it; else nil
+	late    *lateToken // the token, if Open made the provider without it; else nil
+	standby *standby   // nil if there is none
 
 	closed     atomic.Bool
 	closeOnce  sync.Once
@@ -130,6 +131,7 @@ type entry struct {
 	verified atomic.Uint64 // 1 + the epoch in which the check value was last verified
 	mu       sync.Mutex    // held during a verification
 	lease    lease
+	first    firstDown // used only if there is a standby
 }
 
 // Access says what a provider may change.
@@ -266,7 +268,8 @@ func (o *opener) open(ctx context.Context, tok token, store metastore.Store) (*P
 	tok.OnReset(func() { p.epoch.Add(1) })
 	if err := p.fitTogether(ctx, tok); err != nil {
 		p.stop()
-		return nil, errors.Join(err, tok.Close())
+		p.background.Wait()
+		return nil, errors.Join(err, tok.Close(), p.closeStandby())
 	}
 	p.begin(ctx, background)
 	return p, nil
@@ -278,6 +281,7 @@ func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, bac
 	p = &Provider{uri: o.uri, confDir: o.confDir, tok: &recordingToken{token: tok}, store: store, access: o.Access,
 		soft: o.soft, log: claviger.LimitLog(o.log), stop: stop}
 	p.searches.max, p.renewals.ctx = o.searches, background
+	o.addStandby(background, p)
 	return p, background
 }
 
@@ -384,7 +388,7 @@ func (p *Provider) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		p.renewAfterChanges(ctx)
-		err = p.tok.Close()
+		err = errors.Join(p.tok.Close(), p.closeStandby())
 	})
 	return err
 }

@@ -25,7 +25,7 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	if err != nil {
 		return err
 	}
-	if err := p.needsToken(ctx, op); err != nil {
+	if err := p.needsToken(ctx, op); err != nil && p.standby == nil {
 		return err
 	}
 	began := time.Since(processStart)
@@ -37,7 +37,11 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return nil
 }
 
-func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
+// encryptFirst encrypts with the first token.
+func (p *Provider) encryptFirst(ctx context.Context, op string, e *entry, blocks []byte) error {
+	if err := p.needsToken(ctx, op); err != nil {
+		return err
+	}
 	if len(e.check) == 0 { // without a check value, nothing could verify the token's result
 		return p.refuse(e, nil)
 	}

@@ -29,10 +29,21 @@ type writeState struct {
 	probed time.Time // of the last probe
 }
 
-// recordingToken is a token that records the results of writes.
+// recordingToken is a token that records the results of writes. It destroys keys on the standby too.
 type recordingToken struct {
 	token
-	writes writeState
+	standby *standby // nil if there is none
+	writes  writeState
+}
+
+// Destroy destroys the copy on the standby first: if that fails, the step that destroys the key is not over.
+func (w *recordingToken) Destroy(ctx context.Context, id []byte, label string) error {
+	if w.standby != nil {
+		if err := w.standby.destroy(ctx, id, label); err != nil {
+			return err
+		}
+	}
+	return w.token.Destroy(ctx, id, label)
 }
 
 func (w *recordingToken) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {

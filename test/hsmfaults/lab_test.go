@@ -23,6 +23,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
 	"claviger/internal/logtest"
+	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms"
 	"claviger/kms/kmstest"
@@ -45,6 +46,8 @@ type lab struct {
 	dek     []byte // the DEK of edek
 	edek    edek
 	created atomic.Int64 // keys that were made by operations
+	token   softhsm.Token
+	start   func()
 	stop    func() error
 	log     logtest.Buffer
 }
@@ -70,7 +73,7 @@ func newLab(t *testing.T, inWorker bool, change ...func(*pkcs11.FileConfig)) *la
 func newLabWith(t *testing.T, inWorker bool, properties map[string]string, change ...func(*pkcs11.FileConfig)) *lab {
 	t.Helper()
 	dir, tok := t.TempDir(), softhsmtest.New(t)
-	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db")}
+	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db"), token: tok}
 	file := filepath.Join(dir, "luna.keystore")
 	keystore := pkcs11.FileConfig{Module: l.Path, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.Generic,
 		MaxSessions: 6, Worker: pkcs11.WorkerNo}
@@ -98,10 +101,13 @@ func newLabWith(t *testing.T, inWorker bool, properties map[string]string, chang
 	kmstest.WriteSite(t, dir, site)
 	var serve kms.Options
 	serve.Dir, serve.Log, serve.Level = dir, slog.New(slog.NewTextHandler(&l.log, nil)), new(slog.LevelVar)
-	l.url, l.stop = kmstest.Start(t, func(ctx context.Context, ready string) error {
-		serve.ReadyFile = ready
-		return kms.Serve(ctx, serve)
-	})
+	l.start = func() {
+		l.url, l.stop = kmstest.Start(t, func(ctx context.Context, ready string) error {
+			serve.ReadyFile = ready
+			return kms.Serve(ctx, serve)
+		})
+	}
+	l.start()
 	for _, key := range []string{"orders", "other"} {
 		l.want(t, http.StatusCreated, "POST", "keys", map[string]any{"name": key})
 	}

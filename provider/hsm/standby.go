@@ -1,0 +1,331 @@
+package hsm
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+)
+
+// A standby is a second token with copies of the first one's keys, which the vendor's tools have made. It only
+// encrypts, and only while the first token does not answer. Each result proves that the copy is the right key, by the
+// version's check value. No key is made on it.
+
+const (
+	// firstTokenLimit is how long a request waits for the first token before it uses the standby.
+	firstTokenLimit = 2 * time.Second
+	// firstTokenPause is the time between two attempts to use the first token for a version that it has failed.
+	firstTokenPause = time.Second
+	// standbyDestroyLimit is how long the destruction of a key waits for the standby to be opened.
+	standbyDestroyLimit = 10 * time.Second
+	// compareInterval is the time between two comparisons of the standby with the store, and comparePage the number of
+	// keys that are read at once.
+	compareInterval = 10 * time.Minute
+	comparePage     = 1000
+)
+
+// standby is the standby token of a provider.
+type standby struct {
+	tok    *lateToken
+	module string // of the first token
+
+	mu      sync.Mutex
+	used    time.Time // the last encryption; zero if there was none
+	count   int       // encryptions
+	why     error     // of the first token, at the last encryption
+	missing []string  // versions of which it had no copy at the last comparison
+}
+
+// addStandby gives the provider the standby that the configuration names, if there is one, and opens it in the
+// background. A provider that changes no key needs none.
+func (o *opener) addStandby(ctx context.Context, p *Provider) {
+	if o.cfg.Standby == nil || !p.access.Changes() {
+		return
+	}
+	cfg := *o.cfg.Standby
+	cfg.Log = p.log
+	s := &standby{tok: &lateToken{cfg: cfg}, module: o.cfg.Module}
+	p.standby, p.tok.standby = s, s
+	p.background.Go(func() {
+		if s.open(ctx, p) && p.access == Serve {
+			s.compareLater(ctx, p)
+		}
+	})
+}
+
+// open opens the token, until that succeeds or ctx ends.
+func (s *standby) open(ctx context.Context, p *Provider) (ok bool) {
+	a := newAttempt(s.tok.cfg, firstLimit)
+	limit := firstLimit
+	var pause time.Duration
+	var last string
+	for {
+		tok, err := a.wait(ctx)
+		if ctx.Err() != nil {
+			a.abandon()
+			return false
+		}
+		if err == nil {
+			if err = s.mayBeUsed(ctx, p, tok); err == nil {
+				s.tok.attach(tok)
+				s.tok.release()
+				p.log.Info("the standby token can be used", "token", tokenName(tok.Info()))
+				return true
+			}
+			err = errors.Join(err, tok.Close())
+		}
+		s.tok.fail(err)
+		pause = nextPause(pause, err)
+		if text := err.Error(); text != last {
+			last = text
+			p.log.Error("the standby token cannot be used; it is opened again in the background", "err", err)
+		}
+		if !sleep(ctx, pause) {
+			return false
+		}
+		limit = min(2*limit, openTimeout)
+		a = newAttempt(s.tok.cfg, limit)
+	}
+}
+
+// mayBeUsed returns an error if a token is no copy of the first one: it is the first one itself, or it is bound to
+// another metastore.
+func (s *standby) mayBeUsed(ctx context.Context, p *Provider, tok *pkcs11.Token) error {
+	const op = "hsm.standby"
+	first, this := p.tok.Info(), tok.Info()
+	if s.module == s.tok.cfg.Module && first.Serial == this.Serial && first.Slot == this.Slot {
+		return claviger.Errorf(op, claviger.Invalid, "", "token %s is the first token itself; the line standby of the "+
+			"keystore file must name another token, which has copies of its keys", tokenName(this))
+	}
+	id, bound, err := p.store.Setting(ctx, SettingID)
+	if err != nil {
+		return err
+	}
+	list, err := bindings(ctx, tok)
+	if claviger.Is(err, claviger.Unsupported) { // the token keeps no data objects
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
+		if bound && b.Store != id {
+			return claviger.Errorf(op, claviger.Invalid, "", "token %s belongs to another metastore, %v, so it has no "+
+				"copies of the first token's keys", tokenName(this), b)
+		}
+	}
+	return nil
+}
+
+// compareLater compares the standby with the store at once, and then in each compareInterval.
+func (s *standby) compareLater(ctx context.Context, p *Provider) {
+	for {
+		missing, err := s.compare(ctx, p.store)
+		if err == nil {
+			s.mu.Lock()
+			s.missing = missing
+			s.mu.Unlock()
+			if len(missing) > 0 {
+				p.log.Warn("the standby lacks copies of keys; copy them with the vendor's tools", "token",
+					tokenName(s.tok.Info()), "versions", summarize(missing))
+			}
+		}
+		if !sleep(ctx, compareInterval) {
+			return
+		}
+	}
+}
+
+// compare returns the versions of the store of which the standby has no copy. Whether a copy is the right key is proved
+// when it is used.
+func (s *standby) compare(ctx context.Context, store metastore.Store) (missing []string, err error) {
+	list, err := s.tok.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	type object struct{ id, label string }
+	held := make(map[object]bool, len(list))
+	for _, k := range list {
+		held[object{hex.EncodeToString(k.ID), k.Label}] = true
+	}
+	for from := ""; ; {
+		names, next, err := store.Page(ctx, from, comparePage)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := store.Get(ctx, names...)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			if k == nil { // deleted meanwhile
+				continue
+			}
+			for _, v := range k.List {
+				if name := claviger.VersionName(k.Name, v.ID); !held[object{v.Object, name}] {
+					missing = append(missing, name)
+				}
+			}
+		}
+		if from = next; next == "" {
+			return missing, nil
+		}
+	}
+}
+
+// firstDown remembers how a version fared on the first token.
+type firstDown struct {
+	mu    sync.Mutex
+	until time.Time // before, requests go to the standby at once
+	why   error
+}
+
+// tryFirst reports whether a request is to use the first token. Of the requests for a version that it has failed, one
+// each firstTokenPause does.
+func (d *firstDown) tryFirst() (yes bool, why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.why == nil {
+		return true, nil
+	}
+	now := time.Now()
+	if now.Before(d.until) {
+		return false, d.why
+	}
+	d.until = now.Add(firstTokenLimit + firstTokenPause) // for the others, until this request has its answer
+	return true, nil
+}
+
+func (d *firstDown) set(why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.why, d.until = why, time.Now().Add(firstTokenPause)
+}
+
+// isAway reports whether an error of the first token is of a kind that the standby may cure: the token or its key does
+// not answer. A key that is missing on the token or differs there is no reason to use the standby.
+func isAway(err error) bool { return claviger.Is(err, claviger.Unavailable) && !isUnusable(err) }
+
+// encrypt encrypts with the first token, or with the standby while the first token does not answer. If both fail, the
+// error is that of the first token.
+func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
+	s := p.standby
+	if s == nil || len(e.check) == 0 || s.missingToken() != nil {
+		return p.encryptFirst(ctx, op, e, blocks)
+	}
+	yes, why := e.first.tryFirst()
+	if yes {
+		limited, cancel := context.WithTimeout(ctx, firstTokenLimit)
+		err := p.encryptFirst(limited, op, e, blocks)
+		cancel()
+		if ctx.Err() != nil {
+			return err
+		}
+		if !isAway(err) {
+			e.first.set(nil)
+			return err
+		}
+		e.first.set(err)
+		why = err
+	}
+	err := s.encrypt(ctx, p.store, e, blocks)
+	if err != nil && !yes {
+		if err := p.encryptFirst(ctx, op, e, blocks); !isAway(err) {
+			return err
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w; nor does the standby: %w", why, err)
+	}
+	s.record(p, why)
+	return nil
+}
+
+// encrypt encrypts with the standby. The store must still have the version: the standby may hold copies of keys that
+// were destroyed on the first token.
+func (s *standby) encrypt(ctx context.Context, store metastore.Store, e *entry, blocks []byte) error {
+	if _, _, err := store.ByVersion(ctx, e.name); err != nil {
+		return err
+	}
+	return s.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
+}
+
+// prove returns nil if the standby has the version's key.
+func (s *standby) prove(ctx context.Context, store metastore.Store, e *entry) error {
+	if _, _, err := store.ByVersion(ctx, e.name); err != nil {
+		return err
+	}
+	return s.tok.Prove(ctx, e.id, e.name, e.check)
+}
+
+// missingToken returns why the standby cannot be used; nil if it can.
+func (s *standby) missingToken() error {
+	_, err := s.tok.get(context.Background(), "hsm.standby")
+	return err
+}
+
+// record counts an encryption with the standby.
+func (s *standby) record(p *Provider, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if now.Sub(s.used) > time.Minute {
+		p.log.Error("the first token does not answer; the standby is used", "token", tokenName(s.tok.Info()), "err",
+			why)
+	}
+	s.used, s.why = now, why
+	s.count++
+}
+
+// destroy destroys a key on the standby too, so that no copy of it is left.
+func (s *standby) destroy(ctx context.Context, id []byte, label string) error {
+	ctx, cancel := context.WithTimeout(ctx, standbyDestroyLimit)
+	defer cancel()
+	select {
+	case <-s.tok.arrived():
+	case <-ctx.Done():
+		return claviger.Errorf("hsm.Destroy", claviger.Unavailable, "", "%s stays until the standby can be used, "+
+			"because that may hold a copy: %w", label, s.missingToken())
+	}
+	return s.tok.Destroy(ctx, id, label)
+}
+
+// closeStandby closes the standby. The work in the background must have ended.
+func (p *Provider) closeStandby() error {
+	if p.standby == nil {
+		return nil
+	}
+	return p.standby.tok.Close()
+}
+
+// HasStandby reports whether the configuration names a standby token.
+func (p *Provider) HasStandby() bool { return p.standby != nil }
+
+// CheckStandby fails if the standby cannot be used, lacks keys, or was used in the last minute.
+func (p *Provider) CheckStandby(ctx context.Context) error {
+	const op = "hsm.CheckStandby"
+	s := p.standby
+	if err := s.missingToken(); err != nil {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the standby token cannot be used: %w", err)
+	}
+	if err := s.tok.Ping(ctx); err != nil {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the standby token does not answer: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.missing) > 0 {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the standby lacks copies of keys; copy them with the "+
+			"vendor's tools: %s", summarize(s.missing))
+	}
+	if time.Since(s.used) < time.Minute {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the standby is in use, since the first token does not "+
+			"answer; no key is made meanwhile: %w", s.why)
+	}
+	return nil
+}
