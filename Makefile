@@ -13,7 +13,8 @@ UNIT := $$(go list ./... | grep -v '/test/')
 # `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
 LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
   ./test/hsmfaults ./pkcs11 ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
-# Three packages at once: much of a test's time is waiting for a JVM or a server to start.
+# Three packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside the
+# tests of others (-vet=all), so that no core waits for the others at the beginning.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
@@ -42,14 +43,12 @@ build: ## build bin/claviger
 
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
-	go vet -race ./...
 	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) \
-	  go test -race -vet=off -p 3 -count 1 -timeout 20m $(LONGEST) ./...
+	  go test -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./...
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
-	go vet -race ./...
-	go test -race -vet=off -timeout 15m $(UNIT)
+	go test -race -vet=all -timeout 15m $(UNIT)
 
 test-hadoop: ## the walk with a real Hadoop: KMS, NameNode, DataNode, clients
 	@scripts/setup all
