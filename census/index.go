@@ -130,7 +130,7 @@ func (x *index) place(b int, from, to uint32, s *sorter) (twice uint64, found bo
 	return 0, false
 }
 
-// finish makes starts what it is in a complete index. Each bucket's start is now the end of that bucket.
+// finish completes the index. reserve has moved each bucket's start to its end, which is the start of the next bucket.
 func (x *index) finish() {
 	copy(x.starts[1:], x.starts)
 	x.starts[0] = 0

@@ -105,6 +105,7 @@ func TestValuesWithoutSecrets(t *testing.T) {
 	}
 }
 
+// TestPublic: Public shows no value of a secret, and none that SensitiveKeys names.
 func TestPublic(t *testing.T) {
 	c := New(t.TempDir(), env(map[string]string{"PW": "hunter2"}))
 	for name, value := range map[string]string{

@@ -156,7 +156,7 @@ func TestSilentToOneUser(t *testing.T) {
 		wantKind(t, decrypt("alice"), claviger.SourceUnreachable)
 	}
 	if state() == "closed" { // half-open after the pause
-		t.Errorf("a source that is silent to several users: %s", state())
+		t.Errorf("a source that does not answer several users: %s", state())
 	}
 }
 

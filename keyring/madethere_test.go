@@ -9,10 +9,10 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestMadeAtAFormerPrimary: a key was taken over into a keystore, and later here, with the keystore as a source. Then
-// its first source rolls the key to a number that the key has in the keystore. No EDEK of that name is opened or
-// re-encrypted by a guess until an operator decides. It does not matter which of the two is requested first, or whether
-// the keystore is a source.
+// TestMadeAtAFormerPrimary: a key was migrated from a KMS into a keystore, which was the primary then. Later it was
+// migrated into today's primary, and the keystore became a source. Then the KMS rolls the key, and the new version has
+// the name of the version in the keystore. An EDEK of that name may belong to either, so none is opened or re-encrypted
+// until an operator decides. It does not matter which source comes first, or whether the keystore is a source.
 func TestMadeAtAFormerPrimary(t *testing.T) {
 	for _, order := range []string{keystoreFirst, keystoreLast, noKeystore} {
 		t.Run(order, func(t *testing.T) { madeAtAFormerPrimary(t, order) })
@@ -27,7 +27,7 @@ const (
 )
 
 // The key of TestMadeAtAFormerPrimary, its version in two places, and the URI of the keystore.
-const formerKey, formerVersion, formerPlace = "pin", "pin@1", "jceks://file@/var/lib/claviger/kms.keystore"
+const formerKey, formerVersion, keystoreURI = "pin", "pin@1", "jceks://file@/var/lib/claviger/kms.keystore"
 
 // formerLab is a lab whose key was taken over from far into a keystore, and later into the primary.
 type formerLab struct {
@@ -39,9 +39,9 @@ func newFormerLab(t *testing.T, order string) *formerLab {
 	t.Helper()
 	ctx := t.Context()
 	far := newFarKMS(t, farURI, formerKey)
-	file := memory.New(memory.Config{URI: formerPlace})
+	file := memory.New(memory.Config{URI: keystoreURI})
 	t.Cleanup(func() { _ = file.Close() })
-	keystore := &farKMS{Provider: file, blocks: file, uri: formerPlace}
+	keystore := &farKMS{Provider: file, blocks: file, uri: keystoreURI}
 	ms, err := far.Metadata(ctx, formerKey)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func newFormerLab(t *testing.T, order string) *formerLab {
 	of := Origin{Key: formerKey, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName(), Numbered: true}
 	there, here := of, of
 	here.Source, here.Counted = farURI, 1
-	there.Source, there.Counted, there.MadeThere = formerPlace, 2, []string{formerVersion}
+	there.Source, there.Counted, there.MadeThere = keystoreURI, 2, []string{formerVersion}
 	l := newLab(t, func(c *Config) {
 		c.Primary, c.Reencryption = primary, true
 		c.History = &journal{list: []Origin{here, there}}

@@ -19,7 +19,7 @@ func TestUnreadJournalDecidesNothing(t *testing.T) {
 	if uri, err := l.formerPrimaryOf(t.Context(), v); uri != "" || !errors.Is(err, errInjected) {
 		t.Errorf("%q, %v", uri, err)
 	}
-	twice, err := l.ofTwoSources(t.Context(), l.sources.list[0], useDecrypt, v, formerPlace)
+	twice, err := l.ofTwoSources(t.Context(), l.sources.list[0], useDecrypt, v, keystoreURI)
 	if twice != nil || !errors.Is(err, errInjected) {
 		t.Errorf("%v, %v", twice, err)
 	}

@@ -73,7 +73,7 @@ func TestNeedNotThere(t *testing.T) {
 func TestConflictCureOfAMissingVersion(t *testing.T) {
 	l := newFormerLab(t, keystoreFirst)
 	for version, want := range map[string]string{
-		formerVersion: "Copy the files that were made while the server had its keys in " + formerPlace,
+		formerVersion: "Copy the files that were made while the server had its keys in " + keystoreURI,
 		"pin@9":       "bring key pin back here",
 	} {
 		if got := l.conflictCure(t.Context(), claviger.ParseVersion(version)); !strings.Contains(got, want) {

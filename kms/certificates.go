@@ -18,7 +18,7 @@ import (
 // validity is the time in which all certificates of a TLS store are valid.
 type validity struct {
 	Store     string // the property that names the store
-	Subject   string // of the certificate that ends first
+	Subject   string // of the certificate that expires first
 	NotBefore time.Time
 	NotAfter  time.Time
 }
@@ -30,16 +30,16 @@ func validityOf(store string, certs []*x509.Certificate) validity {
 	return validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
 }
 
-// fault returns an error if the certificates have ended, are not valid yet, or end soon.
+// fault returns an error if the certificates have expired, are not valid yet, or expire soon.
 func (v validity) fault() error {
 	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch now := time.Now(); {
 	case now.After(v.NotAfter):
-		return fmt.Errorf("the certificate of %s has ended at %s", v.Subject, at(v.NotAfter))
+		return fmt.Errorf("the certificate of %s expired at %s", v.Subject, at(v.NotAfter))
 	case now.Before(v.NotBefore):
 		return fmt.Errorf("the certificate of %s is not valid before %s", v.Subject, at(v.NotBefore))
 	case v.NotAfter.Sub(now) < web.ExpiryNotice:
-		return fmt.Errorf("the certificate of %s ends at %s", v.Subject, at(v.NotAfter))
+		return fmt.Errorf("the certificate of %s expires at %s", v.Subject, at(v.NotAfter))
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ func (s *Service) certificates() (list []validity, unreadable []error, err error
 	return list, c.unreadable, c.err
 }
 
-// checkCertificates returns an error if a certificate is not valid now or ends soon,
+// checkCertificates returns an error if a certificate is not valid now or expires soon,
 // or if the next start could not use a file.
 func (s *Service) checkCertificates(context.Context) error {
 	list, errs, err := s.certificates()

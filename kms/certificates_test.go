@@ -80,9 +80,9 @@ func TestCertificates(t *testing.T) {
 			}
 		}
 	}
-	wants("it has ended", "the certificate of CN=server has ended at ")
+	wants("it has ended", "the certificate of CN=server expired at ")
 	whole := serverPEM(t, path, now.Add(-time.Hour), now.Add(365*24*time.Hour))
-	wants("a new file that is not in use yet", "has ended at ")
+	wants("a new file that is not in use yet", "expired at ")
 	served = whole
 	wants("the new one is in use")
 	if err := os.Truncate(path, 100); err != nil {
@@ -93,5 +93,5 @@ func TestCertificates(t *testing.T) {
 	served = serverPEM(t, path, now.Add(time.Hour), now.Add(365*24*time.Hour))
 	wants("it begins later", "is not valid before ")
 	served = serverPEM(t, path, now.Add(-time.Hour), now.Add(24*time.Hour))
-	wants("it ends soon", "the certificate of CN=server ends at ")
+	wants("it ends soon", "the certificate of CN=server expires at ")
 }

@@ -207,7 +207,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	expect(client(port, "TLSv1.3", "-", "client.jks"), "TLS 1.3", "resumed=true")
 
 	if err := s.svc.checkCertificates(t.Context()); err == nil || !strings.Contains(err.Error(),
-		"ssl.server.keystore.location: the certificate of CN=server ends at ") {
+		"ssl.server.keystore.location: the certificate of CN=server expires at ") {
 		t.Errorf("certificates of ten days: %v", err)
 	}
 }

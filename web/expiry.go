@@ -22,7 +22,7 @@ func CheckExpiry(certificate func() (*x509.Certificate, error), now time.Time) e
 		return err
 	}
 	if cert.NotAfter.Sub(now) < ExpiryNotice {
-		return fmt.Errorf("the certificate of %s ends at %s; clients then refuse this server", cert.Subject,
+		return fmt.Errorf("the certificate of %s expires at %s; clients then refuse this server", cert.Subject,
 			cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return nil

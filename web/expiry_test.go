@@ -41,7 +41,7 @@ func TestWarnOfExpiry(t *testing.T) {
 				time.Sleep(tt.after)
 				cancel()
 				synctest.Wait()
-				n := strings.Count(text.String(), "CN=kts-1.example.com ends at")
+				n := strings.Count(text.String(), "CN=kts-1.example.com expires at")
 				if n != tt.want || n != strings.Count(text.String(), "make another") {
 					t.Errorf("%d warnings, want %d\n%s", n, tt.want, &text)
 				}
