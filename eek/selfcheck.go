@@ -5,6 +5,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"time"
 
 	"claviger"
 )
@@ -34,10 +36,36 @@ func (c SelfCheck) Valid() bool {
 // 1,000 EDEKs has 2,000 blocks.
 const sampledBlocks = 16
 
-// with returns the BlockEncrypter that encrypts with enc and makes the check.
-func (c SelfCheck) with(enc BlockEncrypter) BlockEncrypter {
-	if c == CheckSampled || c == CheckTwice {
-		return checking{enc, c}
+// Mismatch says when a self-check last found two different results of one block.
+type Mismatch struct {
+	At      time.Time
+	Version string // of the key
+	Count   int    // of mismatches since the Service was made
+}
+
+// mismatches records the mismatches of a Service.
+type mismatches struct {
+	mu   sync.Mutex
+	last Mismatch
+}
+
+func (m *mismatches) record(version string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = Mismatch{At: time.Now(), Version: version, Count: m.last.Count + 1}
+}
+
+// Mismatch returns the last mismatch that a self-check found. Its Count is 0 if there was none.
+func (s *Service) Mismatch() Mismatch {
+	s.wrong.mu.Lock()
+	defer s.wrong.mu.Unlock()
+	return s.wrong.last
+}
+
+// checked returns the BlockEncrypter that encrypts with enc and makes the self-check.
+func (s *Service) checked(enc BlockEncrypter) BlockEncrypter {
+	if s.check == CheckSampled || s.check == CheckTwice {
+		return checking{enc, s.check, &s.wrong}
 	}
 	return enc
 }
@@ -46,6 +74,7 @@ func (c SelfCheck) with(enc BlockEncrypter) BlockEncrypter {
 type checking struct {
 	enc   BlockEncrypter
 	check SelfCheck
+	wrong *mismatches
 }
 
 func (c checking) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
@@ -62,6 +91,7 @@ func (c checking) EncryptBlocks(ctx context.Context, version string, blocks []by
 	for n, i := range again {
 		second := in[len(blocks)+n*blockSize:][:blockSize]
 		if !bytes.Equal(in[i*blockSize:(i+1)*blockSize], second) {
+			c.wrong.record(version)
 			return claviger.Errorf("eek.Reencrypt", claviger.Unavailable, version, "the HSM encrypted one block with "+
 				"one key to two different results, so one of them is wrong; nothing was re-encrypted; if this is "+
 				"logged again, take the HSM out of service, and set claviger.hsm.reencrypt.check to twice")

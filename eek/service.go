@@ -25,6 +25,7 @@ type Service struct {
 	blocks BlockEncrypter
 	pinned Pinned // nil if the provider never uses the name of a version again
 	check  SelfCheck
+	wrong  mismatches                                      // that the self-check has found
 	vouch  func(ctx context.Context, version string) error // nil unless Generate makes implied EDEKs
 }
 
@@ -67,16 +68,21 @@ func (s *Service) Unwrap(ctx context.Context, v claviger.KeyVersion, _ string,
 	return Unwrap(ctx, s.under(v), edeks)
 }
 
+// UnwrapOld opens EDEKs of v as a part of a re-encryption: unlike Unwrap it checks the provider's results.
+func (s *Service) UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	return Unwrap(ctx, s.checked(s.under(v)), edeks)
+}
+
 // Wrap makes one EDEK from each DEK under v, as a part of a re-encryption.
 func (s *Service) Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
-	return Wrap(ctx, s.check.with(s.under(v)), v.Name, ivs, deks)
+	return Wrap(ctx, s.checked(s.under(v)), v.Name, ivs, deks)
 }
 
 // Reencrypt re-encrypts EDEKs of the versions from under the version to.
 func (s *Service) Reencrypt(ctx context.Context, from []claviger.KeyVersion, to claviger.KeyVersion,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
-	return Reencrypt(ctx, s.check.with(s.underEach(from)), s.check.with(s.under(to)), to.Name, edeks)
+	return Reencrypt(ctx, s.checked(s.underEach(from)), s.checked(s.under(to)), to.Name, edeks)
 }
 
 // under returns the BlockEncrypter for v.

@@ -18,6 +18,9 @@ type crypter interface {
 	// Unwrap returns the DEKs of EDEKs of v. as is the short name of the user on whose behalf they are opened;
 	// "" means in this server's own name.
 	Unwrap(ctx context.Context, v claviger.KeyVersion, as string, edeks []claviger.EDEK) ([]secret.Bytes, error)
+	// UnwrapOld is Unwrap as a part of a re-encryption, in this server's own name. It makes the check of the primary's
+	// results.
+	UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error)
 	// Wrap makes one EDEK of each DEK under v, with the IV at the same place. Kind Unsupported, even without a DEK, if
 	// the provider wraps only DEKs that it has made.
 	Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte, deks []secret.Bytes) ([]claviger.EDEK, error)
@@ -61,6 +64,10 @@ func (r remote) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]c
 func (r remote) Unwrap(ctx context.Context, v claviger.KeyVersion, as string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	return r.service.Unwrap(ctx, v.Key, as, edeks)
+}
+
+func (r remote) UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	return r.Unwrap(ctx, v, "", edeks)
 }
 
 func (r remote) Wrap(_ context.Context, v claviger.KeyVersion, _ [][]byte, _ []secret.Bytes) ([]claviger.EDEK, error) {

@@ -72,6 +72,9 @@ func (s *server) primaryChecks() []console.Check {
 				}},
 			{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit,
 				Holds: fitProbeHolds, Last: arrival(p)},
+			// No key should be made on an HSM that computes wrong. Decrypts are not refused: a client can
+			// repeat them, and another node may have the same HSM.
+			{Name: "results of the HSM", For: []console.Purpose{console.Write}, Run: s.ring.CheckResults},
 			{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
 			{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
 			{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},

@@ -9,7 +9,7 @@ import (
 )
 
 // TestFlippedBits: the HSM flips a bit of some results and reports no error. With claviger.hsm.reencrypt.check set to
-// twice, no re-encrypted EDEK is wrong.
+// twice, no re-encrypted EDEK is wrong, and readiness reports the mismatches.
 func TestFlippedBits(t *testing.T) {
 	token := softhsmtest.New(t)
 	m := faultmodule.New(t, token.Module)
@@ -41,6 +41,9 @@ func TestFlippedBits(t *testing.T) {
 	if m.Done(faultmodule.Encrypt) == 0 || refused == 0 || len(batches) == 0 {
 		t.Fatalf("%d bits were flipped, %d batches refused, %d answered", m.Done(faultmodule.Encrypt), refused,
 			len(batches))
+	}
+	if err := ring.CheckResults(ctx); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("readiness: %v", err)
 	}
 	first, err := ring.ReencryptBatch(ctx, alice, "k", old)
 	if err != nil {
