@@ -262,10 +262,14 @@ func TestIncomplete(t *testing.T) {
 // TestDamage: damage that makes counting impossible is an error with the section.
 func TestDamage(t *testing.T) {
 	for want, change := range map[string]func(*imagetest.Tree){
-		"section INODE, at byte":         func(t *imagetest.Tree) { t.Count = 9 },
-		"there are more":                 func(t *imagetest.Tree) { t.Count = 3 },
-		"its header says 1000000 inodes": func(t *imagetest.Tree) { t.Count = 1e6 },
-		"inode 10 is twice a child":      func(t *imagetest.Tree) { t.Nodes[1].Children = []uint64{10} },
+		"section INODE, at byte": func(t *imagetest.Tree) { t.Count = 9 },
+		"there are more":         func(t *imagetest.Tree) { t.Count = 3 },
+		" bytes":                 func(t *imagetest.Tree) { t.Count = 1e6 },
+		"inode 7777777: the last one is": func(t *imagetest.Tree) {
+			snapshots(t, 10)
+			t.AddDiffs(10, false, imagetest.Diff{Snapshot: 2, Deleted: []uint64{7777777}})
+		},
+		"inode 10 is twice a child": func(t *imagetest.Tree) { t.Nodes[1].Children = []uint64{10} },
 		"the child 103809024 of folder": func(t *imagetest.Tree) {
 			t.Nodes[0].Children = []uint64{10, 99 << 20}
 		},

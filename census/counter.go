@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -40,7 +41,9 @@ type counter struct {
 	collectors []*collector // until mergeCollectors
 	folders    []uint64     // ids, in their order
 	places     []place      // by inode
-	copies     []copied     // by inode; own records after those of snapshots
+	copies     []copied     // by inode: of snapshots
+	own        []copied     // by inode after sortOwn: of the files with copies or several places
+	owned      atomic.Uint64
 	index      *index
 	tree       *tree
 	readers    []*reader
@@ -86,6 +89,7 @@ func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, 
 	if err := c.mergeCollectors(); err != nil {
 		return nil, c.damaged(fsimage.Directories, err)
 	}
+	debug.FreeOSMemory() // of the collectors: the index is large
 	if err := c.indexChildren(ctx); err != nil {
 		return nil, c.damaged(fsimage.Directories, err)
 	}
@@ -160,12 +164,7 @@ func (c *counter) readReferences(ctx context.Context) error {
 
 // resolve finds the reach and the zone of each folder.
 func (c *counter) resolve() {
-	var own []copied
-	for _, r := range c.readers {
-		own = append(own, r.own...)
-		r.own = nil
-	}
-	c.mergeOwn(own)
+	c.sortOwn()
 	root, _ := c.folderOf(fsimage.RootID)
 	c.tree.setAnchors(func(f uint32) bool { return f == root || len(c.placesOf(c.folders[f])) > 0 })
 	c.tree.reaches[root] = current

@@ -13,45 +13,35 @@ type needed struct {
 
 // special is what is known of a file with copies or several places.
 type special struct {
-	records []copied // of snapshots, and its own
-	place   place    // the best one
-	far     reach
-	parent  uint32 // the number + 1 of the folder in the index; 0 for none
-	own     *copied
-	edeks   []needed
-	twice   bool // the image has two records of it
+	copies []copied // of snapshots
+	own    []copied // its own record; several if the image is damaged
+	place  place    // the best one
+	far    reach
+	parent uint32 // the number + 1 of the folder in the index; 0 for none
+	edeks  []needed
 }
 
-// fill finds which EDEKs of a file are needed. records are the file's.
-func (s *special) fill(c *counter, records []copied) {
-	id := records[0].inode.id()
-	*s = special{records: records, edeks: s.edeks[:0]}
+// fill finds which EDEKs of a file are needed.
+func (s *special) fill(c *counter, id uint64, copies, own []copied) {
+	*s = special{copies: copies, own: own, edeks: s.edeks[:0]}
 	if e := c.index.find(id); e != nil {
 		s.parent = *e&folderMask + 1
 	}
 	s.place, s.far = c.bestPlace(c.placesOf(id), s.parent)
-	newest := reach(0) // of the copies
-	for i := range records {
-		switch r := &records[i]; {
-		case r.until != current:
-			newest = max(newest, r.until)
-		case s.own != nil:
-			s.twice = true
-		default:
-			s.own = r
-		}
-	}
-	if s.far == 0 || s.own == nil {
+	if s.far == 0 || len(own) == 0 {
 		return
 	}
-	if s.far > newest { // the own record is shown
-		s.need(needed{s.own.code >> 1, s.own.hash, s.far, s.own.code&openFlag != 0, false})
+	newest := reach(0)
+	for i := range copies {
+		newest = max(newest, copies[i].until)
 	}
-	for i := range records {
-		if r := &records[i]; r.until != current {
-			differs := r.code>>1 != s.own.code>>1 || r.hash != s.own.hash
-			s.need(needed{r.code >> 1, r.hash, min(r.until, s.far), false, differs})
-		}
+	if s.far > newest { // the own record is shown
+		s.need(needed{own[0].code >> 1, own[0].hash, s.far, own[0].code&openFlag != 0, false})
+	}
+	for i := range copies {
+		r := &copies[i]
+		differs := r.code>>1 != own[0].code>>1 || r.hash != own[0].hash
+		s.need(needed{r.code >> 1, r.hash, min(r.until, s.far), false, differs})
 	}
 }
 
@@ -70,13 +60,26 @@ func (s *special) need(n needed) {
 // eachSpecial calls f for each file with copies or several places.
 func (c *counter) eachSpecial(f func(s *special)) {
 	var s special
-	for rest := c.copies; len(rest) > 0; {
-		n := 1
-		for n < len(rest) && rest[n].inode == rest[0].inode {
-			n++
+	copies, own := c.copies, c.own
+	for len(copies)+len(own) > 0 {
+		id := ^uint64(0)
+		if len(copies) > 0 {
+			id = copies[0].inode.id()
 		}
-		s.fill(c, rest[:n])
+		if len(own) > 0 {
+			id = min(id, own[0].inode.id())
+		}
+		n, m := countID(copies, id), countID(own, id)
+		s.fill(c, id, copies[:n], own[:m])
 		f(&s)
-		rest = rest[n:]
+		copies, own = copies[n:], own[m:]
 	}
+}
+
+// countID returns how many records at the beginning of a list are those of an inode.
+func countID(list []copied, id uint64) (n int) {
+	for n < len(list) && list[n].inode.id() == id {
+		n++
+	}
+	return n
 }

@@ -15,7 +15,6 @@ type reader struct {
 	collector
 	naming
 
-	own      []copied // records of files that have copies or several places
 	zones    []zoneRecord
 	overflow map[uint64]uint32 // files by folder << 32 | code that tree.add did not take
 	evidence map[uint32]*candidates
@@ -141,7 +140,11 @@ func (r *reader) file(n *fsimage.INode, folder, flags uint32) error {
 	}
 	switch {
 	case flags != 0:
-		r.own = append(r.own, copied{pack(n.ID), current, code, r.c.hash(attr)})
+		if at := r.c.owned.Add(1) - 1; at < uint64(len(r.c.own)) {
+			r.c.own[at] = copied{pack(n.ID), current, code, r.c.hash(attr)}
+		} else { // there are more records than inodes
+			r.twice++
+		}
 		r.candidate(version, n, folder, true)
 		for _, copied := range r.c.copiesOf(n.ID) {
 			r.candidate(copied.code>>1, n, folder, true)
@@ -203,15 +206,20 @@ func (r *reader) directory(n *fsimage.INode, folder uint32) error {
 	return nil
 }
 
-// copiesOf returns the copies of a file's record, and after resolve also its own record.
+// copiesOf returns a snapshot's copies of a file's record.
 func (c *counter) copiesOf(id uint64) []copied {
 	return equalRange(c.copies, id, func(r copied) id64 { return r.inode })
 }
 
-// mergeOwn adds the files' own records to the copies.
-func (c *counter) mergeOwn(own []copied) {
-	c.copies = append(c.copies, own...)
-	slices.SortFunc(c.copies, byID(func(r copied) id64 { return r.inode }))
+// ownOf returns the own record of a file with copies or several places. It returns several if the image is damaged.
+func (c *counter) ownOf(id uint64) []copied {
+	return equalRange(c.own, id, func(r copied) id64 { return r.inode })
+}
+
+// sortOwn ends the reading of own records.
+func (c *counter) sortOwn() {
+	c.own = c.own[:min(c.owned.Load(), uint64(len(c.own)))]
+	slices.SortFunc(c.own, byID(func(r copied) id64 { return r.inode }))
 }
 
 // candidate is a file that may become evidence for a version.

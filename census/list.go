@@ -40,11 +40,11 @@ func (c *counter) listFile(n *fsimage.INode, version uint32, g *collector, sp *s
 		folder, flags = *e&folderMask, *e&(placesFlag|copiesFlag)
 	}
 	if folder == noFolder || flags != 0 {
-		records := c.copiesOf(n.ID)
-		if len(records) == 0 {
+		own := c.ownOf(n.ID)
+		if len(own) == 0 {
 			return nil
 		}
-		sp.fill(c, records)
+		sp.fill(c, n.ID, c.copiesOf(n.ID), own)
 		for _, e := range sp.edeks {
 			if e.version == version {
 				if err := f(c.where(n.ID, sp.parent, string(n.Name), e.until)); err != nil {

@@ -243,7 +243,28 @@ func (c *counter) mergeCollectors() error {
 	c.collectors = nil
 	slices.SortFunc(c.places, byID(func(p place) id64 { return p.inode }))
 	slices.SortFunc(c.copies, byID(func(r copied) id64 { return r.inode }))
+	c.own = make([]copied, c.countSpecial())
 	return nil
+}
+
+// countSpecial returns how many inodes have copies or several places.
+func (c *counter) countSpecial() (n int) {
+	for i, k := 0, 0; i < len(c.places) || k < len(c.copies); n++ {
+		id := ^uint64(0)
+		if i < len(c.places) {
+			id = c.places[i].inode.id()
+		}
+		if k < len(c.copies) {
+			id = min(id, c.copies[k].inode.id())
+		}
+		for i < len(c.places) && c.places[i].inode.id() == id {
+			i++
+		}
+		for k < len(c.copies) && c.copies[k].inode.id() == id {
+			k++
+		}
+	}
+	return n
 }
 
 // folderOf returns the number of a folder that has or had children.

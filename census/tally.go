@@ -73,14 +73,14 @@ func (c *counter) tallyAll() *tally {
 		}
 	}
 	c.eachSpecial(func(s *special) {
-		if s.twice {
+		switch {
+		case len(s.own) == 0:
+			t.problems.noRecord++
+		case len(s.own) > 1:
 			t.problems.twice++
 		}
-		if s.own == nil {
-			t.problems.noRecord++
-		}
-		if s.far == 0 || s.own == nil {
-			for _, r := range s.records {
+		if s.far == 0 || len(s.own) == 0 {
+			for _, r := range slices.Concat(s.copies, s.own) {
 				t.of(0, r.code>>1).Unreachable++
 			}
 		}
@@ -176,15 +176,15 @@ func (s *Census) evidence() map[uint32][]string {
 
 // pathOf returns a path of a file that shows the file with an EDEK of a version, if there is one.
 func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool) {
-	records := c.copiesOf(x.id)
-	if len(records) == 0 {
+	own := c.ownOf(x.id)
+	if len(own) == 0 {
 		far := c.tree.reach(x.folder)
 		if far == 0 {
 			return "", false
 		}
 		return c.path(x.folder, x.name, far), true
 	}
-	s.fill(c, records)
+	s.fill(c, x.id, c.copiesOf(x.id), own)
 	for _, e := range s.edeks {
 		if e.version == version {
 			return c.where(x.id, s.parent, x.name, e.until), true

@@ -64,6 +64,14 @@ func (n *INode) Decode(b []byte) error {
 // DecodeFile reads an INodeFile, which is also a snapshot's copy of a file.
 func (n *INode) DecodeFile(b []byte) error {
 	for len(b) > 0 {
+		if t := uint64(b[0]); t&7 == varintType && t != 2<<3|varintType && t >= 8 && t < 0x80 {
+			k := skipNumber(b)
+			if k == 0 {
+				return errField
+			}
+			b = b[k:]
+			continue
+		}
 		tag, value, data, k := next(b)
 		if k == 0 {
 			return errField

@@ -102,7 +102,22 @@ func varint(b []byte) (uint64, int) {
 	if len(b) > 0 && b[0] < 0x80 {
 		return uint64(b[0]), 1
 	}
+	if len(b) > 1 && b[1] < 0x80 { // the length of most inodes
+		return uint64(b[0]&0x7f) | uint64(b[1])<<7, 2
+	}
 	return protowire.ConsumeVarint(b)
+}
+
+// skipNumber returns how many bytes the first field of b takes, if it is a number with a short tag; otherwise 0.
+func skipNumber(b []byte) int {
+	n := 1
+	for n < len(b) && b[n] >= 0x80 {
+		n++
+	}
+	if n >= len(b) || n > 10 {
+		return 0
+	}
+	return n + 1
 }
 
 // fields calls f for each field of a message. It is for messages that are rare: the closure costs time.

@@ -165,6 +165,12 @@ func (w *Writer) finish(flat bool) {
 		name     string
 	}{{1, 1, "hdfs"}, {2, 1, "supergroup"}, {3, fileAttrID, "hdfs.crypto.file.encryption.info"},
 		{3, zoneAttrID, "hdfs.crypto.encryption.zone"}, {3, deletedAttrID, "hdfs.snapshot.deleted"}}
+	if !flat { // a user whose name is that of an attribute
+		names = append(names, struct {
+			part, id uint64
+			name     string
+		}{1, 2, "hdfs.crypto.file.encryption.info"})
+	}
 	header := number(nil, 1, uint64(len(names)))
 	if !flat {
 		header = number(header, 2, 3)

@@ -1,6 +1,8 @@
 package hadoop
 
 import (
+	"bytes"
+	"crypto/md5" //nolint:gosec // Hadoop's digest of images
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"claviger/census"
+	"claviger/internal/imagetest"
 )
 
 // countEDEKs counts by version, which is the word before the last. The result has the live ones and those only in old.
@@ -180,6 +183,7 @@ func TestCensus(t *testing.T) {
 	}
 	s.compare(r)
 	s.codecs(r)
+	s.large()
 }
 
 // walked counts what a client sees.
@@ -264,6 +268,62 @@ func (s *site) codecs(want *census.Report) {
 	}
 	if len(sizes) != len(codecs) {
 		t.Errorf("%d compressions gave %d sizes: %v", len(codecs), len(sizes), slices.Sorted(maps.Keys(sizes)))
+	}
+}
+
+// large lets Hadoop's classes read an image of the generator with which speed and memory are measured: oiv prints it,
+// and a NameNode loads it and saves it again.
+func (s *site) large() {
+	t := s.t
+	t.Helper()
+	name, to := filepath.Join(t.TempDir(), "name"), t.TempDir()
+	if err := os.CopyFS(name, os.DirFS(filepath.Join(s.cluster.dir, "name"))); err != nil {
+		t.Fatal(err)
+	}
+	current := filepath.Join(name, "current")
+	for _, pattern := range []string{"fsimage_*", "edits_*"} {
+		old, err := filepath.Glob(filepath.Join(current, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range old {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var b bytes.Buffer
+	truth, err := imagetest.Large{INodes: 5000}.Write(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const base = "fsimage_0000000000000005000"
+	image := filepath.Join(current, base)
+	//nolint:gosec // Hadoop's digest of images
+	digest := fmt.Sprintf("%x *%s\n", md5.Sum(b.Bytes()), base)
+	for file, content := range map[string]string{
+		image:                               b.String(),
+		image + ".md5":                      digest,
+		filepath.Join(current, "seen_txid"): "5000\n",
+	} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := map[string][2]uint64{}
+	for version, n := range truth {
+		want[version] = [2]uint64{n.Live, n.SnapshotOnly}
+	}
+	s.Must("images", "oiv", image, image+".xml")
+	s.Must("images", "resave", name, to, "SnappyCodec")
+	for what, got := range map[string]map[string][2]uint64{
+		"the walk through oiv's XML":          readXMLImage(t, image+".xml").counts(),
+		"our census":                          countsOf(censusOf(t, image)),
+		"our census of what a NameNode saved": countsOf(censusOf(t, filepath.Join(to, "image-SnappyCodec"))),
+	} {
+		if !maps.Equal(got, want) {
+			t.Errorf("a generated image: %s counts\n%v, want\n%v", what, got, want)
+		}
 	}
 }
 
