@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -70,5 +72,22 @@ func TestCallsAtOnce(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestCallTimeIsMeasured: the time of an encryption counts, unless it failed: an error may come quicker than a result.
+func TestCallTimeIsMeasured(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	encrypt := func() error { return tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, blockSize)) }
+	const latency = 20 * time.Millisecond
+	m.SetLatency(latency)
+	if err := encrypt(); err != nil || tok.callTime.shortest.Load() < int64(latency) {
+		t.Errorf("%v; a call took %v, want at least %v", err, time.Duration(tok.callTime.shortest.Load()), latency)
+	}
+	m.SetLatency(0)
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_INVALID))
+	if err := encrypt(); err == nil || tok.callTime.shortest.Load() < int64(latency) {
+		t.Errorf("%v; a call that failed counts: %v", err, time.Duration(tok.callTime.shortest.Load()))
 	}
 }
