@@ -132,6 +132,12 @@ func TestLeaseInAnOutage(t *testing.T) {
 		t.Errorf("%+v without the HSM", f)
 	}
 	m.Heal()
+	eventually(t, "an encryption after the outage", func() bool {
+		return p.EncryptBlocks(t.Context(), version, make([]byte, 16)) == nil
+	})
+	if err := p.CheckLeases(length); err == nil || strings.Contains(err.Error(), version) {
+		t.Errorf("after an encryption with %s: %v", version, err)
+	}
 	eventually(t, "a lease after the outage", func() bool { return lease(version) == nil && lease(unused) == nil })
 	if err := p.CheckLeases(length); err != nil {
 		t.Error(err)
@@ -193,8 +199,8 @@ func TestLeaseEndsEarly(t *testing.T) {
 }
 
 // TestLeaseWithHungCalls: calls of the library hang. The use of leases does not wait for them, and begins at most 16
-// of them in the background. A caller without a lease waits until its context ends. When the provider is closed, the
-// proofs end.
+// of them in the background. A caller without a lease waits until its context ends, or the provider is closed. Then
+// the proofs end.
 func TestLeaseWithHungCalls(t *testing.T) {
 	const keys, length = 20, 4 * time.Second
 	b := newSite(t)
@@ -227,8 +233,13 @@ func TestLeaseWithHungCalls(t *testing.T) {
 	if err := p.Lease(short, unused, length); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("without a lease: %v", err)
 	}
-	closed := make(chan error, 1)
+	closed, waiter := make(chan error, 1), make(chan error, 1)
+	go func() { waiter <- p.Lease(t.Context(), unused, length) }()
+	time.Sleep(50 * time.Millisecond) // the waiter should be waiting; else it finds the provider closed
 	go func() { closed <- p.Close() }()
+	if err := <-waiter; !claviger.Is(err, claviger.Closed) {
+		t.Errorf("a caller that waits for a lease while the provider is closed: %v", err)
+	}
 	eventually(t, "the end of the proofs", func() bool { return p.Renewals() == 0 })
 	release()
 	if err := <-closed; err != nil {
