@@ -379,7 +379,7 @@ var KMS = []Known{
 	{"claviger.hsm.generate", "encrypted",
 		"how fresh EDEKs are made; encrypted: the HSM encrypts for each; implied: the EDEK is random, and so is " +
 			"the DEK that the HSM will decrypt it to, if the HSM has proved the key within " +
-			"claviger.hsm.generate.lease; see hsm.md"},
+			"claviger.hsm.generate.lease; see hsm/implied.md"},
 	{"claviger.hsm.generate.lease", "60s",
 		"with claviger.hsm.generate implied: how long fresh EDEKs may be made after the HSM has proved their key"},
 	{"claviger.hsm.reencrypt.check", "sampled",

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// watchPause is the pause between two checks of a server that token and store still fit together. docs/hsm.md
-	// states it.
+	// watchPause is the pause between two checks of a server that token and store still fit together.
+	// docs/hsm/binding.md states it.
 	watchPause = 30 * time.Second
 	// misfitTTL is how long a misfit is kept before token and store are compared again. Otherwise each attempt to
 	// create a key would read all keys of the token.
