@@ -54,7 +54,7 @@ func CertificateCheck(certificate func() (*x509.Certificate, error)) Check {
 
 // ServerCertificate adds the metric of the end of the certificate that a server shows to clients.
 func (m *Metrics) ServerCertificate(certificate func() (*x509.Certificate, error)) {
-	m.Expiries("claviger_certificate_expiry_seconds", "When the server's certificate ends, in seconds since 1970.",
+	m.Expiries("claviger_certificate_expiry_seconds", "When the server's certificate expires, in seconds since 1970.",
 		func() ([]Expiry, error) {
 			cert, err := certificate()
 			if err != nil {

@@ -34,8 +34,9 @@ func TestGenerateAtAnotherKMS(t *testing.T) {
 	}
 }
 
-// TestQueueOfAnotherKey: EDEKs that the queue has made under a key that got the name after the first reading are
-// guarded by the rules of that key, even if the primary cannot pin versions.
+// TestQueueOfAnotherKey: between the request's reading of key k and the filling of the queue, k is replaced by another
+// key of that name. The EDEKs are of the new key, so the rules of the new key decide, even if the primary cannot pin
+// versions.
 func TestQueueOfAnotherKey(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		var currents atomic.Int32
@@ -223,7 +224,7 @@ func (k keyedEpochs) Epoch(ctx context.Context, key string) (int64, error) {
 
 var _ metastore.Epochs = keyedEpochs{}
 
-// TestEpochOfAnotherSpelling: a key that is requested by another spelling is as new as the store, too.
+// TestEpochOfAnotherSpelling: the epoch is read also for a key that is requested by another spelling of its name.
 func TestEpochOfAnotherSpelling(t *testing.T) {
 	past := &journal{aliases: map[string]string{"k": "k"}}
 	l := newLab(t, func(c *Config) { c.History, c.Shared = past, keyedEpochs{newShared(t), "k"} })

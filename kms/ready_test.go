@@ -26,7 +26,7 @@ func TestReadiness(t *testing.T) {
 	var names []string
 	for _, c := range r.Checks {
 		names = append(names, c.Name)
-		if !c.OK && c.Name != "certificates" { // the test's certificate ends in a few days
+		if !c.OK && c.Name != "certificates" { // the certificate of the test expires in a few days
 			t.Errorf("%s: %s", c.Name, c.Error)
 		}
 	}

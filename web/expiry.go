@@ -28,7 +28,7 @@ func CheckExpiry(certificate func() (*x509.Certificate, error), now time.Time) e
 	return nil
 }
 
-// WarnOfExpiry logs at once, and then twice a day until ctx ends, that the certificate ends
+// WarnOfExpiry logs at once, and then twice a day until ctx ends, that the certificate expires
 // within ExpiryNotice. cure says how to replace the certificate.
 func WarnOfExpiry(ctx context.Context, certificate func() (*x509.Certificate, error), cure string, log *slog.Logger) {
 	tick := time.NewTicker(expiryInterval)

@@ -320,6 +320,8 @@ func TestAnsweredBusy(t *testing.T) {
 	}
 }
 
+// TestDeadline: a call ends with the caller's context, with the client's timeout, or with Close. A creation that timed
+// out may have been executed, so its error is not Unavailable.
 func TestDeadline(t *testing.T) {
 	f := newFake(t)
 	release := make(chan struct{})
@@ -432,6 +434,7 @@ func TestUnwrapStopsAtFirstError(t *testing.T) {
 	}
 }
 
+// TestSchemeMismatch: if the URI has the wrong scheme, or the certificate is refused, the error names the cure.
 func TestSchemeMismatch(t *testing.T) {
 	plain := serve(t, newFake(t))
 	secure := httptest.NewUnstartedServer(newFake(t))
