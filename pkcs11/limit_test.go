@@ -139,6 +139,9 @@ func TestDataLimitIsTriedAgain(t *testing.T) {
 		t.Errorf("a minute later: %v, %d calls; the limit is %d, and was %d", err, m.Count("Encrypt"),
 			tok.dataLimit(name), full)
 	}
+	if n := tok.maxData.keys.Load(); n != 0 {
+		t.Errorf("the limits of %d keys are remembered", n)
+	}
 }
 
 // TestDataLimitBegins: when the token is tried with the profile's data limit again, the limit is reduced from there,
