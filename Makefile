@@ -25,6 +25,9 @@ export GORACE ?= atexit_sleep_ms=0
 unwatched := modernc.org/sqlite/lib modernc.org/libc/... crypto/internal/fips140/bigmod \
   crypto/internal/fips140/nistec/... crypto/md5
 test test-fast test-hadoop: export GOFLAGS := $(GOFLAGS) $(unwatched:%=-gcflags=%=-race=false)
+# The tests of PKCS #11 run twice: with the library in their own process, and in a worker. These need no second run: they
+# choose the mode themselves, or do not depend on it.
+ONE_MODE := Crash|Worker|HungToken|HangAtStart|Fuzz|ConcurrentStarts|RefusedAttributes|Messages|TwoPairs|Attributes|SoftHSM|ConcurrentGenerate
 FUZZTIME ?= 4s
 BENCHTIME ?= 1s
 SAMPLE ?= 20
@@ -43,8 +46,12 @@ build: ## build bin/claviger
 
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
+	CLAVIGER_TEST_WORKER=1 go test -race -vet=off -count 1 -timeout 20m -skip '$(ONE_MODE)' ./pkcs11 & in_worker=$$!; \
+	status=0; \
 	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) \
-	  go test -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./...
+	  go test -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./... || status=$$?; \
+	wait $$in_worker || status=$$?; \
+	exit $$status
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
