@@ -30,7 +30,9 @@ func ParseWorkerMode(value string) (WorkerMode, error) {
 }
 
 // inWorker reports whether the library runs in a worker.
-func (m WorkerMode) inWorker() bool { return m == WorkerYes }
+func (m WorkerMode) inWorker() bool {
+	return m == WorkerYes || m == WorkerIfPossible && worker.Possible()
+}
 
 // The limits of CallLimit. An HSM that works may need more than a second for a call, for example while a group of HSMs
 // switches to another member. A client of the KMS waits a minute for an answer.

@@ -50,6 +50,9 @@ const exitLimit = time.Second
 // registered: this program can be started as a worker; see Main.
 var registered atomic.Bool
 
+// Possible reports whether Load may start a worker: whether this program has called Main.
+func Possible() bool { return registered.Load() }
+
 // GoneError is the error of calls whose worker has ended.
 type GoneError struct {
 	Reason string
