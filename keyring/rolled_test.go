@@ -31,7 +31,7 @@ func TestRolledAtAnOpaqueSource(t *testing.T) {
 	s.rollThere(t)
 	check("rolled", true)
 	s.silence()
-	check("rolled, and silent since", true)
+	check("rolled, and then the source does not answer", true)
 	if n := strings.Count(logged.String(), "a key was rolled at its source"); n != 1 {
 		t.Errorf("logged %d times: %s", n, logged.String())
 	}

@@ -314,6 +314,7 @@ func (p *Provider) journalled(ctx context.Context) (map[string]bool, error) {
 	return names, nil
 }
 
+// collect adds each text in a JSON document that looks like a version name to names.
 func collect(doc any, names map[string]bool) {
 	switch v := doc.(type) {
 	case string:

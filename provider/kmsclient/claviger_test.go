@@ -91,6 +91,7 @@ func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secre
 	return s, keys
 }
 
+// TestConformanceOverOurs: a client of claviger's own KMS passes the tests of each provider.
 func TestConformanceOverOurs(t *testing.T) {
 	for name, sealed := range map[string]bool{"Keystore": false, "HSM": true} {
 		t.Run(name, func(t *testing.T) {
@@ -113,9 +114,9 @@ func TestConformanceOverOurs(t *testing.T) {
 	}
 }
 
-// TestItself checks that each request fails with ErrSourceIsSelf at a KMS that has the client's metastore, even the
-// login. A KMS with another metastore answers normally.
-func TestItself(t *testing.T) {
+// TestSourceIsThisServer checks that each request fails with ErrSourceIsSelf at a KMS that has the client's metastore,
+// even the login. A KMS with another metastore answers normally.
+func TestSourceIsThisServer(t *testing.T) {
 	s, _ := serveOurs(t, true)
 	name := "0123"
 	p := open(t, uriOf(s), kmsclient.Options{Store: func() string { return name }})
@@ -140,9 +141,9 @@ func TestItself(t *testing.T) {
 	}
 }
 
-// TestNoLongerItself checks that the client reaches the source with the next request after the target of a balancer was
-// corrected. Before that, the balancer led to the server itself.
-func TestNoLongerItself(t *testing.T) {
+// TestSourceIsNoLongerThisServer checks that the client reaches the source with the next request after the target of a
+// balancer was corrected. Before that, the balancer led to the server itself.
+func TestSourceIsNoLongerThisServer(t *testing.T) {
 	ours, _ := serveOurs(t, true)
 	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Header.Del(kmswire.StoreHeader) // the source has another metastore

@@ -83,7 +83,7 @@ type (
 	yieldArgs struct {
 		Epoch uint64 `json:"epoch"`
 	}
-	none struct{}
+	noArgs struct{}
 )
 
 // peerVerbs are the functions that handle the requests of the servers' own identity.
@@ -100,9 +100,9 @@ var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (an
 		return r.store.Entries(ctx, a.After, pageEntries, pageBytes)
 	}),
 	trustee.VerbPeerLoad:   with((*Replica).onLoad),
-	trustee.VerbPeerDigest: with(func(r *Replica, ctx context.Context, _ none) (any, error) { return r.digest(ctx) }),
+	trustee.VerbPeerDigest: with(func(r *Replica, ctx context.Context, _ noArgs) (any, error) { return r.digest(ctx) }),
 	trustee.VerbPeerYield:  with((*Replica).onYield),
-	trustee.VerbPeerCompare: with(func(r *Replica, ctx context.Context, _ none) (any, error) {
+	trustee.VerbPeerCompare: with(func(r *Replica, ctx context.Context, _ noArgs) (any, error) {
 		_, err := r.send(ctx, loadArgs{Compare: true})
 		return nil, err
 	}),
@@ -149,7 +149,7 @@ func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Posi
 
 func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
 	var d digestResult
-	return d, r.request(ctx, wholeTimeout, trustee.VerbPeerDigest, none{}, &d)
+	return d, r.request(ctx, wholeTimeout, trustee.VerbPeerDigest, noArgs{}, &d)
 }
 
 func (r *Replica) onHello(ctx context.Context, from Position) (any, error) {
@@ -206,7 +206,7 @@ type incoming struct {
 }
 
 // onLoad collects the pages of a copy, and loads the copy when it is complete. It refuses a copy that
-// lacks records of this store, unless an operator of the active server said --drop. It first saves the
+// lacks records of this store, unless an operator of the active server passed --drop. It first saves the
 // records of this store in a file beside the store.
 func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	const op = "replica.load"

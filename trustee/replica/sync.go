@@ -401,7 +401,7 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 // the other server, because the other server holds no record that this server lacks.
 func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 	const op = "replica.takeOver"
-	if err := r.request(ctx, wholeTimeout, trustee.VerbPeerCompare, none{}, nil); err != nil {
+	if err := r.request(ctx, wholeTimeout, trustee.VerbPeerCompare, noArgs{}, nil); err != nil {
 		return err
 	}
 	r.mu.Lock()
