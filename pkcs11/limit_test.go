@@ -159,3 +159,15 @@ func TestDataLimitBegins(t *testing.T) {
 		t.Errorf("%v, a limit of %d bytes, want 16000", err, tok.dataLimit(name))
 	}
 }
+
+// TestDataLimitOfAnotherCall: a call that the token refused is repeated under the limit that another call with the key
+// has reached meanwhile. That limit stays.
+func TestDataLimitOfAnotherCall(t *testing.T) {
+	var tok Token
+	name := keyName{"id", "label"}
+	setDataLimit(&tok, 8*blockSize)
+	tok.maxData.set(name, blockSize)
+	if again := tok.reduceMaxData(name, 8*blockSize, 8*blockSize); !again || tok.dataLimit(name) != blockSize {
+		t.Errorf("the call is made again: %t, under a limit of %d bytes", again, tok.dataLimit(name))
+	}
+}

@@ -204,3 +204,25 @@ func TestStaleSessions(t *testing.T) {
 		t.Errorf("%v, %d idle sessions", err, len(l.idle))
 	}
 }
+
+// TestStaleSessionsOfAnEndedLogin: idle sessions that still work are kept for their login. If that login has ended
+// meanwhile, they are closed.
+func TestStaleSessionsOfAnEndedLogin(t *testing.T) {
+	tok, m := open(t)
+	if err := tok.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l := tok.login
+	idle := slices.Clone(l.idle)
+	m.Reset()
+	tok.dropStale(l)
+	if len(idle) == 0 || !slices.Equal(l.idle, idle) || m.Count("CloseSession") != 0 {
+		t.Errorf("idle sessions: %v, before: %v; the calls are %v", l.idle, idle, m.Counts())
+	}
+	tok.retire(l)
+	tok.dropStale(l)
+	if len(l.idle) != 0 || m.Count("CloseSession") != len(idle) {
+		t.Errorf("%d idle sessions of the ended login, %d of %d are closed", len(l.idle), m.Count("CloseSession"),
+			len(idle))
+	}
+}
