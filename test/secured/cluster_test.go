@@ -38,6 +38,10 @@ func TestSecuredCluster(t *testing.T) {
 	}
 	s.has(user, zone+"/books", books)
 	s.has(job, zone+"/books", books)
+	super.DFSAdmin("-safemode", "enter")
+	super.DFSAdmin("-saveNamespace")
+	super.DFSAdmin("-safemode", "leave")
+	s.census()
 	s.tokenEnds(user, job, tokens, books)
 	if log, err := os.ReadFile(s.kms.Log); err != nil || bytes.Contains(log, []byte("level=ERROR")) {
 		t.Errorf("the KMS's log (%v):\n%s", err, log)

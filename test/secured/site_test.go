@@ -39,6 +39,9 @@ type site struct {
 	kms     *hadoop.KMS // our KMS
 	audit   string      // audit log of our KMS
 	cluster *hadoop.Cluster
+
+	nameNode string      // address of the NameNode's web server
+	trust    hadoop.Conf // ssl-client.xml with its truststore
 }
 
 func newSite(t *testing.T) *site {
@@ -53,12 +56,22 @@ func newSite(t *testing.T) *site {
 // startHDFS starts an HDFS with a key provider.
 func (s *site) startHDFS(keyProvider string) {
 	s.t.Helper()
+	ca, address := certtest.New(s.t, s.t.TempDir()), fmt.Sprintf("localhost:%d", hadoop.FreePorts(s.t, 1)[0])
+	s.nameNode = "https://" + address
+	s.trust = hadoop.Conf{"ssl.client.truststore.location": ca.Truststore(),
+		"ssl.client.truststore.password": certtest.Password, "ssl.client.truststore.type": "pkcs12"}
 	s.cluster = hadoop.NewSecureCluster(s.t, keyProvider, &hadoop.Security{
 		Realm: realm, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(), Keytab: s.servers,
-		Keystore: certtest.New(s.t, s.t.TempDir()).Keystore("hdfs", "localhost"), KeystorePassword: certtest.Password,
+		Keystore: ca.Keystore("hdfs", "localhost"), KeystorePassword: certtest.Password,
 	}, hadoop.Conf{
-		"hadoop.proxyuser." + hive + ".users": alice,
-		"hadoop.proxyuser." + hive + ".hosts": "127.0.0.1",
+		"dfs.namenode.https-address": address,
+		// The NameNode gives its image only to a user who has logged in.
+		"hadoop.http.authentication.type":                     "kerberos",
+		"hadoop.http.authentication.kerberos.principal":       "HTTP/localhost@" + realm,
+		"hadoop.http.authentication.kerberos.keytab":          s.servers,
+		"hadoop.http.authentication.simple.anonymous.allowed": "false",
+		"hadoop.proxyuser." + hive + ".users":                 alice,
+		"hadoop.proxyuser." + hive + ".hosts":                 "127.0.0.1",
 	})
 	s.cluster.Start()
 }
