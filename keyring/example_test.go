@@ -14,7 +14,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// A user makes a key and an EDEK. The NameNode's user may not open the EDEK.
+// A user makes a key, and the NameNode's user makes an EDEK under it. The user may open the EDEK; the NameNode's user
+// may not.
 func Example() {
 	ctx := context.Background()
 	policy, _ := authz.Parse([]authz.Property{

@@ -72,6 +72,8 @@ func answered(status int, challenge string) func(http.Header) int {
 	return func(h http.Header) int { h.Set("WWW-Authenticate", challenge); return status }
 }
 
+// TestKerberosLogin: a login succeeds only if the KMS accepts the ticket, proves its identity and sets a cookie. A
+// refused login is not tried again.
 func TestKerberosLogin(t *testing.T) {
 	noKDC := errors.New("cannot contact any KDC")
 	status := func(code int) func(http.Header) int { return func(http.Header) int { return code } }

@@ -11,7 +11,7 @@ import (
 	"claviger/provider"
 )
 
-// testOneReading checks that a version and its key's metadata come from one reading of the backing.
+// testOneReading checks that a version and its key's metadata are read at the same moment.
 func testOneReading(t *testing.T, s Suite) {
 	t.Run("Of", func(t *testing.T) { testOf(t, s.open(t)) })
 	t.Run("DeletedAndCreatedAgain", func(t *testing.T) { testDeletedAndCreatedAgain(t, s.open(t)) })
@@ -26,6 +26,7 @@ func skipRemote(t *testing.T, p provider.Provider) {
 	}
 }
 
+// testOf checks that each version is returned with its key's metadata.
 func testOf(t *testing.T, p provider.Provider) {
 	skipRemote(t, p)
 	sp := spec(keyName("of"), 256)
@@ -57,6 +58,7 @@ func testOf(t *testing.T, p provider.Provider) {
 	}
 }
 
+// testPinned checks that EncryptBlocksOf does not use another key that got the name of the version later.
 func testPinned(t *testing.T, p provider.Provider) {
 	pinned, ok := p.(provider.Pinned)
 	if !ok {
