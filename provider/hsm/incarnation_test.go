@@ -126,6 +126,7 @@ func TestKilledBetweenTheWrites(t *testing.T) {
 			false},
 		{"before the old object is destroyed", func(b *testSite,
 			_ *settingFails) {
+			b.meter.Fail("DestroyObject", 1, nil) // of the key that tries the mechanisms
 			b.meter.Fail("DestroyObject", 1, errKilled)
 		}, true},
 		{"before the note", func(_ *testSite, s *settingFails) { s.at = 2 }, true},
