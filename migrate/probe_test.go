@@ -71,6 +71,7 @@ func closedPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// TestProbe: the probe of a source's host names the fault and the cure, or returns what the host answers.
 func TestProbe(t *testing.T) {
 	plain, secure := serve(t, false, unauthenticated), serve(t, true, unauthenticated)
 	trust := x509.NewCertPool()

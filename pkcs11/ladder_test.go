@@ -266,7 +266,7 @@ func TestFewSessions(t *testing.T) {
 				return nil
 			})
 			fault.LimitSessions(0)
-			tok.unparkAll() // as after learnedFor
+			tok.unparkAll() // as if learnedFor had passed
 			if _, limit := tok.Sessions(); limit != 7 {
 				t.Errorf("at most %d calls run after the limit is gone", limit)
 			}
@@ -306,7 +306,7 @@ func TestMechanismRefusedLater(t *testing.T) {
 	if at, known := tok.mechanismOf(name); at != 1 || !known || tok.reduced.keys.Load() != 1 {
 		t.Errorf("mechanism %d, known: %t", at, known)
 	}
-	tok.reduced.byKey.Store(name, lesson[int]{1, time.Now()}) // as after learnedFor
+	tok.reduced.byKey.Store(name, lesson[int]{1, time.Now()}) // as if learnedFor had passed
 	if err := encryptWith(t, tok, 1); err != nil || tok.reduced.keys.Load() != 1 {
 		t.Errorf("still refused: %v", err)
 	}

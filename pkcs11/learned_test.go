@@ -18,7 +18,7 @@ func TestLearnedIsPruned(t *testing.T) {
 			t.Errorf("first: %t at %d", first, n)
 		}
 		if n > 0 {
-			l.byKey.Store(name, lesson[int]{n, time.Now()}) // as after learnedFor
+			l.byKey.Store(name, lesson[int]{n, time.Now()}) // as if learnedFor had passed
 		}
 	}
 	l.set(keyName{label: "new"}, 7)

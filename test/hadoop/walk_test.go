@@ -16,7 +16,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// The users of the walk.
+// The users of the migrated cluster.
 const (
 	keyAdmin = "keyadmin" // makes and rolls keys
 	alice    = "alice"    // reads and writes files in the zones
@@ -160,7 +160,7 @@ func listed(c *Client) []string {
 	return lines
 }
 
-// origin is the KMS at the beginning of a walk.
+// origin is the KMS from which a test migrates.
 type origin struct {
 	kms *KMS
 	// beside returns further properties for the kms-site.xml of the server that migrates. dir is its configuration
@@ -183,15 +183,15 @@ func (o origin) stop(t *testing.T) {
 	}
 }
 
-// TestWalk migrates a cluster from a Java KMS to an HSM KMS of ours.
-func TestWalk(t *testing.T) {
+// TestMigrationFromAJavaKMS migrates a cluster from a Java KMS to an HSM KMS of ours.
+func TestMigrationFromAJavaKMS(t *testing.T) {
 	Require(t)
 	migrateCluster(t, origin{kms: StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})})
 }
 
-// TestTrusteeWalk migrates a cluster from a Key Trustee KMS to an HSM KMS, which has a copy of the .keytrustee
-// folder and decrypts old EDEKs with keys that it fetches from the Key Trustee Server.
-func TestTrusteeWalk(t *testing.T) {
+// TestMigrationFromATrusteeKMS migrates a cluster from a Key Trustee KMS to an HSM KMS, which has a copy of the
+// .keytrustee folder and decrypts old EDEKs with keys that it fetches from the Key Trustee Server.
+func TestMigrationFromATrusteeKMS(t *testing.T) {
 	Require(t)
 	kt := StartTrustee(t)
 	trust := kt.Truststore(t, "PKCS12")
