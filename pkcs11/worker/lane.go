@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 )
 
 // lane is one end of a socket pair between a server and its worker. It carries one call at a time. The sockets block:
@@ -20,9 +21,10 @@ import (
 // Encrypt, which is the call of each request that opens or makes keys.
 type lane struct {
 	fd   int
-	in   []byte // has been received
-	next int    // in[next:] has not been read yet
-	out  bytes.Buffer
+	in   []byte       // has been received
+	next int          // in[next:] has not been read yet
+	out  bytes.Buffer // the head of a message, or all of it
+	data []byte       // of a request, in the worker
 	enc  *gob.Encoder // writes to out
 	dec  *gob.Decoder
 }
@@ -34,8 +36,9 @@ const (
 	encrypted = 'd' // the data
 )
 
-// laneBuffer is enough for the blocks of 1,000 EDEKs.
-const laneBuffer = 40 << 10
+// laneBuffer is the size of the buffer of a lane, in bytes. It holds the message of a call for many single EDEKs. The
+// data of a larger message is read to its place, so that it is not copied.
+const laneBuffer = 4 << 10
 
 func newLane(fd int) *lane {
 	l := &lane{fd: fd, in: make([]byte, 0, laneBuffer)}
@@ -94,17 +97,23 @@ func (l *lane) ReadByte() (byte, error) {
 // wipe clears what was received.
 func (l *lane) wipe() { clear(l.in[:l.next]) }
 
-// send sends the message in out.
-func (l *lane) send() error {
+// send sends the message in out, and data after it.
+func (l *lane) send(data []byte) error {
 	defer l.out.Reset()
-	all := l.out.Bytes()
-	defer clear(all)
-	for rest := all; len(rest) > 0; {
-		n, err := retried(func() (int, error) { return syscall.Write(l.fd, rest) })
+	head := l.out.Bytes()
+	defer clear(head)
+	if len(data) <= laneBuffer {
+		l.out.Write(data)
+		head, data = l.out.Bytes(), nil
+		defer clear(head)
+	}
+	for len(head)+len(data) > 0 {
+		n, err := retried(func() (int, error) { return unix.Writev(l.fd, [][]byte{head, data}) })
 		if err != nil {
 			return err
 		}
-		rest = rest[n:]
+		sent := min(n, len(head))
+		head, data = head[sent:], data[n-sent:]
 	}
 	return nil
 }
@@ -115,27 +124,29 @@ func (l *lane) sendGob(v any) error {
 	if err := l.enc.Encode(v); err != nil {
 		return err
 	}
-	return l.send()
+	return l.send(nil)
 }
 
-// sendBytes sends a message: its first byte, numbers, and byte strings with their lengths.
-func (l *lane) sendBytes(kind byte, numbers []uint64, parts ...[]byte) error {
-	size := 1 + 8*len(numbers)
-	for _, p := range parts {
-		size += 4 + len(p)
-	}
-	l.out.Grow(size)
-	l.out.WriteByte(kind)
-	b := l.out.AvailableBuffer()
-	for _, n := range numbers {
+// sendRequest sends the raw form of Encrypt.
+func (l *lane) sendRequest(q *Request) error {
+	m := q.Mechanisms[0]
+	b := append(l.out.AvailableBuffer(), encrypt)
+	for _, n := range []uint64{uint64(q.Session), uint64(q.Object), uint64(m.Mechanism)} {
 		b = binary.BigEndian.AppendUint64(b, n)
 	}
-	for _, p := range parts {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(p))) //nolint:gosec // far below the limit of Encrypt
-		b = append(b, p...)
-	}
-	l.out.Write(b)
-	return l.send()
+	b = append(appendLength(b, m.Parameter), m.Parameter...)
+	l.out.Write(appendLength(b, q.Data))
+	return l.send(q.Data)
+}
+
+// sendResponse sends the result of Encrypt.
+func (l *lane) sendResponse(data []byte) error {
+	l.out.Write(appendLength(append(l.out.AvailableBuffer(), encrypted), data))
+	return l.send(data)
+}
+
+func appendLength(b, p []byte) []byte {
+	return binary.BigEndian.AppendUint32(b, uint32(len(p))) //nolint:gosec // far below the limit of Encrypt
 }
 
 func (l *lane) number() (uint64, error) {
@@ -144,8 +155,8 @@ func (l *lane) number() (uint64, error) {
 	return binary.BigEndian.Uint64(b[:]), err
 }
 
-// bytes reads a byte string of at most limit bytes.
-func (l *lane) bytes(limit int) ([]byte, error) {
+// bytes reads a byte string of at most limit bytes into p, or into new memory if p is too small.
+func (l *lane) bytes(p []byte, limit int) ([]byte, error) {
 	var b [4]byte
 	if _, err := io.ReadFull(l, b[:]); err != nil {
 		return nil, err
@@ -154,7 +165,10 @@ func (l *lane) bytes(limit int) ([]byte, error) {
 	if int64(n) > int64(limit) {
 		return nil, fmt.Errorf("a message of %d bytes, where %d are the most", n, limit)
 	}
-	p := make([]byte, n)
+	if int64(cap(p)) < int64(n) {
+		p = make([]byte, n)
+	}
+	p = p[:n]
 	_, err := io.ReadFull(l, p)
 	return p, err
 }
@@ -163,9 +177,7 @@ func (l *lane) bytes(limit int) ([]byte, error) {
 func (l *lane) call(q *Request) (*Response, error) {
 	var err error
 	if q.Function == "Encrypt" {
-		m := q.Mechanisms[0]
-		err = l.sendBytes(encrypt, []uint64{uint64(q.Session), uint64(q.Object), uint64(m.Mechanism)},
-			m.Parameter, q.Data)
+		err = l.sendRequest(q)
 	} else {
 		err = l.sendGob(q)
 	}
@@ -180,7 +192,7 @@ func (l *lane) call(q *Request) (*Response, error) {
 	case kind == byGob:
 		return r, l.dec.Decode(r)
 	case kind == encrypted && q.Function == "Encrypt":
-		r.Data, err = l.bytes(len(q.Data)) // a block cipher makes no more
+		r.Data, err = l.bytes(nil, len(q.Data)) // a block cipher makes no more
 		return r, err
 	default:
 		return nil, fmt.Errorf("a message of an unknown kind, %#x", kind)
@@ -210,11 +222,12 @@ func (l *lane) serve(answer func(*Request, *Response)) error {
 		}
 		answer(q, r)
 		if kind == encrypt && !r.Failed {
-			err = l.sendBytes(encrypted, nil, r.Data)
+			err = l.sendResponse(r.Data)
 			clear(r.Data)
 		} else {
 			err = l.sendGob(r)
 		}
+		clear(l.data)
 		if err != nil {
 			return err
 		}
@@ -232,11 +245,12 @@ func (l *lane) readEncrypt(q *Request) error {
 		}
 	}
 	q.Session, q.Object = p11.SessionHandle(n[0]), p11.ObjectHandle(n[1])
-	parameter, err := l.bytes(maxRequest)
+	parameter, err := l.bytes(nil, maxRequest)
 	if err != nil {
 		return err
 	}
 	q.Mechanisms = []*p11.Mechanism{{Mechanism: uint(n[2]), Parameter: parameter}}
-	q.Data, err = l.bytes(maxRequest)
+	l.data, err = l.bytes(l.data, maxRequest)
+	q.Data = l.data
 	return err
 }

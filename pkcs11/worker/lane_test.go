@@ -50,7 +50,8 @@ func TestLane(t *testing.T) {
 		})
 	}()
 	const secret = "a secret of sixteen bytes or more"
-	for _, size := range []int{0, 1, len(secret), laneBuffer - 60, laneBuffer, 4 * laneBuffer, 1, 16} {
+	for _, size := range []int{0, 1, len(secret), laneBuffer - 60, laneBuffer, laneBuffer + 1,
+		40 * laneBuffer, 1, 16} {
 		if r, err := ours.call(&Request{Function: "Login", PIN: secret}); err != nil || string(r.Data) != secret {
 			t.Fatalf("before %d bytes: %v", size, err)
 		}
@@ -73,7 +74,7 @@ func TestLane(t *testing.T) {
 		t.Error("the end of a lane is no error")
 	}
 	for name, l := range map[string]*lane{"ours": ours, "theirs": theirs} {
-		for what, b := range map[string][]byte{"received": l.in, "sent": l.out.Bytes()} {
+		for what, b := range map[string][]byte{"received": l.in, "read": l.data, "sent": l.out.Bytes()} {
 			if b = b[:cap(b)]; bytes.Contains(b, []byte(secret)) || bytes.Contains(b, []byte{7, 7}) {
 				t.Errorf("%s keeps what was %s", name, what)
 			}
