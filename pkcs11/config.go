@@ -142,20 +142,34 @@ func CheckNew(path string) error {
 	return nil
 }
 
-// ReadKeystoreFile reads a file that WriteKeystoreFile wrote. warnings name doubtful things that are no errors.
+// ReadKeystoreFile reads a file that WriteKeystoreFile wrote, and the file of its standby. warnings name doubtful
+// things that are no errors.
 func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
+	c, standby, warnings, err := readKeystoreFile(path)
+	if err != nil || standby == "" {
+		return c, warnings, err
+	}
+	more, err := c.readStandby(path, standby)
+	if err != nil {
+		return c, nil, err
+	}
+	return c, append(warnings, more...), nil
+}
+
+// readKeystoreFile reads a keystore file, and returns the value of its line standby.
+func readKeystoreFile(path string) (c Config, standby string, warnings []string, err error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil, fmt.Errorf("keystore file %s does not exist; write it with: claviger hsm init --module LIBRARY "+
-			"--token LABEL --pin-file FILE %s", path, path)
+		return c, "", nil, fmt.Errorf("keystore file %s does not exist; write it with: claviger hsm init "+
+			"--module LIBRARY --token LABEL --pin-file FILE %s", path, path)
 	}
 	if err != nil {
-		return c, nil, fmt.Errorf("keystore file: %w", err)
+		return c, "", nil, fmt.Errorf("keystore file: %w", err)
 	}
 	defer file.Close()
 	settings := SettingsFile("keystore file", path)
 	if err := settings.Refuse(); err != nil {
-		return c, nil, err
+		return c, "", nil, err
 	}
 	settings.Deny = 0o020
 	if err := settings.Refuse(); err != nil {
@@ -163,25 +177,18 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
-		return c, nil, fmt.Errorf("keystore file: %w", err)
+		return c, "", nil, fmt.Errorf("keystore file: %w", err)
 	}
 	f, err := parseKeystore(path, data)
 	if err != nil {
-		return c, nil, err
+		return c, "", nil, err
 	}
 	c, err = f.Config(filepath.Dir(path))
 	if err != nil {
-		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
+		return c, "", nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
 	c.Files = append(c.Files, SettingsFile("keystore file", path))
-	if f.Standby != "" {
-		more, err := c.readStandby(path, f.Standby)
-		if err != nil {
-			return c, nil, err
-		}
-		warnings = append(warnings, more...)
-	}
-	return c, warnings, nil
+	return c, f.Standby, warnings, nil
 }
 
 // readStandby reads the keystore file of the standby token that the file path names.
@@ -194,11 +201,11 @@ func (c *Config) readStandby(path, standby string) (warnings []string, err error
 		return nil, fmt.Errorf("%s: standby has the value %q; it must name the keystore file of another token that "+
 			"has copies of this one's keys%s", path, standby, suffix(err))
 	}
-	s, warnings, err := ReadKeystoreFile(standby)
+	s, its, warnings, err := readKeystoreFile(standby)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: standby: %w", path, err)
-	case s.Standby != nil:
+	case its != "":
 		return nil, fmt.Errorf("%s: a standby has no standby of its own; take out the line standby (%s names this "+
 			"file as its standby)", standby, path)
 	}

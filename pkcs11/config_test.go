@@ -395,12 +395,14 @@ func TestStandbyFile(t *testing.T) {
 	}
 	write("second", FileConfig{Token: "copy"})
 	write("first", FileConfig{Token: "kms", Standby: "second"})
+	write("back", FileConfig{Token: "copy", Standby: "mutual"})
 	for name, c := range map[string]struct{ standby, want string }{
 		"absolute": {filepath.Join(dir, "second"), ""},
 		"relative": {"second", ""},
 		"itself":   {"itself", "it must name the keystore file of another token"},
 		"missing":  {"nofile", "no such file"},
 		"third":    {"first", "a standby has no standby of its own"},
+		"mutual":   {"back", "a standby has no standby of its own"},
 	} {
 		cfg, _, err := ReadKeystoreFile(write(name, FileConfig{Token: "kms", Standby: c.standby}))
 		switch {
