@@ -101,7 +101,7 @@ func (p *Provider) Lease(ctx context.Context, version string, length time.Durati
 		}
 		return nil
 	}
-	if err := p.needsToken(ctx, op); err != nil {
+	if err := p.needsToken(ctx, op); err != nil && p.standby == nil {
 		return err
 	}
 	r := p.renew(e, 0)
@@ -190,7 +190,8 @@ func (p *Provider) runRenewal(ctx context.Context, e *entry, r *renewal) {
 	close(r.done)
 }
 
-// proveKey lets the token encrypt the check block with a version that the store knows.
+// proveKey lets the token encrypt the check block with a version that the store knows, or the standby while the first
+// token does not answer.
 func (p *Provider) proveKey(ctx context.Context, e *entry) error {
 	const op = "hsm.Lease"
 	m, v, err := p.store.ByVersion(ctx, e.name)
@@ -207,9 +208,11 @@ func (p *Provider) proveKey(ctx context.Context, e *entry) error {
 	if len(e.check) == 0 {
 		return p.refuse(e, nil)
 	}
-	epoch := p.epoch.Load() + 1
-	err = p.withChoice(ctx, e, func() error { return p.tok.Prove(ctx, e.id, e.name, e.check) })
-	return p.missingOnToken(ctx, op, e, p.judge(e, epoch, err))
+	return p.orStandby(ctx, e, func(ctx context.Context) error {
+		epoch := p.epoch.Load() + 1
+		err := p.withChoice(ctx, e, func() error { return p.tok.Prove(ctx, e.id, e.name, e.check) })
+		return p.missingOnToken(ctx, op, e, p.judge(e, epoch, err))
+	}, e.proveOn)
 }
 
 // isRecordedAs returns an error of kind VersionNotFound if the store has another key under the entry's name by now.

@@ -212,17 +212,27 @@ func (d *firstDown) set(why error) {
 // not answer. A key that is missing on the token or differs there is no reason to use the standby.
 func isAway(err error) bool { return claviger.Is(err, claviger.Unavailable) && !isUnusable(err) }
 
-// encrypt encrypts with the first token, or with the standby while the first token does not answer. If both fail, the
-// error is that of the first token.
+// encrypt encrypts with the first token, or with the standby while the first token does not answer.
 func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
+	return p.orStandby(ctx, e, func(ctx context.Context) error {
+		return p.encryptFirst(ctx, op, e, blocks)
+	}, func(ctx context.Context, tok *lateToken) error {
+		return tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
+	})
+}
+
+// orStandby makes a call with a version's key on the first token, or on the standby while the first token does not
+// answer. If both fail, the error is that of the first token.
+func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context.Context) error,
+	onStandby func(context.Context, *lateToken) error) error {
 	s := p.standby
 	if s == nil || len(e.check) == 0 || s.missingToken() != nil {
-		return p.encryptFirst(ctx, op, e, blocks)
+		return onFirst(ctx)
 	}
 	yes, why := e.first.tryFirst()
 	if yes {
 		limited, cancel := context.WithTimeout(ctx, firstTokenLimit)
-		err := p.encryptFirst(limited, op, e, blocks)
+		err := onFirst(limited)
 		cancel()
 		if ctx.Err() != nil {
 			return err
@@ -234,9 +244,9 @@ func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []by
 		e.first.set(err)
 		why = err
 	}
-	err := s.encrypt(ctx, p.store, e, blocks)
+	err := s.call(ctx, p.store, e, onStandby)
 	if err != nil && !yes {
-		if err := p.encryptFirst(ctx, op, e, blocks); !isAway(err) {
+		if err := onFirst(ctx); !isAway(err) {
 			return err
 		}
 	}
@@ -247,21 +257,28 @@ func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []by
 	return nil
 }
 
-// encrypt encrypts with the standby. The store must still have the version: the standby may hold copies of keys that
-// were destroyed on the first token.
-func (s *standby) encrypt(ctx context.Context, store metastore.Store, e *entry, blocks []byte) error {
-	if _, _, err := store.ByVersion(ctx, e.name); err != nil {
+// call makes a call with the standby's copy of a key. The store must still have the version with this key: the standby
+// may hold copies of keys that were destroyed on the first token.
+func (s *standby) call(ctx context.Context, store metastore.Store, e *entry,
+	f func(context.Context, *lateToken) error) error {
+	m, v, err := store.ByVersion(ctx, e.name)
+	if err == nil {
+		err = e.isRecordedAs(m, v)
+	}
+	if err != nil {
 		return err
 	}
-	return s.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
+	return f(ctx, s.tok)
 }
 
 // prove returns nil if the standby has the version's key.
 func (s *standby) prove(ctx context.Context, store metastore.Store, e *entry) error {
-	if _, _, err := store.ByVersion(ctx, e.name); err != nil {
-		return err
-	}
-	return s.tok.Prove(ctx, e.id, e.name, e.check)
+	return s.call(ctx, store, e, e.proveOn)
+}
+
+// proveOn returns nil if a token has the version's key.
+func (e *entry) proveOn(ctx context.Context, tok *lateToken) error {
+	return tok.Prove(ctx, e.id, e.name, e.check)
 }
 
 // missingToken returns why the standby cannot be used; nil if it can.

@@ -113,6 +113,33 @@ func TestStandby(t *testing.T) {
 	})
 }
 
+// TestLeaseByTheStandby: while the first token fails, the standby's copy of a key begins a lease. A key that only the
+// first token has gets none.
+func TestLeaseByTheStandby(t *testing.T) {
+	b := newSite(t)
+	version := b.create(t, "k")
+	clone, err := b.token.Clone("standby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lacking := b.create(t, "lacking")
+	b.nameStandby(t, clone.Label)
+	p := b.mustOpen(t)
+	until(t, func() error { // compared, so open
+		if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), lacking) {
+			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
+		}
+		return nil
+	})
+	b.firstFails()
+	if err := p.Lease(t.Context(), version, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if err := p.Lease(t.Context(), lacking, time.Minute); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a lease of a key that nobody can use: %v", err)
+	}
+}
+
 // TestStandbyAtTheStart: a server that starts without its first token uses the standby.
 func TestStandbyAtTheStart(t *testing.T) {
 	b := newSite(t)
@@ -125,6 +152,9 @@ func TestStandbyAtTheStart(t *testing.T) {
 		t.Fatal("the first token is there")
 	}
 	until(t, func() error { return p.EncryptBlocks(t.Context(), version, make([]byte, 16)) })
+	if err := p.Lease(t.Context(), version, time.Nanosecond); err != nil {
+		t.Errorf("no lease: %v", err)
+	}
 	if err := p.Check(t.Context()); err != nil {
 		t.Errorf("the provider is not usable: %v", err)
 	}
