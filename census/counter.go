@@ -63,6 +63,9 @@ const maxINodes = math.MaxUint32 - 1
 // the memory that an image can demand.
 const minINode = 4
 
+// manyINodes is how many inodes make it worth the time to give memory back before the index is made.
+const manyINodes = 500_000
+
 // Count counts the EDEKs of an image.
 func Count(ctx context.Context, image *fsimage.Image, config Config) (*Census, error) {
 	c, err := count(ctx, image, config)
@@ -89,7 +92,9 @@ func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, 
 	if err := c.mergeCollectors(); err != nil {
 		return nil, c.damaged(fsimage.Directories, err)
 	}
-	debug.FreeOSMemory() // of the collectors: the index is large
+	if c.header.Count > manyINodes {
+		debug.FreeOSMemory() // of the collectors: the index is large
+	}
 	if err := c.indexChildren(ctx); err != nil {
 		return nil, c.damaged(fsimage.Directories, err)
 	}
