@@ -66,26 +66,19 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		if err != nil {
 			return err
 		}
+		if tried && len(found) == 0 && len(public) == 1 {
+			// The library ended when the first try had made one half of the pair.
+			if err := t.b.DestroyObject(s, public[0]); err != nil {
+				return err
+			}
+			public = nil
+		}
 		if len(found)+len(public) > 0 {
 			return claviger.Errorf(op, claviger.KeyExists, label,
 				"there is an RSA key with CKA_ID %x on the token already", id)
 		}
 		tried = true
-		var publicKey, private p11.ObjectHandle
-		err = t.withOptional(func(optional []*p11.Attribute) (err error) {
-			ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
-			for _, a := range optional {
-				switch a.Type {
-				case p11.CKA_VERIFY, p11.CKA_WRAP:
-					ours = append(ours, a)
-				default:
-					theirs = append(theirs, a)
-				}
-			}
-			publicKey, private, err = t.b.GenerateKeyPair(s,
-				[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
-			return err
-		}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
+		publicKey, private, err := t.makePair(s, id, label, bits)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w",
 				judged{err})
@@ -95,6 +88,26 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		}
 		return t.checkNewPair(s, private, publicKey, id, label, bits)
 	})
+}
+
+// makePair makes a pair with the attributes that the token takes.
+func (t *Token) makePair(s p11.SessionHandle, id []byte, label string, bits int) (public, private p11.ObjectHandle,
+	err error) {
+	err = t.withOptional(func(optional []*p11.Attribute) (err error) {
+		ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
+		for _, a := range optional {
+			switch a.Type {
+			case p11.CKA_VERIFY, p11.CKA_WRAP:
+				ours = append(ours, a)
+			default:
+				theirs = append(theirs, a)
+			}
+		}
+		public, private, err = t.b.GenerateKeyPair(s,
+			[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
+		return err
+	}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
+	return public, private, err
 }
 
 func publicTemplate(id []byte, label string, bits int) []*p11.Attribute {

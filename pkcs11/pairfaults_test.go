@@ -258,6 +258,53 @@ func TestPairMadeDespiteError(t *testing.T) {
 	}
 }
 
+// TestHalfAPair: the library fails when it has made the public key of a pair. The next try makes the whole pair. A
+// public key that was there before is never destroyed.
+func TestHalfAPair(t *testing.T) {
+	tok, m := open(t)
+	id := []byte{9}
+	boundary := tok.b
+	half := &halfPair{Boundary: boundary}
+	tok.b = half
+	if err := tok.GeneratePair(t.Context(), id, "pair", MinPairBits); err != nil || half.made != 2 {
+		t.Errorf("%v after %d tries", err, half.made)
+	}
+	tok.b = boundary
+	if found, err := tok.FindPair(t.Context(), id); err != nil || found == nil {
+		t.Errorf("%v, %v", found, err)
+	}
+	half = &halfPair{Boundary: boundary, always: true}
+	tok.b = half
+	other := []byte{10}
+	if err := tok.GeneratePair(t.Context(), other, "pair", MinPairBits); err == nil {
+		t.Error("no error")
+	}
+	m.Reset()
+	if err := tok.GeneratePair(t.Context(), other, "pair", MinPairBits); !claviger.Is(err, claviger.KeyExists) ||
+		m.Count("DestroyObject") > 0 {
+		t.Errorf("%v, %d objects were destroyed", err, m.Count("DestroyObject"))
+	}
+}
+
+// halfPair is a library that makes only the public key of the first pair, or of each, and then fails.
+type halfPair struct {
+	Boundary
+	made   int
+	always bool
+}
+
+func (l *halfPair) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public,
+	private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+	ours, theirs, err := l.Boundary.GenerateKeyPair(s, m, public, private)
+	if l.made++; err != nil || l.made > 1 && !l.always {
+		return ours, theirs, err
+	}
+	if err := l.DestroyObject(s, theirs); err != nil {
+		return 0, 0, err
+	}
+	return 0, 0, p11.Error(p11.CKR_DEVICE_ERROR)
+}
+
 // pairMisreporter stores an imported pair at the first C_GenerateKeyPair, reports it as made on the token, and then
 // returns that the device has failed.
 type pairMisreporter struct {
