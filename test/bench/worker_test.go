@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -64,7 +65,7 @@ func BenchmarkWorker(b *testing.B) {
 		connections int
 		part        int // b.N requests are for decrypts; a larger request is sent as often as it takes the same time
 	}{{"decrypt", manyClients, 1}, {"decrypt", 1, 1}, {"batch-1000", 4, 20}, {"generate", 4, 5}} {
-		b.Run(l.name, func(b *testing.B) {
+		b.Run(fmt.Sprintf("%s/%d-connections", l.name, l.connections), func(b *testing.B) {
 			n := b.N/rounds/l.part + 1
 			var used [2]time.Duration
 			for round := range 1 + rounds {
