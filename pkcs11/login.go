@@ -190,8 +190,6 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	case flags&flagPINFinalTry != 0:
 		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once "+
 			"with the HSM's own tool and the right PIN, then start again", name), true}
-	case flags&flagPINCountLow != 0:
-		t.log.Warn("a wrong PIN was tried at the token before", "token", name)
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {
@@ -203,6 +201,9 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		session, err := t.openSession(found)
 		if err != nil {
 			return fmt.Errorf("opening a session on token %s: %w", name, err)
+		}
+		if found.info.Flags&flagPINCountLow != 0 {
+			t.log.Warn("a wrong PIN was tried at the token before", "token", name)
 		}
 		t.module.loginsBegun.Add(1)
 		err = t.b.Login(session, p11.CKU_USER, string(pin))

@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -41,6 +43,8 @@ func writePIN(t *testing.T, file, pin string) {
 // tries another PIN at once.
 func TestWrongPINOnce(t *testing.T) {
 	c, file, right, m := wrongPIN(t)
+	var log logtest.Buffer
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	const opens = 4
 	says := make([]string, opens)
 	var wg sync.WaitGroup
@@ -63,6 +67,9 @@ func TestWrongPINOnce(t *testing.T) {
 		if s != says[0] || !strings.Contains(s, "was tried once") {
 			t.Errorf("not the same words: %s", s)
 		}
+	}
+	if _, err := Open(t.Context(), c); err == nil || strings.Contains(log.String(), "a wrong PIN was tried") {
+		t.Errorf("a PIN that is not tried is warned of: %v\n%s", err, log.String())
 	}
 	writePIN(t, file, right)
 	tok, err := Open(t.Context(), c)
