@@ -183,7 +183,7 @@ func readKeystoreFile(path string) (c Config, standby string, warnings []string,
 	if err != nil {
 		return c, "", nil, err
 	}
-	c, err = f.Config(filepath.Dir(path))
+	c, err = f.config(filepath.Dir(path))
 	if err != nil {
 		return c, "", nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
@@ -215,13 +215,16 @@ func (c *Config) readStandby(path, standby string) (warnings []string, err error
 	return warnings, nil
 }
 
-// sameFile reports whether two paths name one file.
+// sameFile reports whether two paths name one file. The first need not exist.
 func sameFile(a, b string) (bool, error) {
-	first, err := os.Stat(a)
+	second, err := os.Stat(b)
 	if err != nil {
 		return false, err
 	}
-	second, err := os.Stat(b)
+	first, err := os.Stat(a)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	return err == nil && os.SameFile(first, second), err
 }
 
@@ -366,8 +369,17 @@ func (c *FileConfig) check(path string) error {
 	return nil
 }
 
-// Config makes a Config. A relative pin-file is relative to dir.
-func (c *FileConfig) Config(dir string) (Config, error) {
+// Config makes a Config as if c were in a file at path, which need not exist. It reads the file of the standby.
+func (c *FileConfig) Config(path string) (Config, error) {
+	cfg, err := c.config(filepath.Dir(path))
+	if err == nil && c.Standby != "" {
+		_, err = cfg.readStandby(path, c.Standby)
+	}
+	return cfg, err
+}
+
+// config makes a Config without its standby. A relative pin-file is relative to dir.
+func (c *FileConfig) config(dir string) (Config, error) {
 	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile,
 		MaxSessions: c.MaxSessions, Worker: c.Worker, CallLimit: c.CallLimit}
 	switch {

@@ -225,7 +225,7 @@ func TestPIN(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	read := func(c FileConfig) (string, error) {
 		c.Module, c.Token = "/x.so", "t"
-		cfg, err := c.Config("/etc/claviger")
+		cfg, err := c.config("/etc/claviger")
 		if err != nil {
 			return "", err
 		}

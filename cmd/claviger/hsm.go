@@ -124,7 +124,7 @@ func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) 
 	}
 	done := &initialized{File: path, URI: "cloudera.hsmkp://file@" + abs}
 	if check {
-		cfg, err := c.Config(filepath.Dir(path))
+		cfg, err := c.Config(path)
 		if err != nil {
 			return nil, &exitError{exitUsage, err}
 		}
