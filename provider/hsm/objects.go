@@ -134,6 +134,16 @@ func destroyedRecord(ctx context.Context, s metastore.Settings, label string) (s
 	return label, err
 }
 
+// isDestroyed reports whether the store has destroyed the object with that label.
+func isDestroyed(ctx context.Context, store metastore.Store, id, label string) (bool, error) {
+	record, err := destroyedRecord(ctx, store, label)
+	if err != nil {
+		return false, err
+	}
+	stored, _, err := store.Setting(ctx, settingDestroyed+id)
+	return stored == record, err
+}
+
 // Forget removes the record that a store has destroyed an object, because another copy of the store has used the object
 // since.
 func Forget(ctx context.Context, s metastore.Settings, object string) error {
@@ -216,12 +226,7 @@ func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Obj
 	if journal, err := r.journal(); err != nil || journal[o.Label] {
 		return Unknown, err
 	}
-	record, err := destroyedRecord(ctx, p.store, o.Label)
-	if err != nil {
-		return "", err
-	}
-	stored, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
-	if err != nil || stored != record {
+	if destroyed, err := isDestroyed(ctx, p.store, o.ID, o.Label); err != nil || !destroyed {
 		return Unknown, err
 	}
 	return Orphan, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,11 +36,17 @@ type standby struct {
 	tok    *lateToken
 	module string // of the first token
 
-	mu      sync.Mutex
-	used    time.Time // the last encryption; zero if there was none
-	count   int       // encryptions
-	why     error     // of the first token, at the last encryption
-	missing []string  // versions of which it had no copy at the last comparison
+	mu    sync.Mutex
+	used  time.Time // the last encryption; zero if there was none
+	count int       // encryptions
+	why   error     // of the first token, at the last encryption
+	last  comparison
+}
+
+// comparison is how the objects of a standby differ from what the store says.
+type comparison struct {
+	missing []string // versions of which it has no copy
+	left    []string // versions that the store has destroyed, and of which it has a copy
 }
 
 // addStandby gives the provider the standby that the configuration names, if there is one, and opens it in the
@@ -126,14 +133,13 @@ func (s *standby) mayBeUsed(ctx context.Context, p *Provider, tok *pkcs11.Token)
 // compareLater compares the standby with the store at once, and then in each compareInterval.
 func (s *standby) compareLater(ctx context.Context, p *Provider) {
 	for {
-		missing, err := s.compare(ctx, p.store)
+		found, err := s.compare(ctx, p.store)
 		if err == nil {
 			s.mu.Lock()
-			s.missing = missing
+			s.last = found
 			s.mu.Unlock()
-			if len(missing) > 0 {
-				p.log.Warn("the standby lacks copies of keys; copy them with the vendor's tools", "token",
-					tokenName(s.tok.Info()), "versions", summarize(missing))
+			for _, text := range found.texts() {
+				p.log.Warn(text, "token", tokenName(s.tok.Info()))
 			}
 		}
 		if !sleep(ctx, compareInterval) {
@@ -142,17 +148,58 @@ func (s *standby) compareLater(ctx context.Context, p *Provider) {
 	}
 }
 
-// compare returns the versions of the store of which the standby has no copy. Whether a copy is the right key is proved
-// when it is used.
-func (s *standby) compare(ctx context.Context, store metastore.Store) (missing []string, err error) {
+// texts says what an operator must do.
+func (c comparison) texts() (list []string) {
+	if len(c.missing) > 0 {
+		list = append(list, "the standby lacks copies of keys; copy them with the vendor's tools: "+
+			summarize(c.missing))
+	}
+	if len(c.left) > 0 {
+		list = append(list, "the standby still has copies of keys that were destroyed; destroy them with the vendor's "+
+			"tools: "+summarize(c.left))
+	}
+	return list
+}
+
+// copied is an object of a standby.
+type copied struct{ id, label string }
+
+// compare compares the objects of the standby with the store. Whether a copy is the right key is proved when it is
+// used.
+func (s *standby) compare(ctx context.Context, store metastore.Store) (c comparison, err error) {
 	list, err := s.tok.List(ctx)
+	if err != nil {
+		return c, err
+	}
+	held := make(map[copied]bool, len(list))
+	for _, k := range list {
+		held[copied{hex.EncodeToString(k.ID), k.Label}] = true
+	}
+	if c.missing, err = takeUsed(ctx, store, held); err != nil {
+		return c, err
+	}
+	for o := range held {
+		destroyed, err := isDestroyed(ctx, store, o.id, o.label)
+		if err != nil {
+			return c, err
+		}
+		if destroyed {
+			c.left = append(c.left, o.label)
+		}
+	}
+	return c, nil
+}
+
+// takeUsed removes the objects of keys and of running steps from held, and returns the versions that are not there.
+func takeUsed(ctx context.Context, store metastore.Store, held map[copied]bool) (missing []string, err error) {
+	pending, err := store.Pending(ctx)
 	if err != nil {
 		return nil, err
 	}
-	type object struct{ id, label string }
-	held := make(map[object]bool, len(list))
-	for _, k := range list {
-		held[object{hex.EncodeToString(k.ID), k.Label}] = true
+	for _, i := range pending { // a destruction that goes on destroys the copy as well
+		for _, ref := range i.Refs {
+			delete(held, copied{ref.Object, claviger.VersionName(i.Key, ref.ID)})
+		}
 	}
 	for from := ""; ; {
 		names, next, err := store.Page(ctx, from, comparePage)
@@ -168,9 +215,11 @@ func (s *standby) compare(ctx context.Context, store metastore.Store) (missing [
 				continue
 			}
 			for _, v := range k.List {
-				if name := claviger.VersionName(k.Name, v.ID); !held[object{v.Object, name}] {
-					missing = append(missing, name)
+				o := copied{v.Object, claviger.VersionName(k.Name, v.ID)}
+				if !held[o] {
+					missing = append(missing, o.label)
 				}
+				delete(held, o)
 			}
 		}
 		if from = next; next == "" {
@@ -324,7 +373,8 @@ func (p *Provider) closeStandby() error {
 // HasStandby reports whether the configuration names a standby token.
 func (p *Provider) HasStandby() bool { return p.standby != nil }
 
-// CheckStandby fails if the standby cannot be used, lacks keys, or was used in the last minute.
+// CheckStandby fails if the standby cannot be used, lacks keys, has copies of destroyed keys, or was used in the last
+// minute.
 func (p *Provider) CheckStandby(ctx context.Context) error {
 	const op = "hsm.CheckStandby"
 	s := p.standby
@@ -336,13 +386,13 @@ func (p *Provider) CheckStandby(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.missing) > 0 {
-		return claviger.Errorf(op, claviger.Unavailable, "", "the standby lacks copies of keys; copy them with the "+
-			"vendor's tools: %s", summarize(s.missing))
-	}
+	texts := s.last.texts()
 	if time.Since(s.used) < time.Minute {
-		return claviger.Errorf(op, claviger.Unavailable, "", "the standby is in use, since the first token does not "+
-			"answer; no key is made meanwhile: %w", s.why)
+		texts = append([]string{fmt.Sprintf("the standby is in use, since the first token does not answer; no key is "+
+			"made meanwhile: %v", s.why)}, texts...)
 	}
-	return nil
+	if len(texts) == 0 {
+		return nil
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "%s", strings.Join(texts, "; "))
 }

@@ -170,7 +170,7 @@ func TestStandbyAtTheStart(t *testing.T) {
 // key that differs there is never used.
 func TestStandbyHasNoCopy(t *testing.T) {
 	b := newSite(t)
-	differs := b.create(t, "differs")
+	differs, works := b.create(t, "differs"), b.create(t, "works")
 	clone, err := b.token.Clone("standby")
 	if err != nil {
 		t.Fatal(err)
@@ -199,6 +199,49 @@ func TestStandbyHasNoCopy(t *testing.T) {
 		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "standby") {
 			t.Errorf("%s: %v", version, err)
 		}
+	}
+	if err := p.EncryptBlocks(t.Context(), works, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), "standby is in use") ||
+		!strings.Contains(err.Error(), lacking) {
+		t.Errorf("the check of a standby that is used and lacks a key says %v", err)
+	}
+}
+
+// TestCopiesOfDestroyedKeys: a key that was destroyed while the keystore file named no standby is named if the standby
+// has a copy of it. A deleted key that can come back is not.
+func TestCopiesOfDestroyedKeys(t *testing.T) {
+	b := newSite(t)
+	b.soft = "false"
+	version := b.create(t, "destroyed")
+	b.create(t, "deleted")
+	clone, err := b.token.Clone("standby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := b.mustOpen(t)
+	if err := p.Delete(t.Context(), "destroyed"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.soft = "true"
+	p = b.mustOpen(t)
+	if err := p.Delete(t.Context(), "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.nameStandby(t, clone.Label)
+	p = b.mustOpen(t)
+	until(t, func() error {
+		if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), version) {
+			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
+		}
+		return nil
+	})
+	if err := p.CheckStandby(t.Context()); !strings.Contains(err.Error(), "that were destroyed") ||
+		strings.Contains(err.Error(), "deleted@") {
+		t.Error(err)
 	}
 }
 
