@@ -47,6 +47,8 @@ func request(query string, cookies ...string) authn.Request {
 		RemoteIP: netip.MustParseAddr("127.0.0.1")}
 }
 
+// TestCookiesOfJava: cookies that hadoop-auth signed are accepted, with and without quotes, and ours have the same
+// bytes.
 func TestCookiesOfJava(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{})
 	for i, want := range []string{"alice/h1@EXAMPLE.COM", "ünïcode"} {
@@ -67,6 +69,7 @@ func TestCookiesOfJava(t *testing.T) {
 	}
 }
 
+// TestCookieFaults: a wrong cookie is refused with hadoop-auth's reason, and the answer removes the cookie.
 func TestCookieFaults(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{})
 	const signer = "org.apache.hadoop.security.authentication.util.SignerException: "
@@ -115,6 +118,7 @@ func TestCookieFaults(t *testing.T) {
 	}
 }
 
+// TestUserName: the parameter user.name is decoded and checked as Hadoop's pseudo authentication does it.
 func TestUserName(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{})
 	for _, c := range []struct{ query, name, short, refused string }{
@@ -156,6 +160,8 @@ func TestUserName(t *testing.T) {
 	}
 }
 
+// TestCookieLife: a request renews a cookie's time without use (i=), not its expiry (e=). A cookie that was not used in
+// that time is refused.
 func TestCookieLife(t *testing.T) {
 	now := someTime
 	clock := func() time.Time { return now }
@@ -181,6 +187,8 @@ func TestCookieLife(t *testing.T) {
 	}
 }
 
+// TestSetCookie: the attributes of a new and of a removed cookie are those of the configuration, which may not contain
+// a separator or a line end.
 func TestSetCookie(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{Cookie: authn.CookieAttributes{Domain: "example.com", Path: "/kms",
 		Persistent: true}})
@@ -206,6 +214,7 @@ func TestSetCookie(t *testing.T) {
 	}
 }
 
+// TestRandomSecrets: secrets of one node roll over after each period. The secret of the period before is still valid.
 func TestRandomSecrets(t *testing.T) {
 	now := someTime
 	s := authn.NewRandomSecrets(time.Hour, func() time.Time { return now })
@@ -238,6 +247,8 @@ func TestRandomSecrets(t *testing.T) {
 	}
 }
 
+// TestFileSecret: the whole file is the secret, and is closed after it was read. An error names the file and the
+// property.
 func TestFileSecret(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string) string {
@@ -291,6 +302,7 @@ func openFiles(t *testing.T) []string {
 	return paths
 }
 
+// TestNewRefuses: New refuses a Config without secrets or without a validity.
 func TestNewRefuses(t *testing.T) {
 	if _, err := authn.New(authn.Config{Validity: time.Hour}); err == nil {
 		t.Error("New accepts a Config without secrets")

@@ -127,6 +127,7 @@ func (f acceptFunc) Accept(token []byte) (client string, reply []byte, err error
 
 func (acceptFunc) Check() error { return nil }
 
+// TestKerberosRefusals: each refused login has Hadoop's reason, and the server's token if the ticket was accepted.
 func TestKerberosRefusals(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx"),
 		Rules: rules(t, `RULE:[2:$1](odd)s/odd// RULE:[2:$1](amp)s/amp/a&b/ DEFAULT`)})
@@ -344,6 +345,7 @@ func TestKerberosDoAs(t *testing.T) {
 	}
 }
 
+// TestSchemes: the schemes of multi-scheme authentication are parsed, and only Negotiate with Kerberos is supported.
 func TestSchemes(t *testing.T) {
 	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate",
 		"": "", "digest,kerberos": "", "basic,Basic": ""} {

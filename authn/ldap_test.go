@@ -106,6 +106,7 @@ func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
 	return g
 }
 
+// TestLDAPGroups: the groups of a user in slapd, for each kind of directory. A user name cannot change the filter.
 func TestLDAPGroups(t *testing.T) {
 	s := ldaptest.Start(t, directory)
 	nested, all, memberOf := ldapConfig(s), ldapConfig(s), ldapConfig(s)
@@ -262,6 +263,7 @@ func TestLDAPErrors(t *testing.T) {
 	}
 }
 
+// TestLDAPRefused: a wrong configuration is refused with the name of its property.
 func TestLDAPRefused(t *testing.T) {
 	good := LDAPConfig{URLs: []string{"ldaps://h"}, UserFilter: "(uid={0})", GroupFilter: "(objectClass=group)"}
 	if err := good.Check(); err != nil {

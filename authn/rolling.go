@@ -26,9 +26,9 @@ type RollingConfig struct {
 	Now  func() time.Time // nil: time.Now
 }
 
-// RollingSecrets are secrets that several nodes share, also with nodes of Hadoop's KMS. When a period has passed,
-// each node makes the next secret, which all nodes have, the current one. The first node writes a new next secret to
-// the store.
+// RollingSecrets are secrets that several nodes share. Some of the nodes may be nodes of Hadoop's KMS. All nodes have
+// the current secret and the next one. At the end of a period, the next secret becomes the current one on each node.
+// The first node that notices the end writes a new next secret to the store.
 //
 // The clock, and the secrets that were last read, decide which secret signs and which are valid. So no request waits
 // for the store, and a store that fails for a while stops no request.
@@ -149,7 +149,7 @@ func (r *RollingSecrets) syncWithStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.conf.Log.Info("rolled the secrets that sign cookies over", "first", first)
+		r.conf.Log.Info("rolled the secrets that sign cookies over", "by this node", first)
 	}
 	s, ok, err := r.conf.Store.SignerSecrets(ctx)
 	switch {

@@ -85,6 +85,8 @@ func accepts(r *RollingSecrets, s secret.Bytes) bool {
 	return false
 }
 
+// TestRollingSecrets: two nodes roll over at the same time, to the same secret. Signatures of the period before stay
+// valid, and each rollover writes to the store once.
 func TestRollingSecrets(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a := n.start()
@@ -143,6 +145,8 @@ func TestRollingClockAhead(t *testing.T) {
 	}
 }
 
+// TestRollingStoreDown: nodes agree while the store fails: after one rollover they keep the secret, because there is no
+// next one. When the store works again, they roll over again.
 func TestRollingStoreDown(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a, b := n.start(), n.start()
@@ -206,6 +210,7 @@ func TestRollingRemoved(t *testing.T) {
 	}
 }
 
+// TestRollingRun: three nodes that run at the same time roll over again and again, and end with their context.
 func TestRollingRun(t *testing.T) {
 	var store sharedSecrets
 	ctx, stop := context.WithCancel(t.Context())

@@ -40,6 +40,7 @@ func proxyUsers() (*ProxyUsers, []string) {
 	}, groups, quiet)
 }
 
+// TestProxyUserWarnings: a rule that lets a proxy user act for no user, and a rule that is ignored, cause a warning.
 func TestProxyUserWarnings(t *testing.T) {
 	_, warnings := proxyUsers()
 	for _, want := range []string{
@@ -57,6 +58,7 @@ func TestProxyUserWarnings(t *testing.T) {
 	}
 }
 
+// TestProxyUsers: which proxy user may act for which user from which address. A refusal names the property.
 func TestProxyUsers(t *testing.T) {
 	p, _ := proxyUsers()
 	const no, far = "is not allowed to impersonate", "Unauthorized connection for super-user"
@@ -130,6 +132,8 @@ func TestProxyUsersReplaced(t *testing.T) {
 	}
 }
 
+// TestHostNames: a host name in a list is looked up when no address of the list matches. The addresses are used for
+// resolveTTL, and for longer while the name server is down.
 func TestHostNames(t *testing.T) {
 	h, _ := parseHosts("gw.example.com,10.0.0.1,other.example.com", quiet)
 	now := time.Unix(0, 0)
@@ -174,6 +178,7 @@ func TestHostNames(t *testing.T) {
 	check("10.0.0.4", true)
 }
 
+// TestGroups: static groups come first; groups of the system are cached, and used for longer if a lookup fails.
 func TestGroups(t *testing.T) {
 	var logged bytes.Buffer
 	g, err := NewGroups("dr.who=; root = wheel , admin;x=y", 5*time.Minute, slog.New(slog.NewTextHandler(&logged, nil)))
@@ -255,6 +260,7 @@ func TestConcurrentLookups(t *testing.T) {
 	}
 }
 
+// TestSystemGroups: the groups of the user that runs the test include the user's primary group.
 func TestSystemGroups(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {

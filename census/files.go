@@ -4,20 +4,20 @@ import "slices"
 
 // needed is an EDEK that some path can reach, of a file with copies or several places.
 type needed struct {
-	version uint32
-	hash    uint32
-	until   reach
-	open    bool
-	copied  bool // only a snapshot's copy of the record has it, and the record has another
+	version uint32 // key version
+	hash    uint32 // of the EDEK
+	until   reach  // the newest state that needs it
+	open    bool   // the file is open for writing
+	copied  bool   // only a snapshot's copy of the record has this EDEK: the record itself has another
 }
 
 // special is what is known of a file with copies or several places.
 type special struct {
 	copies []copied // of snapshots
 	own    []copied // its own record; several if the image is damaged
-	place  place    // the best one
-	far    reach
-	parent uint32 // the number + 1 of the folder in the index; 0 for none
+	place  place    // the one with the farthest reach
+	far    reach    // the reach of place, and so of the file
+	parent uint32   // the number + 1 of the folder in the index; 0 for none
 	edeks  []needed
 }
 
@@ -31,7 +31,7 @@ func (s *special) fill(c *counter, id uint64, copies, own []copied) {
 	if s.far == 0 || len(own) == 0 {
 		return
 	}
-	newest := reach(0)
+	newest := reach(0) // of the copies
 	for i := range copies {
 		newest = max(newest, copies[i].until)
 	}

@@ -69,6 +69,7 @@ func alsoFound(own, all error) error {
 	return nil
 }
 
+// TestNotRegularFiles: only regular files of at most 8 MiB are read. A missing file is an error unless it is optional.
 func TestNotRegularFiles(t *testing.T) {
 	dir := t.TempDir()
 	c := New(dir, env(nil))
@@ -99,6 +100,7 @@ func TestNotRegularFiles(t *testing.T) {
 	}
 }
 
+// TestLimits: the nesting of elements, and the number, the depth and the size of included files are limited.
 func TestLimits(t *testing.T) {
 	const include = `<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="%"/>`
 	for name, c := range map[string]struct {
@@ -166,6 +168,7 @@ func TestNoSecretInMessages(t *testing.T) {
 	}
 }
 
+// TestValues: how numbers, durations, lists and paths are parsed, and which values are refused.
 func TestValues(t *testing.T) {
 	c := New("/etc/kms", env(nil))
 	for name, value := range map[string]string{

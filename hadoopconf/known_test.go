@@ -28,6 +28,8 @@ func env(m map[string]string) func(string) (string, bool) {
 	return func(k string) (string, bool) { v, ok := m[k]; return v, ok }
 }
 
+// TestLoadKMS: kms-site.xml overrides core-site.xml, variables are expanded, and a correct configuration causes no
+// warning.
 func TestLoadKMS(t *testing.T) {
 	dir := writeConf(t, map[string]string{
 		"core-site.xml": prop("hadoop.kms.http.port", "1") + prop("x.base", "/srv"),
@@ -56,6 +58,7 @@ func TestLoadKMS(t *testing.T) {
 	}
 }
 
+// TestWarnings: warnings name file and line. Properties of other programs cause none.
 func TestWarnings(t *testing.T) {
 	dir := writeConf(t, map[string]string{"kms-site.xml": prop("hadoop.kms.key.provider.url", "jceks://file@/x") +
 		prop(ProviderURI, "jceks://file@/y") + prop("hadoop.security.kms.encrypted.key.cache.low-watermark", ".05") +
@@ -80,6 +83,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestRefused: files that LoadKMS refuses. The error names the file.
 func TestRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ site, want string }{
 		"source twice": {prop(SourceURI, "kms://https@a:16000/kms") + prop(SourceURI, "kms://http@a:16000/kms"),
@@ -136,6 +140,7 @@ func TestGuards(t *testing.T) {
 	}
 }
 
+// TestFinalAndInclude: a final property is not overridden, and XInclude works with fallbacks.
 func TestFinalAndInclude(t *testing.T) {
 	dir := writeConf(t, map[string]string{
 		"core-site.xml": `<property><name>hadoop.kms.http.port</name><value>1</value><final>true</final></property>`,
@@ -187,6 +192,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestEnvironment: a variable of Hadoop's KMS overrides the file, with a warning, and errors name the variable.
 func TestEnvironment(t *testing.T) {
 	dir := writeConf(t, map[string]string{"kms-site.xml": prop("hadoop.kms.http.port", "9600")})
 	c, err := LoadKMS(dir, env(map[string]string{"KMS_HTTP_PORT": "97oo", "KMS_SSL_ENABLED": ""}))
@@ -208,6 +214,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// TestEachWarning: the warning for each kind of doubtful property.
 func TestEachWarning(t *testing.T) {
 	for _, c := range []struct{ site, want string }{ // want "": no warning
 		{prop("hadoop.kms.aggregation.delay.ms", "1"), "the property is called hadoop.kms.audit.aggregation.window.ms"},
@@ -249,6 +256,7 @@ func TestEachWarning(t *testing.T) {
 	}
 }
 
+// TestWithPrefix: WithPrefix returns the expanded properties below a prefix. All lists names in order.
 func TestWithPrefix(t *testing.T) {
 	dir := writeConf(t, map[string]string{"a.xml": prop("p.one", " ${base} ") + prop("p.two", " ") + prop("base", "x") +
 		prop("pp", "y")})

@@ -69,7 +69,7 @@ func (c *Conf) checkOwn() error {
 		names[k.Name] = true
 	}
 	for _, name := range c.Names() {
-		if !names[name] && !inFamily(name) {
+		if !names[name] && !hasOwnPrefix(name) {
 			continue
 		}
 		p := c.props[name]
@@ -184,7 +184,7 @@ func (c *Conf) warnUnknown() {
 		if exact[name] || matchesPattern(name) || IsRule(name) {
 			continue
 		}
-		if !inFamily(name) {
+		if !hasOwnPrefix(name) {
 			c.warnMisspelt(name)
 			continue
 		}
@@ -244,7 +244,8 @@ func candidates(name string) []string {
 	return out
 }
 
-func inFamily(name string) bool {
+// hasOwnPrefix reports whether a name begins with one of ownPrefixes.
+func hasOwnPrefix(name string) bool {
 	for _, f := range ownPrefixes {
 		if strings.HasPrefix(name, f) {
 			return true

@@ -73,6 +73,7 @@ func TestServerTLSEnvironment(t *testing.T) {
 	}
 }
 
+// TestMisplacedRules: rules in a file other than kms-acls.xml cause a warning.
 func TestMisplacedRules(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{

@@ -120,8 +120,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		"another key"}
 }
 
-// migratedFrom reports whether a key here was migrated from any source. If s has rolled the key since, so that it is in
-// conflict, CheckConflicts names it.
+// migratedFrom reports whether a key here was migrated from any source. If s has rolled the key since, so that it
+// is in conflict, the result is true, and CheckConflicts reports the conflict.
 func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata) (bool, error) {
 	list, err := r.origins.of(ctx, m.Name)
 	return slices.ContainsFunc(list, func(o Origin) bool {
@@ -129,7 +129,8 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 	}), err
 }
 
-// clashesWith returns the names, in order, of keys here to which the source answers, and that were not migrated.
+// clashesWith returns the sorted names of the keys here that were not migrated and whose name, in any spelling that the
+// source accepts, is that of a key of the source.
 func (r *Ring) clashesWith(ctx context.Context, s *source, here map[string][]string) ([]string, error) {
 	var sourceNames []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {

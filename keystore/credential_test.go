@@ -84,6 +84,7 @@ func TestRealCredentials(t *testing.T) {
 	}
 }
 
+// TestPasswords: a password comes from the credential store, or from clear text if that is allowed.
 func TestPasswords(t *testing.T) {
 	store := NewJCEKS()
 	if err := store.SetKey("p", "AES", secret.Bytes("stored"), secret.Bytes("none"), time.Now()); err != nil {

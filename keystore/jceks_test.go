@@ -72,6 +72,7 @@ func TestReadJava(t *testing.T) {
 	}
 }
 
+// TestReadKeytool: a keystore that the JDK's keytool wrote is read, with secret and private keys.
 func TestReadKeytool(t *testing.T) {
 	s := mustParse(t, testFile(t, "keytool.jceks"), "changeit")
 	if got, want := s.Aliases(), []string{"aes", "des3", "rsa", "trusted"}; !slices.Equal(got, want) {
@@ -232,6 +233,7 @@ func TestPBEVectors(t *testing.T) {
 	}
 }
 
+// TestPasswordASCII: only printable ASCII is accepted as a password, as in Java.
 func TestPasswordASCII(t *testing.T) {
 	s := NewJCEKS()
 	for _, bad := range []string{"größe", "tab\t", "\x7f"} {

@@ -7,6 +7,7 @@ import (
 	"time"
 )
 
+// TestSelfSigned: the certificate is valid for its hosts only, and until the end of its life.
 func TestSelfSigned(t *testing.T) {
 	cert, key, err := SelfSigned("claviger test", []string{"kts1.example.com", "127.0.0.1"}, time.Hour)
 	if err != nil {

@@ -83,6 +83,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestTLSErrors: the error of each keystore file that cannot be used names the file, its format and the cure.
 func TestTLSErrors(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -156,6 +157,7 @@ func TestTLSErrors(t *testing.T) {
 	}
 }
 
+// TestReloader: a changed file is loaded again; a broken one is not, and the old certificate stays in use.
 func TestReloader(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	load := func(name string) []byte {

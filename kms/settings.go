@@ -28,7 +28,7 @@ type settings struct {
 	ring       keyring.Config // without the parts that are opened later
 }
 
-// reader collects the first error, so that a table of properties reads as one.
+// reader reads properties and keeps the first error, so that the code need not check an error after each property.
 type reader struct {
 	conf *hadoopconf.Conf
 	err  error
@@ -160,7 +160,7 @@ func readLimits(r *reader) kmsapi.Limits {
 	if text, _ := r.conf.Get(maxMemoryName); text != "" {
 		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)
 		if r.err == nil && l.MaxMemory < 2*l.MaxBody {
-			// One user gets half of it.
+			// One user may use half of the memory.
 			r.keep(r.conf.Refuse(maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, "+
 				"%d, or no user could send the longest body", 2*l.MaxBody)))
 		}

@@ -12,11 +12,13 @@ import (
 var (
 	// delegationToken matches a delegation token in a request.
 	delegationToken = regexp.MustCompile(`\b[A-Za-z0-9_-]{70,}\b`)
-	issuedToken     = regexp.MustCompile(`"urlString"\s*:\s*"([^"]+)"`)
+	// issuedToken matches the delegation token in an answer.
+	issuedToken = regexp.MustCompile(`"urlString"\s*:\s*"([^"]+)"`)
 	// volatileIdentifier matches the parts of an identifier that are different in each token.
 	volatileIdentifier = regexp.MustCompile(`issueDate=\d+, maxDate=\d+, sequenceNumber=\d+, masterKeyId=\d+`)
 )
 
+// delegations returns an issuer of delegation tokens with Hadoop's default periods.
 func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
 	t.Helper()
 	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
@@ -28,7 +30,7 @@ func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
 }
 
 // ownToken returns the token of this server that stands for a token in a recording of Hadoop's KMS. If the recorded
-// request has a token with one changed character, ownToken changes the same character of this server's token.
+// request has such a token with one changed character, ownToken changes the same character of this server's token.
 func (s *server) ownToken(recorded []byte) []byte {
 	if ours, ok := s.tokens[string(recorded)]; ok {
 		return []byte(ours)

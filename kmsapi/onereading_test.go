@@ -18,14 +18,14 @@ import (
 	"claviger/provider/jceks"
 )
 
-// raceLab is a server on a real keystore. Only alice may read keys.
-type raceLab struct {
+// keystoreServer is a server on a real keystore. Only alice may read keys.
+type keystoreServer struct {
 	t      *testing.T
 	addr   string
 	client *http.Client
 }
 
-func newRaceLab(t *testing.T) *raceLab {
+func newKeystoreServer(t *testing.T) *keystoreServer {
 	t.Helper()
 	primary, err := jceks.Open(t.Context(), "jceks://file@"+filepath.Join(t.TempDir(), "kms.keystore"), provider.Env{
 		Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler),
@@ -43,10 +43,10 @@ func newRaceLab(t *testing.T) *raceLab {
 		Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 20 * time.Second}
 	t.Cleanup(client.CloseIdleConnections)
-	return &raceLab{t, addr, client}
+	return &keystoreServer{t, addr, client}
 }
 
-func (l *raceLab) do(method, path, user, body string) (int, []byte) {
+func (l *keystoreServer) do(method, path, user, body string) (int, []byte) {
 	t := l.t
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+l.addr+"/kms/v1/"+path+"user.name="+user,
 		strings.NewReader(body))
@@ -71,7 +71,7 @@ func (l *raceLab) do(method, path, user, body string) (int, []byte) {
 // a key on many connections while alice creates it. Each answer says that the key does not exist,
 // or refuses; none has material.
 func TestNoMaterialWhileKeysAreMade(t *testing.T) {
-	l := newRaceLab(t)
+	l := newKeystoreServer(t)
 	// With so many requests, some run at the moment of a creation. If the server checked the rules
 	// before it, and read the key after it, mallory would see about one key in three.
 	const keys, polls = 14, 48

@@ -163,6 +163,8 @@ func TestCheckFileConfig(t *testing.T) {
 	}
 }
 
+// TestWriteKeystoreFile: a file that WriteKeystoreFile wrote is parsed to the same configuration. Only its owner can
+// read it.
 func TestWriteKeystoreFile(t *testing.T) {
 	slot := uint(7)
 	dir := t.TempDir()
@@ -219,6 +221,7 @@ func TestWriteKeystoreFile(t *testing.T) {
 	}
 }
 
+// TestPIN: the PIN from a file, an environment variable or a systemd credential, without the line end.
 func TestPIN(t *testing.T) {
 	t.Setenv("CLAVIGER_TEST_PIN", "in env")
 	dir := filepath.Dir(write(t, "hsm-pin", "in credential\n", 0o400))
@@ -281,6 +284,8 @@ func TestPIN(t *testing.T) {
 	}
 }
 
+// TestParseURI: attributes of a PKCS #11 URI become a configuration. An unused attribute causes a warning, and a wrong
+// one is refused.
 func TestParseURI(t *testing.T) {
 	c, warnings, err := ParseURI("pkcs11:serial=1238;token=My%20Token;object=x?module-path=/usr/lib/x.so&" +
 		"pin-source=file:///etc/pin&x-claviger-profile=luna")

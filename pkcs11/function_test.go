@@ -56,6 +56,7 @@ func TestOnFunction(t *testing.T) {
 	}
 }
 
+// TestResultName: the name of a result in metrics; a vendor's codes share one name.
 func TestResultName(t *testing.T) {
 	for want, err := range map[string]error{
 		"CKR_OK":             nil,

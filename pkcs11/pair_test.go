@@ -41,6 +41,7 @@ func seal(t *testing.T, public *rsa.PublicKey, plain secret.Bytes) []byte {
 	return sealed
 }
 
+// TestPair: a generated RSA pair can be found, has the attributes of a private key that can only decrypt, and decrypts.
 func TestPair(t *testing.T) {
 	tok, m := open(t)
 	ctx := t.Context()

@@ -85,6 +85,7 @@ func generate(t *testing.T, tok *Token, n byte, bits int) (id []byte, label stri
 	return id, label
 }
 
+// TestKeys: generated keys can be found by id and by label, and have the attributes that were requested.
 func TestKeys(t *testing.T) {
 	tok, _ := open(t)
 	ctx := t.Context()
@@ -226,6 +227,7 @@ func TestCallerGivesUp(t *testing.T) {
 	wg.Wait()
 }
 
+// TestOneCallHoweverLong: data up to the data limit is encrypted in one call.
 func TestOneCallHoweverLong(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
@@ -311,6 +313,7 @@ func TestTokenAway(t *testing.T) {
 	}
 }
 
+// TestClosed: Close can be called again, and calls of a closed token fail with kind Closed.
 func TestClosed(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)

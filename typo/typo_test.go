@@ -7,6 +7,7 @@ import (
 	"claviger/typo"
 )
 
+// TestNearest: the most similar known word is found, and none if no known word is similar.
 func TestNearest(t *testing.T) {
 	ops := []string{"ALL", "READ", "MANAGEMENT", "GENERATE_EEK", "DECRYPT_EEK"}
 	props := []string{"hadoop.kms.http.port", "hadoop.kms.http.host", "hadoop.kms.key.provider.uri"}
@@ -38,6 +39,7 @@ func TestNearest(t *testing.T) {
 	}
 }
 
+// TestDidYouMean: the suggestion for a message is empty if no known word is similar.
 func TestDidYouMean(t *testing.T) {
 	known := []string{"alpha", "beta"}
 	if got := typo.DidYouMean("alpa", known, strconv.Quote); got != `; did you mean "alpha"?` {
@@ -48,6 +50,7 @@ func TestDidYouMean(t *testing.T) {
 	}
 }
 
+// TestDistance: an exchange of two adjacent letters counts as one change. No result is above the limit.
 func TestDistance(t *testing.T) {
 	const limit = 9
 	for _, c := range []struct {

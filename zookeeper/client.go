@@ -319,7 +319,7 @@ func notReached(err error) bool {
 
 // notAllowed returns the error for a node that we may not read or change.
 func (c *Client) notAllowed(op, path string, err error) error {
-	cure := "it was made by a node that authenticates; set the authentication type to sasl here too"
+	cure := "it was made by a server that authenticates; set the authentication type to sasl here too"
 	if c.conf.Owner != "" {
 		cure = fmt.Sprintf("its ACL must name sasl:%s, and our user name at the servers must be %q: set "+
 			"kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true there; a node that was "+

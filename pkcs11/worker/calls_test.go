@@ -27,29 +27,31 @@ var (
 	oaep = p11.NewOAEPParams(p11.CKM_SHA_1, p11.CKG_MGF1_SHA1, p11.CKZ_DATA_SPECIFIED, nil)
 )
 
-// TestErrors: each function returns the code of the library, also one of a vendor.
-func TestErrors(t *testing.T) {
+// TestErrorCodes: each function returns the result code of the library, also if it is a code of a vendor.
+func TestErrorCodes(t *testing.T) {
 	m, c := start(t, 0)
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_LABEL, "x")}
 	calls := map[string]struct {
 		f    faultmodule.Function
 		call func() error
 	}{
-		"GetSlotList":      {faultmodule.GetSlotList, func() error { return only(c.GetSlotList(true)) }},
-		"GetTokenInfo":     {faultmodule.GetTokenInfo, func() error { return only(c.GetTokenInfo(1)) }},
-		"GetMechanismList": {faultmodule.GetMechanismList, func() error { return only(c.GetMechanismList(1)) }},
-		"OpenSession":      {faultmodule.OpenSession, func() error { return only(c.OpenSession(1, 4)) }},
-		"CloseSession":     {faultmodule.CloseSession, func() error { return c.CloseSession(1) }},
-		"GetSessionInfo":   {faultmodule.GetSessionInfo, func() error { return only(c.GetSessionInfo(1)) }},
-		"Login":            {faultmodule.Login, func() error { return c.Login(1, p11.CKU_USER, "1234") }},
-		"GenerateRandom":   {faultmodule.GenerateRandom, func() error { return only(c.GenerateRandom(1, 8)) }},
-		"GenerateKey": {faultmodule.GenerateKey, func() error {
-			return only(c.GenerateKey(1, mech(ecb), template))
+		"GetSlotList":      {faultmodule.GetSlotList, func() error { return errorOf(c.GetSlotList(true)) }},
+		"GetTokenInfo":     {faultmodule.GetTokenInfo, func() error { return errorOf(c.GetTokenInfo(1)) }},
+		"GetMechanismList": {faultmodule.GetMechanismList, func() error { return errorOf(c.GetMechanismList(1)) }},
+		"OpenSession": {faultmodule.OpenSession, func() error {
+			return errorOf(c.OpenSession(1, p11.CKF_SERIAL_SESSION))
 		}},
-		"CreateObject":  {faultmodule.CreateObject, func() error { return only(c.CreateObject(1, template)) }},
+		"CloseSession":   {faultmodule.CloseSession, func() error { return c.CloseSession(1) }},
+		"GetSessionInfo": {faultmodule.GetSessionInfo, func() error { return errorOf(c.GetSessionInfo(1)) }},
+		"Login":          {faultmodule.Login, func() error { return c.Login(1, p11.CKU_USER, "1234") }},
+		"GenerateRandom": {faultmodule.GenerateRandom, func() error { return errorOf(c.GenerateRandom(1, 8)) }},
+		"GenerateKey": {faultmodule.GenerateKey, func() error {
+			return errorOf(c.GenerateKey(1, mech(ecb), template))
+		}},
+		"CreateObject":  {faultmodule.CreateObject, func() error { return errorOf(c.CreateObject(1, template)) }},
 		"DestroyObject": {faultmodule.DestroyObject, func() error { return c.DestroyObject(1, 1) }},
 		"GetAttributeValue": {faultmodule.GetAttributeValue, func() error {
-			return only(c.GetAttributeValue(1, 1, template))
+			return errorOf(c.GetAttributeValue(1, 1, template))
 		}},
 		"FindObjectsInit": {faultmodule.FindObjectsInit, func() error { return c.FindObjectsInit(1, template) }},
 		"FindObjects": {faultmodule.FindObjects, func() error {
@@ -58,20 +60,20 @@ func TestErrors(t *testing.T) {
 		}},
 		"FindObjectsFinal": {faultmodule.FindObjectsFinal, func() error { return c.FindObjectsFinal(1) }},
 		"Encrypt": {faultmodule.EncryptInit, func() error {
-			return only(c.Encrypt(1, ecb, 1, make([]byte, 16)))
+			return errorOf(c.Encrypt(1, ecb, 1, make([]byte, 16)))
 		}},
 		"GenerateKeyPair": {faultmodule.GenerateKeyPair, func() error {
 			_, _, err := c.GenerateKeyPair(1, mech(ecb), template, template)
 			return err
 		}},
 		"DecryptInit": {faultmodule.DecryptInit, func() error { return c.DecryptInit(1, oaep, 1) }},
-		"Decrypt":     {faultmodule.Decrypt, func() error { return only(c.Decrypt(1, make([]byte, 16))) }},
+		"Decrypt":     {faultmodule.Decrypt, func() error { return errorOf(c.Decrypt(1, make([]byte, 16))) }},
 		"Initialize":  {faultmodule.Initialize, func() error { return c.Initialize() }},
 		"Finalize":    {faultmodule.Finalize, c.Finalize},
 	}
-	of := reflect.TypeFor[cryptoki.Boundary]()
-	for i := range of.NumMethod() {
-		name := of.Method(i).Name
+	boundary := reflect.TypeFor[cryptoki.Boundary]()
+	for i := range boundary.NumMethod() {
+		name := boundary.Method(i).Name
 		call, ok := calls[name]
 		if !ok {
 			t.Errorf("%s is not tested", name)
@@ -94,9 +96,10 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// only returns the error of a call.
-func only[T any](_ T, err error) error { return err }
+// errorOf returns the error of a call that also has a result.
+func errorOf[T any](_ T, err error) error { return err }
 
+// mech returns a list of mechanisms, as some functions want it.
 func mech(m ...*p11.Mechanism) []*p11.Mechanism { return m }
 
 // must returns the result of a call that has to succeed.
@@ -181,8 +184,8 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// TestPair: a pair that was made through the worker decrypts.
-func TestPair(t *testing.T) {
+// TestKeyPair: an RSA pair that was made through the worker decrypts.
+func TestKeyPair(t *testing.T) {
 	tok := softhsmtest.New(t)
 	c := load(t, tok.Module, 0)
 	if err := c.Initialize(); err != nil {
@@ -212,8 +215,8 @@ func TestPair(t *testing.T) {
 	}
 }
 
-// TestEnd: Finalize and Kill end the process. Later calls say so, until Initialize starts another.
-func TestEnd(t *testing.T) {
+// TestFinalizeAndKill: both end the process. Later calls say so, until Initialize starts another.
+func TestFinalizeAndKill(t *testing.T) {
 	m, c := start(t, 0)
 	notInitialised := p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)
 	for range 2 {
@@ -268,7 +271,7 @@ func TestCallLimits(t *testing.T) {
 	const limit = time.Second
 	m, c := start(t, limit)
 	for f, call := range map[faultmodule.Function]func() error{
-		faultmodule.OpenSession: func() error { return only(c.OpenSession(1000, 4)) },
+		faultmodule.OpenSession: func() error { return errorOf(c.OpenSession(1000, p11.CKF_SERIAL_SESSION)) },
 		faultmodule.Login:       func() error { return c.Login(1000, p11.CKU_USER, "1") },
 	} {
 		m.Delay(f, limit+limit/2)
@@ -342,8 +345,8 @@ func TestHungCalls(t *testing.T) {
 	m.OrderAll(faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always}, faultmodule.GetSlotList,
 		faultmodule.GetTokenInfo, faultmodule.GetMechanismList)
 	long, short, killed := make(chan error), make(chan error), make(chan error)
-	go func() { long <- only(c.GetSlotList(true)) }()
-	time.AfterFunc(limit*3/4, func() { short <- only(c.GetTokenInfo(1)) })
+	go func() { long <- errorOf(c.GetSlotList(true)) }()
+	time.AfterFunc(limit*3/4, func() { short <- errorOf(c.GetTokenInfo(1)) })
 	within(t, "the calls", func() {
 		for name, call := range map[string]struct {
 			result chan error
@@ -363,7 +366,7 @@ func TestHungCalls(t *testing.T) {
 	if err := c.Initialize(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { killed <- only(c.GetMechanismList(1)) }()
+	go func() { killed <- errorOf(c.GetMechanismList(1)) }()
 	time.AfterFunc(limit*3/4, func() { c.Kill("for the test") })
 	within(t, "the call", func() {
 		var gone GoneError

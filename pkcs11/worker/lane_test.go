@@ -169,7 +169,7 @@ func TestWaitForSocketEnds(t *testing.T) {
 	errs := make(chan error, 4)
 	limitFiles(t, 0, func() {
 		for range cap(errs) {
-			go func() { errs <- only(c.GetSlotList(true)) }()
+			go func() { errs <- errorOf(c.GetSlotList(true)) }()
 		}
 		for m.Running(faultmodule.GetSlotList) == 0 {
 			time.Sleep(time.Millisecond)

@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -10,8 +11,8 @@ import (
 	"claviger/provider"
 )
 
-// TestFullToken: once a token has refused to make a key, readiness for changes fails until it makes one. Keys that are
-// there are used.
+// TestFullToken: once a token has refused to make a key, readiness for changes fails until the token makes a key. The
+// keys that the token has can be used meanwhile.
 func TestFullToken(t *testing.T) {
 	ctx := t.Context()
 	b := newSite(t)
@@ -39,9 +40,9 @@ func TestFullToken(t *testing.T) {
 		b.meter.Heal()
 		keystream(t, p, "a@0")
 		if last, ok := p.LastWrite(); !ok || last.Err == nil {
-			t.Errorf("%v: forgotten: %+v, %t", code, last, ok)
+			t.Errorf("%v: LastWrite after Heal: %+v, %t", code, last, ok)
 		}
-		create(t, p, "b"+code.Error()[8:12])
+		create(t, p, "b-"+fmt.Sprint(uint(code)))
 		if err := p.CheckWrites(ctx); err != nil {
 			t.Errorf("%v: once a key was made: %v", code, err)
 		}

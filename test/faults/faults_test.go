@@ -221,7 +221,8 @@ func TestEveryGolden(t *testing.T) {
 	}
 	for _, f := range files {
 		name := strings.TrimSuffix(filepath.Base(f), ".golden")
-		if starts[name] == nil && requests[name].send == nil && trustees[name].set == nil && clients[name].set == nil {
+		if starts[name] == nil && requests[name].send == nil && trusteeFaults[name].set == nil &&
+			clients[name].set == nil {
 			t.Errorf("%s belongs to no case", f)
 		}
 	}

@@ -23,8 +23,8 @@ type trusteeFault struct {
 	set    func(*site) []string
 }
 
-// trustees are the faults of the Key HSM and of the Key Trustee Server.
-var trustees = map[string]trusteeFault{
+// trusteeFaults are the faults of the Key HSM and of the Key Trustee Server.
+var trusteeFaults = map[string]trusteeFault{
 	"keyhsm-settings-missing": {1, func(s *site) []string { return s.startKeyHSM() }},
 	"keyhsm-settings-open": {1, func(s *site) []string {
 		s.keyHSM()
@@ -41,7 +41,7 @@ var trustees = map[string]trusteeFault{
 	}},
 	"keyhsm-wrong-pin": {4, func(s *site) []string {
 		s.keyHSM()
-		s.settings("keyhsm.pin.file", s.write("conf/pin", "87654321\n"))
+		s.setKeyHSM("keyhsm.pin.file", s.write("conf/pin", "87654321\n"))
 		return s.startKeyHSM()
 	}},
 	"keyhsm-overwrite": {1, func(s *site) []string {
@@ -60,7 +60,7 @@ var trustees = map[string]trusteeFault{
 	}},
 	"keyhsm-key-gone": {3, func(s *site) []string {
 		s.keyHSM()
-		s.settings("keyhsm.key.id", "00112233445566778899aabbccddeeff")
+		s.setKeyHSM("keyhsm.key.id", "00112233445566778899aabbccddeeff")
 		return []string{"keyhsm", "validate", "--conf", s.path("keyhsm")}
 	}},
 	"keyhsm-trusts-nobody": {3, func(s *site) []string {
@@ -232,8 +232,8 @@ func (s *site) keyHSM() {
 	}
 }
 
-// settings changes a line of the settings of the Key HSM.
-func (s *site) settings(name, value string) {
+// setKeyHSM changes a line of the settings of the Key HSM.
+func (s *site) setKeyHSM(name, value string) {
 	s.t.Helper()
 	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` *=.*$`)
 	text := s.read("keyhsm/application.properties")
@@ -333,10 +333,10 @@ func makeTrusteeTemplate(t *testing.T) {
 	}
 }
 
-// TestTrusteeSide provokes the faults in trustees.
+// TestTrusteeSide provokes the faults in trusteeFaults.
 func TestTrusteeSide(t *testing.T) {
 	makeTrusteeTemplate(t)
-	for name, fault := range trustees {
+	for name, fault := range trusteeFaults {
 		t.Run(name, func(t *testing.T) { checkFault(t, name, fault) })
 	}
 }

@@ -76,19 +76,19 @@ func TestHoldings(t *testing.T) {
 		held, other server.Record
 		lacks       bool
 	}{
-		"equal":                  {org("a"), org("a"), false},
-		"none and no contacts":   {org("a"), org("a", []string{}...), false},
-		"another secret":         {org("a"), org("b"), true},
-		"other contacts":         {org("a"), org("a", "x"), true},
-		"another record":         {org("a"), forever, true},
-		"a recorded request":     {org("a"), once, false},
-		"expired":                {org("a"), at(1000), false},
-		"not expired":            {org("a"), at(1001), true},
-		"it expires":             {at(1001), at(1001), false},
-		"it expires later":       {at(1001), at(1002), true},
-		"it does not expire":     {at(1001), forever, true},
-		"expired in the store":   {at(1000), forever, true},
-		"contents, by signature": {forever, full, false},
+		"equal":                {org("a"), org("a"), false},
+		"none and no contacts": {org("a"), org("a", []string{}...), false},
+		"another secret":       {org("a"), org("b"), true},
+		"other contacts":       {org("a"), org("a", "x"), true},
+		"another record":       {org("a"), forever, true},
+		"a recorded request":   {org("a"), once, false},
+		"expired":              {org("a"), at(1000), false},
+		"not expired":          {org("a"), at(1001), true},
+		"it expires":           {at(1001), at(1001), false},
+		"it expires later":     {at(1001), at(1002), true},
+		"it does not expire":   {at(1001), forever, true},
+		"expired in the store": {at(1000), forever, true},
+		"another content":      {forever, full, false}, // holdings leave out contents, which are signed
 	} {
 		h, lost := holdings{}, Loss{}
 		h.add(c.held, now)
@@ -146,10 +146,10 @@ func TestComplete(t *testing.T) {
 		"an earlier epoch":    {Head{6, 1, "b"}, server.RoleActive, false, comparison{}, false, false},
 		"other changes":       {Head{5, 2, "b"}, server.RoleActive, false, comparison{}, false, false},
 		"diverged":            {Head{6, 2, "b"}, server.RoleActive, false, held, false, false},
-		"compared, and nothing held": {Head{6, 2, "b"}, server.RoleActive, false, comparison{storeHead: mine}, false,
+		"compared, nothing is lacking": {Head{6, 2, "b"}, server.RoleActive, false, comparison{storeHead: mine}, false,
 			true},
-		"diverged before": {Head{6, 2, "b"}, server.RoleActive, false, comparison{copyLacks: held.copyLacks}, false,
-			true},
+		"compared with an older head": {Head{6, 2, "b"}, server.RoleActive, false,
+			comparison{copyLacks: held.copyLacks}, false, true},
 	} {
 		r := &Replica{store: &fixedStore{had: c.had}, compared: c.compared}
 		got, err := r.complete(t.Context(), &Position{Head: mine}, &Position{Role: c.role, Head: c.peer})
@@ -211,10 +211,11 @@ func waiting(role server.Role) *Replica {
 		wakeup: make(chan struct{}, 1), round: make(chan struct{})}
 }
 
-// TestReadyWaits: Ready waits for the end of the second check, because the first may have begun before.
+// TestReadyWaits: Ready returns after a check that succeeds, or after two that fail: the first may have begun before
+// the call.
 func TestReadyWaits(t *testing.T) {
 	away := errors.New("no route to host")
-	for want, good := range map[int]bool{1: true, 2: false} {
+	for want, good := range map[int]bool{1: true, 2: false} { // number of checks, whether they succeed
 		r := waiting(server.RoleActive)
 		done := make(chan error)
 		go func() { done <- r.Ready(t.Context()) }()
