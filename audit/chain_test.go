@@ -93,6 +93,7 @@ func headOf(t testing.TB, path string) []Head {
 	return []Head{h}
 }
 
+// TestRecordHasAllFields: a record has each field of its event, with text that cannot break its line.
 func TestRecordHasAllFields(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -255,6 +256,8 @@ func TestTampering(t *testing.T) {
 	}
 }
 
+// TestKeyed: a log that was made with a key is verified with this key only, and a log without a key is refused if a key
+// is given.
 func TestKeyed(t *testing.T) {
 	dir := t.TempDir()
 	plain, keyed := filepath.Join(dir, "plain"), filepath.Join(dir, "keyed")
@@ -400,6 +403,7 @@ func TestTornByCrash(t *testing.T) {
 	}
 }
 
+// TestFileIsNotShared: a chain refuses a file that another process uses, and a file of another kind.
 func TestFileIsNotShared(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	chainAt(t, path, nil)

@@ -94,6 +94,8 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestQueueIsBounded: while the disk is full, only MaxQueue records wait; the others are lost and counted, and changes
+// are refused.
 func TestQueueIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, func(cfg *ChainConfig) { cfg.MaxQueue, cfg.HeadEvery = 10, time.Hour })
@@ -148,6 +150,7 @@ func TestFileRemoved(t *testing.T) {
 	}
 }
 
+// TestKeep: of the rotated files only the newest Keep are kept.
 func TestKeep(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms-audit.log")
 	f, err := OpenFile(path, Rotation{Size: 5, Keep: 2})
@@ -340,6 +343,7 @@ func datagramServers(t *testing.T) map[string]net.PacketConn {
 	return map[string]net.PacketConn{"syslog+udp://" + udp.LocalAddr().String(): udp, "syslog+unix://" + sock: unix}
 }
 
+// TestSyslogDatagrams: a record is sent as one syslog datagram. Wrong addresses are refused.
 func TestSyslogDatagrams(t *testing.T) {
 	for uri, conn := range datagramServers(t) {
 		s, err := OpenSyslog(uri, nil)

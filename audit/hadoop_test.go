@@ -197,6 +197,7 @@ func okLine(op, key, user string, count, ms int) string {
 	return fmt.Sprintf("OK[op=%s, key=%s, user=%s, accessCount=%d, interval=%dms] ", op, key, user, count, ms)
 }
 
+// TestAggregation: events of one user, key and operation are counted in one line a window, as in Hadoop.
 func TestAggregation(t *testing.T) {
 	l := newTestLog(10 * time.Second)
 	l.logOK(DecryptEEK, "k", "u")
@@ -231,6 +232,7 @@ func TestAggregation(t *testing.T) {
 	}
 }
 
+// TestRefusalEndsWindow: a refusal by an operation's rule writes the count so far and ends the window.
 func TestRefusalEndsWindow(t *testing.T) {
 	l := newTestLog(10 * time.Second)
 	const refused = "UNAUTHORIZED[op=DECRYPT_EEK, key=k, user=u] "
@@ -249,6 +251,7 @@ func TestRefusalEndsWindow(t *testing.T) {
 	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0))
 }
 
+// TestNotAggregated: the events that have a line each.
 func TestNotAggregated(t *testing.T) {
 	l := newTestLog(10 * time.Second)
 	for range 2 {
@@ -283,6 +286,7 @@ func TestNotAggregated(t *testing.T) {
 	}
 }
 
+// TestNoLineIsForged: no text of an event begins a new line or contains a control character.
 func TestNoLineIsForged(t *testing.T) {
 	l := newTestLog(10 * time.Second)
 	const forged = "x\n2026-11-23 14:00:00,000 OK[op=DELETE_KEY, key=k, user=root] "
@@ -311,6 +315,7 @@ func TestNoLineIsForged(t *testing.T) {
 	}
 }
 
+// TestHeldIsLimited: at most maxHeld windows are counted at a time; other events have a line each.
 func TestHeldIsLimited(t *testing.T) {
 	l := newTestLog(10 * time.Second)
 	for i := range maxHeld + 100 {
@@ -344,6 +349,7 @@ func (f *faulty) Write(p []byte) (int, error) {
 
 func (f *faulty) Close() error { f.closed = true; return nil }
 
+// TestErr: Err returns the error of the last write, and errClosed after an event that came after Close.
 func TestErr(t *testing.T) {
 	w := &faulty{}
 	h := newHadoop(w, time.Second, time.Now)
@@ -455,6 +461,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestFile: a log continues an existing file, and after Reopen writes to a new file at its path.
 func TestFile(t *testing.T) {
 	dir := t.TempDir()
 	path := dir + "/kms-audit.log"

@@ -67,6 +67,7 @@ func TestParseRecordRefuses(t *testing.T) {
 	}
 }
 
+// TestParseDigest: a digest is 64 lower-case hexadecimal digits.
 func TestParseDigest(t *testing.T) {
 	good := strings.Repeat("0a", 32)
 	if d, err := parseDigest(good); err != nil || d.String() != good {

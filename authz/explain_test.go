@@ -8,6 +8,7 @@ import (
 	"claviger/authz"
 )
 
+// TestExplain: an explanation names the rule that decides, its place, and why it applies to the user.
 func TestExplain(t *testing.T) {
 	props := []authz.Property{
 		{Name: "hadoop.kms.acl.GET", Value: "alice ops", Where: "acls:1"},
@@ -105,6 +106,7 @@ func TestExplainSteps(t *testing.T) {
 	}
 }
 
+// TestFindRequest: a request is found by its name in any case; for a misspelt name the nearest one is suggested.
 func TestFindRequest(t *testing.T) {
 	if _, near, ok := authz.FindRequest("decrypt_ek"); ok || near != "DECRYPT_EEK" {
 		t.Errorf("near %q, %t", near, ok)
@@ -116,6 +118,7 @@ func TestFindRequest(t *testing.T) {
 	}
 }
 
+// TestWithDefaults: a built-in rule applies only if the file has no rule of that name.
 func TestWithDefaults(t *testing.T) {
 	defaults := []authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "hdfs", Where: "built in"}}
 	for _, c := range []struct {
@@ -134,6 +137,7 @@ func TestWithDefaults(t *testing.T) {
 	}
 }
 
+// TestLint: the finding for each kind of rule that has probably another effect than was meant.
 func TestLint(t *testing.T) {
 	for _, c := range []struct {
 		props []authz.Property

@@ -131,6 +131,7 @@ func TestAsRecorded(t *testing.T) {
 	}
 }
 
+// TestParse: which users a rule's value admits.
 func TestParse(t *testing.T) {
 	groups := func(u string) []string {
 		return map[string][]string{"gina": {"staff", "ops"}, "hdfs": {"hadoop"}}[u]
@@ -177,6 +178,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestKeyRules: a key's own rules, the default rules and the whitelist: which of them decides.
 func TestKeyRules(t *testing.T) {
 	p, _ := authz.Parse([]authz.Property{
 		{Name: "key.acl.a.b.c.READ", Value: "alice"}, // the key a.b.c
@@ -229,6 +231,7 @@ func TestKeyRules(t *testing.T) {
 	}
 }
 
+// TestDefaults: an empty file admits all users to operations and none to keys. Without a policy, nothing is allowed.
 func TestDefaults(t *testing.T) {
 	empty, warnings := authz.Parse(nil)
 	if len(warnings) != 0 {
@@ -262,6 +265,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestWarnings: the warning for each kind of doubtful rule.
 func TestWarnings(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"hadoop.kms.acl.DECRYPT", "*", "did you mean DECRYPT_EEK?"},

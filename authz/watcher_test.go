@@ -56,6 +56,8 @@ func (w *Watcher) mayGet(user string) bool {
 	return w.Policy().May(Get, claviger.Principal{Name: user, Short: user}, nil)
 }
 
+// TestWatcherReloads: changed rules take effect when the file has not changed for settleTime, with the warnings in the
+// log.
 func TestWatcherReloads(t *testing.T) {
 	now := time.Now()
 	w, write, log := newTestWatcher(t, "alice")
@@ -94,6 +96,7 @@ func TestWatcherReloads(t *testing.T) {
 	}
 }
 
+// TestWatcherKeepsRulesOfBrokenFile: a broken file changes no rule, and is logged once.
 func TestWatcherKeepsRulesOfBrokenFile(t *testing.T) {
 	now := time.Now()
 	w, write, log := newTestWatcher(t, "alice")
@@ -114,6 +117,7 @@ func TestWatcherKeepsRulesOfBrokenFile(t *testing.T) {
 	}
 }
 
+// TestWatcherKeepsRulesOfRemovedFile: the removal of the file changes no rule, and is logged once.
 func TestWatcherKeepsRulesOfRemovedFile(t *testing.T) {
 	now := time.Now()
 	w, write, log := newTestWatcher(t, "alice")
@@ -135,6 +139,7 @@ func TestWatcherKeepsRulesOfRemovedFile(t *testing.T) {
 	}
 }
 
+// TestWatcherWithoutFile: without a file at the start, the rules are those of an empty file until there is one.
 func TestWatcherWithoutFile(t *testing.T) {
 	w, write, log := newTestWatcher(t, "")
 	if !w.mayGet("anybody") || w.Policy().MayKey("k", KeyRead, claviger.Principal{}, nil, nil) {
@@ -150,6 +155,7 @@ func TestWatcherWithoutFile(t *testing.T) {
 	}
 }
 
+// TestWatcherRefusesBrokenFileAtStart: with a broken file, no watcher is made.
 func TestWatcherRefusesBrokenFileAtStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms-acls.xml")
 	if err := os.WriteFile(path, []byte("broken"), 0o600); err != nil {
@@ -161,6 +167,7 @@ func TestWatcherRefusesBrokenFileAtStart(t *testing.T) {
 	}
 }
 
+// TestWatcherRun: Run reads a changed file by itself, and ends with its context.
 func TestWatcherRun(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	w, write, _ := newTestWatcher(t, "alice")
@@ -178,6 +185,7 @@ func TestWatcherRun(t *testing.T) {
 	<-done
 }
 
+// TestWatcherStatus: Status has the number of loads and failures, and the error while the file cannot be used.
 func TestWatcherStatus(t *testing.T) {
 	now := time.Now()
 	w, write, _ := newTestWatcher(t, "alice")

@@ -101,6 +101,7 @@ var cases = map[string]durabletest.Case{
 	},
 }
 
+// TestDurable: each function survives faults and power cuts at each step.
 func TestDurable(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) { durabletest.Run(t, c) })
@@ -165,6 +166,7 @@ func TestSuiteFindsMistakes(t *testing.T) {
 	}
 }
 
+// TestCreateKeeps: Create never replaces a file, not even one that appears while it works.
 func TestCreateKeeps(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
@@ -216,6 +218,7 @@ func (*noLinks) Link(from, to string) error {
 	return &os.LinkError{Op: "link", Old: from, New: to, Err: syscall.EPERM}
 }
 
+// TestCreateWithoutLinks: the same holds on a file system without hard links.
 func TestCreateWithoutLinks(t *testing.T) {
 	dir := t.TempDir()
 	defer durable.Mount(dir, new(noLinks))()

@@ -97,6 +97,7 @@ func drawKeys(t *rapid.T, versions int) (*keys, []string) {
 	return k, names
 }
 
+// TestUnwrapIsCTR: Unwrap decrypts as AES-CTR does, whatever the batch.
 func TestUnwrapIsCTR(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k, names := drawKeys(t, rapid.IntRange(1, 7).Draw(t, "versions"))
@@ -143,6 +144,7 @@ func wantOneCallEach(t *rapid.T, k *keys, edeks []claviger.EDEK) {
 	}
 }
 
+// TestWrapIsCTR: Wrap encrypts as AES-CTR does.
 func TestWrapIsCTR(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k, _ := drawKeys(t, 1)
@@ -166,6 +168,7 @@ func TestWrapIsCTR(t *testing.T) {
 	})
 }
 
+// TestGenerate: IVs and DEKs are the bytes of the random source, and the EDEKs are the DEKs encrypted in AES-CTR.
 func TestGenerate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k, _ := drawKeys(t, 1)
@@ -201,6 +204,7 @@ func TestGenerate(t *testing.T) {
 	})
 }
 
+// TestGenerateIsRandom: without a source, all IVs and EDEKs differ.
 func TestGenerateIsRandom(t *testing.T) {
 	k := &keys{material: map[string][]byte{"k@0": make([]byte, 32)}}
 	got, err := eek.Generate(t.Context(), k, "k@0", 32, 1000, nil)
@@ -217,6 +221,8 @@ func TestGenerateIsRandom(t *testing.T) {
 	}
 }
 
+// TestReencrypt: the DEKs stay the same under the new version, and EDEKs that already have the new version do not
+// change.
 func TestReencrypt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		from, names := drawKeys(t, rapid.IntRange(1, 7).Draw(t, "versions"))
@@ -268,6 +274,7 @@ func clone(edeks []claviger.EDEK) []claviger.EDEK {
 	return out
 }
 
+// TestErrors: a wrong IV is refused before the provider is called, and a missing version is reported as such.
 func TestErrors(t *testing.T) {
 	k := &keys{material: map[string][]byte{"k@0": make([]byte, 16), "k@1": make([]byte, 16)}}
 	good := claviger.EDEK{Version: "k@0", IV: make([]byte, 16), Material: make([]byte, 16)}

@@ -127,6 +127,7 @@ func TestKnownGenerator(t *testing.T) {
 	}
 }
 
+// TestImpliedRefuses: no EDEK is made for a DEK without a length, or when the generator fails.
 func TestImpliedRefuses(t *testing.T) {
 	for _, dekLen := range []int{-1, 0} {
 		if edeks, err := eek.Implied("k@0", dekLen, 1, nil); !claviger.Is(err, claviger.Invalid) || edeks != nil {

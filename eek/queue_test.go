@@ -88,6 +88,7 @@ func take(t *testing.T, q *eek.Queue, key string, n int) []claviger.EDEK {
 	return got
 }
 
+// TestQueueWatermarks: a Take that leaves fewer EDEKs than the watermark starts a refill up to the size.
 func TestQueueWatermarks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{}
@@ -194,6 +195,7 @@ func TestQueueBoundsWorkers(t *testing.T) {
 	})
 }
 
+// TestQueueDrain: after Drain, no EDEK of the version before is given out, also by a fill that runs meanwhile.
 func TestQueueDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{epoch: map[string]int{}}
@@ -321,6 +323,7 @@ func TestQueueDrainRace(t *testing.T) {
 	wg.Wait()
 }
 
+// TestQueueFirstFillIsShared: the first Takes of a key wait for one fill, and all get its error.
 func TestQueueFirstFillIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{delay: time.Second}
@@ -378,6 +381,7 @@ func TestQueueFirstFillIsShared(t *testing.T) {
 	})
 }
 
+// TestQueueErrors: names of missing keys are not kept, and a failed refill loses no ready EDEK.
 func TestQueueErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{err: claviger.E("test", claviger.KeyNotFound, "k", nil)}
@@ -451,6 +455,7 @@ func TestQueueSurvivesPanic(t *testing.T) {
 	take(t, q, "k", 1)
 }
 
+// TestQueueExpiry: the EDEKs of a key that is not used for the expiry time are dropped.
 func TestQueueExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{}
@@ -473,6 +478,7 @@ func TestQueueExpiry(t *testing.T) {
 	})
 }
 
+// TestQueueClose: Close cancels refills, does not wait for a Take, and may be called again.
 func TestQueueClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{}
@@ -505,6 +511,7 @@ func TestQueueClose(t *testing.T) {
 	})
 }
 
+// TestQueueFillTimeout: a refill that hangs ends after a time, and the error is reported.
 func TestQueueFillTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{}

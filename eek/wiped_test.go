@@ -13,17 +13,17 @@ import (
 
 var errBroken = errors.New("broken")
 
-// leaky keeps the buffers that it gets to fill and to encrypt, and fails after a number of calls.
-type leaky struct {
-	mu                sync.Mutex
-	kept              [][]byte
-	reads, encrypts   int // number of successful calls
-	readBy, encrypted int
+// bufferKeeper keeps the buffers that it is given to fill and to encrypt, and fails after a number of calls.
+type bufferKeeper struct {
+	mu                      sync.Mutex
+	kept                    [][]byte
+	goodReads, goodEncrypts int // the number of calls that succeed; later ones fail
+	reads, encrypts         int // the number of calls until now
 }
 
-func (l *leaky) Read(p []byte) (int, error) {
+func (l *bufferKeeper) Read(p []byte) (int, error) {
 	l.kept = append(l.kept, p)
-	if l.readBy++; l.readBy > l.reads {
+	if l.reads++; l.reads > l.goodReads {
 		copy(p, bytes.Repeat([]byte{0xab}, len(p)/2))
 		return len(p) / 2, errBroken
 	}
@@ -31,11 +31,11 @@ func (l *leaky) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (l *leaky) EncryptBlocks(_ context.Context, _ string, blocks []byte) error {
+func (l *bufferKeeper) EncryptBlocks(_ context.Context, _ string, blocks []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.kept = append(l.kept, blocks)
-	if l.encrypted++; l.encrypted > l.encrypts {
+	if l.encrypts++; l.encrypts > l.goodEncrypts {
 		copy(blocks, bytes.Repeat([]byte{0xcd}, len(blocks)/2))
 		return errBroken
 	}
@@ -43,7 +43,8 @@ func (l *leaky) EncryptBlocks(_ context.Context, _ string, blocks []byte) error 
 	return nil
 }
 
-func (l *leaky) wantWiped(t *testing.T, when string) {
+// wantWiped fails the test unless all kept buffers have only zeros.
+func (l *bufferKeeper) wantWiped(t *testing.T, when string) {
 	t.Helper()
 	if len(l.kept) == 0 {
 		t.Errorf("%s: no buffer was kept", when)
@@ -55,58 +56,56 @@ func (l *leaky) wantWiped(t *testing.T, when string) {
 	}
 }
 
-// TestNothingIsLeft checks that a failed operation wipes DEKs and keystream, and a successful one wipes keystream.
-func TestNothingIsLeft(t *testing.T) {
+// TestBuffersAreWiped checks that a failed operation wipes DEKs and keystream, and a successful one wipes keystream.
+func TestBuffersAreWiped(t *testing.T) {
 	ctx := t.Context()
 	iv := bytes.Repeat([]byte{1}, claviger.IVSize)
 	edeks := func() []claviger.EDEK {
 		return []claviger.EDEK{{Version: "k@0", IV: iv, Material: make([]byte, 32)},
 			{Version: "k@1", IV: iv, Material: make([]byte, 32)}}
 	}
+	unwrap := func(l *bufferKeeper) error { _, err := Unwrap(ctx, l, edeks()); return err }
 	for when, c := range map[string]struct {
 		reads, encrypts int
 		fails           bool
-		do              func(l *leaky) error
+		do              func(l *bufferKeeper) error
 	}{
-		"random numbers fail": {0, 0, true, func(l *leaky) error {
-			_, err := Generate(ctx, l, "k@0", 32, 3,
-				l)
+		"random numbers fail": {0, 0, true, func(l *bufferKeeper) error {
+			_, err := Generate(ctx, l, "k@0", 32, 3, l)
 			return err
 		}},
-		"generate fails": {1, 0, true, func(l *leaky) error {
-			_, err := Generate(ctx, l, "k@0", 32, 3,
-				l)
+		"generate fails": {1, 0, true, func(l *bufferKeeper) error {
+			_, err := Generate(ctx, l, "k@0", 32, 3, l)
 			return err
 		}},
-		"unwrap fails":         {0, 0, true, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
-		"half an unwrap fails": {0, 1, true, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
-		"unwrap":               {0, 2, false, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
-		"re-encryption's first half fails": {0, 1, true, func(l *leaky) error {
+		"unwrap fails":         {0, 0, true, unwrap},
+		"half an unwrap fails": {0, 1, true, unwrap},
+		"unwrap":               {0, 2, false, unwrap},
+		"re-encryption's first half fails": {0, 1, true, func(l *bufferKeeper) error {
 			_, err := Reencrypt(ctx, l, l, "k@2", edeks())
 			return err
 		}},
-		"re-encryption's second half fails": {0, 2, true, func(l *leaky) error {
+		"re-encryption's second half fails": {0, 2, true, func(l *bufferKeeper) error {
 			_, err := Reencrypt(ctx, l, l, "k@2", edeks())
 			return err
 		}},
-		"re-encryption": {0, 3, false, func(l *leaky) error {
-			_, err := Reencrypt(ctx, l, l, "k@2",
-				edeks())
+		"re-encryption": {0, 3, false, func(l *bufferKeeper) error {
+			_, err := Reencrypt(ctx, l, l, "k@2", edeks())
 			return err
 		}},
-		"wrap fails": {0, 0, true, func(l *leaky) error {
+		"wrap fails": {0, 0, true, func(l *bufferKeeper) error {
 			_, err := Wrap(ctx, l, "k@0", [][]byte{iv}, []secret.Bytes{make([]byte, 32)})
 			return err
 		}},
 	} {
-		l := &leaky{reads: c.reads, encrypts: c.encrypts}
+		l := &bufferKeeper{goodReads: c.reads, goodEncrypts: c.encrypts}
 		if err := c.do(l); (err != nil) != c.fails {
 			t.Errorf("%s: %v", when, err)
 		}
 		l.wantWiped(t, when)
 	}
 	// After a successful Generate, the buffer of random bytes has the IVs and no DEK, and the keystream is wiped.
-	l := &leaky{reads: 1, encrypts: 1}
+	l := &bufferKeeper{goodReads: 1, goodEncrypts: 1}
 	made, err := Generate(ctx, l, "k@0", 32, 2, l)
 	if err != nil || len(l.kept) != 2 {
 		t.Fatalf("%v, %d buffers", err, len(l.kept))

@@ -47,6 +47,8 @@ func FuzzPath(f *testing.F) {
 	})
 }
 
+// TestMatch: the route and the escaped key name of each kind of path; a matrix parameter and a slash at the end do not
+// count.
 func TestMatch(t *testing.T) {
 	for path, want := range map[string]string{
 		"/kms/v1":                            " ",
@@ -81,6 +83,7 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// TestRawPath: the path as the client escaped it, for each form of a request's target.
 func TestRawPath(t *testing.T) {
 	for uri, want := range map[string]string{
 		"/kms/v1/key/a%2Fb?x=/": "/kms/v1/key/a%2Fb", "*": "*", "": "",

@@ -100,8 +100,8 @@ func explainOpen(err error, path string) error {
 	return err
 }
 
-// logReadError logs why the file cannot be read, unless it logged the same reason before. The caller must hold the
-// gate.
+// logReadError logs why the file cannot be read, unless it logged the same reason before. The caller must hold
+// stateLock.
 func (p *Provider) logReadError(err error) {
 	if text := err.Error(); text != p.lastReadError {
 		p.lastReadError = text

@@ -49,8 +49,8 @@ type Provider struct {
 	closed atomic.Bool
 	state  atomic.Pointer[state]
 
-	// gate is a lock of capacity 1. It guards the next fields, and the changes of state.
-	gate          chan struct{}
+	// stateLock is a mutex, for which a call can stop waiting. It guards the next fields, and the changes of state.
+	stateLock     chan struct{}
 	lastReadError string   // the error that was last logged
 	badID         identity // of a file that cannot be used because of badErr
 	badErr        error
@@ -101,7 +101,7 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 		path = target
 	}
 	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log,
-		gate: make(chan struct{}, 1)}
+		stateLock: make(chan struct{}, 1)}
 	st, err := p.file.readFirst(ctx)
 	if err != nil {
 		return nil, explainOpen(err, path)
@@ -227,11 +227,11 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// takeGate takes the gate. Writers need it, and readers that reload a changed file.
-func (p *Provider) takeGate(ctx context.Context) (leave func(), err error) {
+// lockState locks stateLock. Writers need it, and readers that reload a changed file.
+func (p *Provider) lockState(ctx context.Context) (leave func(), err error) {
 	select {
-	case p.gate <- struct{}{}:
-		return func() { <-p.gate }, nil
+	case p.stateLock <- struct{}{}:
+		return func() { <-p.stateLock }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -28,7 +28,7 @@ func (p *Provider) currentState(ctx context.Context, op, about string) (*state, 
 	if err == nil && id == st.id {
 		return st, nil
 	}
-	unlock, err := p.takeGate(ctx)
+	unlock, err := p.lockState(ctx)
 	if err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, about, err)
 	}
@@ -39,7 +39,7 @@ func (p *Provider) currentState(ctx context.Context, op, about string) (*state, 
 	return p.state.Load(), nil
 }
 
-// reload reads the file if it has changed. The caller must hold the gate.
+// reload reads the file if it has changed. The caller must hold stateLock.
 func (p *Provider) reload() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
@@ -307,7 +307,7 @@ func (p *Provider) Check(ctx context.Context) error {
 	if _, err := p.currentState(ctx, op, ""); err != nil {
 		return err
 	}
-	unlock, err := p.takeGate(ctx)
+	unlock, err := p.lockState(ctx)
 	if err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}

@@ -33,7 +33,7 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
 	}
-	leave, err := p.takeGate(ctx)
+	leave, err := p.lockState(ctx)
 	if err != nil {
 		return unavailable(err)
 	}
@@ -69,7 +69,7 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 }
 
 // catchUp reads the file's state into memory, and finishes or undoes a change that a crash interrupted. The caller must
-// hold the gate and the lock.
+// hold stateLock and the lock of the file.
 func (p *Provider) catchUp() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
