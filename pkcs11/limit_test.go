@@ -5,13 +5,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
-	p11 "github.com/miekg/pkcs11"
 )
 
 // TestDefaultLimit: a caller without a deadline does not wait for ever. The buffers of a call that hangs stay unchanged
@@ -78,6 +80,15 @@ func (s inputRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.Ob
 
 // setDataLimit sets the number of bytes that the profile allows for one C_Encrypt.
 func setDataLimit(tok *Token, n int64) {
+	tok.gather.Range(func(_, v any) bool { // the run of an earlier call may still look for more callers
+		g, _ := v.(*gatherer)
+		for running := true; running; runtime.Gosched() {
+			g.mu.Lock()
+			running = g.running > 0
+			g.mu.Unlock()
+		}
+		return true
+	})
 	tok.fullData = n
 }
 
