@@ -174,7 +174,8 @@ func (x *index) find(id uint64) *uint32 {
 func search16(keys []uint16, key uint16) uint32 {
 	n := len(keys)
 	i := min(int(key)*n>>shortBits, n-1)
-	lo, hi, step := 0, n, 8
+	var lo, hi int
+	step := 8
 	if keys[i] >= key {
 		hi = i + 1
 		for hi-step > 0 && keys[hi-step-1] >= key {

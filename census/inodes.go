@@ -90,7 +90,8 @@ func (r *reader) batch(b *fsimage.Batch) error {
 // record counts an inode.
 func (r *reader) record(n *fsimage.INode) error {
 	r.records++
-	folder, flags := uint32(noFolder), uint32(0)
+	folder := uint32(noFolder)
+	var flags uint32
 	if e := r.c.index.find(n.ID); e != nil {
 		v := atomic.OrUint32(e, seenFlag)
 		if v&seenFlag != 0 {

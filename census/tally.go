@@ -30,10 +30,10 @@ func (t *tally) of(zone, version uint32) *Counts {
 func (t *tally) add(folder uint32, e needed, n uint64) {
 	zone, trash := t.c.tree.zone(folder)
 	counts := t.of(zone, e.version)
-	switch {
-	case e.until == 0:
+	switch e.until {
+	case 0:
 		counts.Unreachable += n
-	case e.until == current:
+	case current:
 		counts.Live += n
 		if trash {
 			counts.InTrash += n

@@ -227,7 +227,7 @@ func (c *Client) negotiate(ctx context.Context, method, base, txid string) (*htt
 	if err != nil {
 		return nil, err
 	}
-	defer n.Close()
+	defer n.Close() //nolint:errcheck // it only frees memory
 	out, _, err := n.Step(nil)
 	if err != nil {
 		return nil, err

@@ -49,8 +49,9 @@ type LargeCount struct{ Live, SnapshotOnly uint64 }
 // Write writes the image, and returns what needs each key version.
 func (l Large) Write(to io.Writer) (map[string]*LargeCount, error) {
 	l.IDStep = max(l.IDStep, 1)
-	w := &largeWriter{Writer: NewWriter(to, l.Codec), Large: l, random: rand.New(rand.NewPCG(1, 2)),
-		truth: map[string]*LargeCount{}}
+	w := &largeWriter{Writer: NewWriter(to, l.Codec), Large: l,
+		random: rand.New(rand.NewPCG(1, 2)), //nolint:gosec // no secret
+		truth:  map[string]*LargeCount{}}
 	w.start(uint64(l.INodes)) //nolint:gosec // not negative
 	w.Begin("INODE")
 	last := w.id(l.INodes - 1)
