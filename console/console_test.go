@@ -59,6 +59,7 @@ func fails(text string) func(context.Context) error {
 
 func works(context.Context) error { return nil }
 
+// TestPaths: the console answers its own paths and passes all others on.
 func TestPaths(t *testing.T) {
 	with := console.New(console.Config{Metrics: console.NewMetrics(nil)}, otherPaths)
 	without := console.New(console.Config{}, otherPaths)
@@ -81,6 +82,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// TestMethods: each page answers GET and HEAD only.
 func TestMethods(t *testing.T) {
 	h := console.New(console.Config{Metrics: console.NewMetrics(nil)}, http.NotFoundHandler())
 	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/none"} {
@@ -101,6 +103,7 @@ func TestMethods(t *testing.T) {
 	}
 }
 
+// TestReady: the status is 503 if a check fails that is not informational.
 func TestReady(t *testing.T) {
 	informational := console.Check{Name: "source", Informational: true, Run: fails("circuit breaker open")}
 	for _, c := range []struct {

@@ -125,6 +125,7 @@ func TestKeytabChanges(t *testing.T) {
 	}
 }
 
+// TestDefaultRealm: the default realm is that of krb5.conf.
 func TestDefaultRealm(t *testing.T) {
 	if realm, err := DefaultRealm(); realm != "EXAMPLE.COM" || err != nil {
 		t.Errorf("default realm %q, %v", realm, err)
@@ -149,6 +150,7 @@ func seeds(t testing.TB) [][]byte {
 	return tokens
 }
 
+// TestRefused: the kind of error, and Java's text for it, for each kind of token that is refused.
 func TestRefused(t *testing.T) {
 	a, err := NewAcceptor(AcceptorConfig{Keytab: writeKeytab(t, "HTTP/localhost"), Principals: []string{"*"}})
 	if err != nil {
@@ -184,6 +186,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestNoLogin: an initiator without a usable login fails with the reason.
 func TestNoLogin(t *testing.T) {
 	for _, c := range []struct {
 		conf InitiatorConfig

@@ -69,6 +69,7 @@ func wrap(t *testing.T, k *Keeper, uuid string, content []byte) []byte {
 	return w
 }
 
+// TestRoundTrip: wrapped content of each size is unwrapped to the same bytes.
 func TestRoundTrip(t *testing.T) {
 	k, _, m := newKeeper(t)
 	for _, content := range [][]byte{{}, []byte("x"), bytes.Repeat([]byte("deposit "), 1000),

@@ -100,6 +100,7 @@ func (r *running) client(t *testing.T, file string) *Client {
 	return c
 }
 
+// TestServer: a client wraps and unwraps a deposit over TLS.
 func TestServer(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
@@ -392,6 +393,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// TestNewClient: which URLs are refused, and what the others are completed to.
 func TestNewClient(t *testing.T) {
 	cert := func() (*tls.Certificate, error) { return nil, nil }
 	for _, u := range []string{"", "localhost:9090", "http://localhost:9090", "https://", "https://u:p@h",

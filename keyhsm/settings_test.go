@@ -25,6 +25,7 @@ keyhsm.tls.key = /etc/keyhsm/server.key
 keyhsm.trust = trust
 `
 
+// TestSettings: settings that were written are read unchanged.
 func TestSettings(t *testing.T) {
 	dir := t.TempDir()
 	slot := uint(7)
@@ -70,6 +71,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// TestSettingsRefused: the error of each wrong line of application.properties.
 func TestSettingsRefused(t *testing.T) {
 	without := func(name string) string {
 		var out []string
@@ -133,6 +135,7 @@ func FuzzSettings(f *testing.F) {
 	})
 }
 
+// TestIdentity: a certificate is made once, and the server uses it with the certificates that it trusts.
 func TestIdentity(t *testing.T) {
 	dir := t.TempDir()
 	if err := CreateCertificate(dir, []string{"keyhsm.example.com", "127.0.0.1"}); err != nil {
@@ -185,6 +188,8 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+// TestConnections: an error about a limit on connections names the file and the property; a limit that is not set has a
+// default.
 func TestConnections(t *testing.T) {
 	n, list := 300, "nat"
 	for name, s := range map[string]Settings{

@@ -94,6 +94,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// TestCacheErrorsAreNotCached: after an error, the next fetch asks again.
 func TestCacheErrorsAreNotCached(t *testing.T) {
 	c, _ := clockedCache(time.Hour, true, 100)
 	calls := 0
@@ -240,6 +241,7 @@ func TestCacheDropWhileFetching(t *testing.T) {
 	}
 }
 
+// TestCacheHitAllocatesNothing: a hit makes no allocation.
 func TestCacheHitAllocatesNothing(t *testing.T) {
 	c, _ := clockedCache(time.Hour, true, 100)
 	c.put("k", "v")

@@ -97,6 +97,8 @@ type withoutSoftDelete interface {
 	provider.BlockEncrypter
 }
 
+// TestUndeleteUnsupported: with a primary that cannot bring deleted keys back, the calls for deleted keys fail with
+// kind Unsupported.
 func TestUndeleteUnsupported(t *testing.T) {
 	l, _ := withSource(t, func(c *Config) {
 		c.Primary = struct{ withoutSoftDelete }{c.Primary.(withoutSoftDelete)}

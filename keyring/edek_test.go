@@ -313,6 +313,7 @@ func TestClosed(t *testing.T) {
 	wantKind(t, err, claviger.Closed)
 }
 
+// TestNewRefuses: New refuses an incomplete configuration.
 func TestNewRefuses(t *testing.T) {
 	p := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = p.Close() })

@@ -93,8 +93,8 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 	}
 }
 
-// unusedStore has the methods of a store that recordedUses does not need.
-type unusedStore interface {
+// otherMethods has the methods of a store of last uses that the tests of recordedUses do not call.
+type otherMethods interface {
 	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
 	NeverUsed(ctx context.Context, version string) (bool, error)
 	ForgetUnused(ctx context.Context) error
@@ -102,7 +102,7 @@ type unusedStore interface {
 
 // recordedUses is a store of last uses that counts what is written.
 type recordedUses struct {
-	unusedStore
+	otherMethods
 	written []metastore.LastUse
 	fail    error
 }

@@ -17,6 +17,7 @@ import (
 	"claviger/secret"
 )
 
+// TestCreateRefused: the error of each kind of wrong specification of a key.
 func TestCreateRefused(t *testing.T) {
 	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
 	for _, c := range []struct {
@@ -58,6 +59,7 @@ func TestCreateRefused(t *testing.T) {
 	}
 }
 
+// TestCreate: which values a new key gets, and that its material is shown only to a caller who may read it.
 func TestCreate(t *testing.T) {
 	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
 	description := "für die Finanz"
@@ -115,6 +117,7 @@ func TestCreate(t *testing.T) {
 	})
 }
 
+// TestRollRefused: a roll of a missing key, or with material of a wrong length, makes no version.
 func TestRollRefused(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")

@@ -59,6 +59,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
+// TestMigrateWithoutSource: without a source there is nothing to migrate, and a migration that failed is not audited.
 func TestMigrateWithoutSource(t *testing.T) {
 	l := newLab(t, nil)
 	_, err := l.Migrate(t.Context(), caller("u"), "k")

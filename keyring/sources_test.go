@@ -46,6 +46,7 @@ func failing(kind claviger.Kind, text string) func(context.Context) error {
 	return func(context.Context) error { return claviger.Errorf("far.call", kind, "", "%s", text) }
 }
 
+// TestDecryptAtSource: the source decrypts EDEKs of its versions, in the caller's name.
 func TestDecryptAtSource(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	es, deks := newEDEKs(t, far.blocks, "k@0", 2)
@@ -136,6 +137,8 @@ func TestKeyOnlyAtSource(t *testing.T) {
 	}
 }
 
+// TestReencryptFromSource: EDEKs of a source's versions and of older versions here are re-encrypted in one batch, in
+// their order.
 func TestReencryptFromSource(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	cur, err := l.Current(t.Context(), caller("u"), "k")
@@ -179,6 +182,7 @@ func TestReencryptFromSource(t *testing.T) {
 	}
 }
 
+// TestReencryptFromSourceRefused: when EDEKs of a source are not re-encrypted.
 func TestReencryptFromSourceRefused(t *testing.T) {
 	t.Run("not configured", func(t *testing.T) {
 		l, far := withSource(t, func(c *Config) { c.Reencryption = false }, "k")
@@ -530,6 +534,7 @@ func TestBlockSource(t *testing.T) {
 	wantKind(t, err, claviger.VersionNotFound)
 }
 
+// TestVersionAtSource: a source's version is found without its material.
 func TestVersionAtSource(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	v, err := l.Version(t.Context(), caller("u"), "k@0")

@@ -63,6 +63,7 @@ func counts(uses []metastore.Use) []string {
 	return list
 }
 
+// TestSourceUseOverRestarts: uses of a source's versions are counted in the store, across restarts.
 func TestSourceUseOverRestarts(t *testing.T) {
 	store := openStore(t)
 	begun := time.Now().Add(-time.Second)
@@ -248,6 +249,7 @@ func TestUsageIsBounded(t *testing.T) {
 	}
 }
 
+// TestUsageConcurrently: no use is lost if uses are added and written at the same time.
 func TestUsageConcurrently(t *testing.T) {
 	store := &brittleStore{uses: map[string]int64{}}
 	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))

@@ -162,6 +162,7 @@ func (r *javaReader) utf() (string, error) {
 	return text, nil
 }
 
+// handle gives v the next handle, by which later parts of the stream may refer to v, and returns its number.
 func (r *javaReader) handle(v any) (int, error) {
 	if len(r.handles) == maxJavaHandles {
 		return 0, r.errorf("more than %d objects", maxJavaHandles)
@@ -170,6 +171,7 @@ func (r *javaReader) handle(v any) (int, error) {
 	return len(r.handles) - 1, nil
 }
 
+// reference reads a handle, and returns what has it.
 func (r *javaReader) reference() (any, error) {
 	h, err := r.uint32()
 	if err != nil {

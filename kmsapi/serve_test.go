@@ -78,6 +78,7 @@ func withKey(t *testing.T, s stack) string {
 	return addr
 }
 
+// TestLimits: the answer to each kind of request that exceeds a limit.
 func TestLimits(t *testing.T) {
 	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 500, MaxBatch: 3, MaxBody: 2 << 20}})
 	const (
@@ -227,6 +228,7 @@ func TestBase64(t *testing.T) {
 	}
 }
 
+// TestNotReady: before the server is ready, each request is answered with 503 and the reason.
 func TestNotReady(t *testing.T) {
 	var mu sync.Mutex
 	why := "the migration is under way"
@@ -286,6 +288,7 @@ func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes,
 	return f.Provider.RollIf(ctx, key, material, may)
 }
 
+// TestFaults: the answer to each kind of error of the provider.
 func TestFaults(t *testing.T) {
 	f := &faulty{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	type seen struct {
@@ -378,6 +381,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
+// TestObserve: Observe gets the operation, the status and the number of EDEKs of each request.
 func TestObserve(t *testing.T) {
 	var mu sync.Mutex
 	var got []string
@@ -410,6 +414,7 @@ func TestObserve(t *testing.T) {
 	}
 }
 
+// TestJMX: /jmx needs a user, and shows the meters of Hadoop's KMS.
 func TestJMX(t *testing.T) {
 	addr := withKey(t, stack{})
 	send(t, addr, "GET", "/kms/v1/keyversion/k@0", "")
@@ -520,6 +525,7 @@ func TestErrorPages(t *testing.T) {
 	}
 }
 
+// TestNew: New refuses an incomplete configuration.
 func TestNew(t *testing.T) {
 	for _, cfg := range []kmsapi.Config{{}, {Ring: &keyring.Ring{}, Auth: &authn.Authenticator{}, Audit: &trail{}}} {
 		if _, err := kmsapi.New(cfg); err == nil || !strings.HasPrefix(err.Error(), "kmsapi.New: ") {

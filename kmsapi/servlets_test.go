@@ -24,6 +24,7 @@ func getPage(t *testing.T, addr, target string, headers ...string) answer {
 	return send(t, addr, "GET", target, "", headers...)
 }
 
+// TestConf: /conf shows the properties, as XML or JSON, by Hadoop's rules.
 func TestConf(t *testing.T) {
 	list := []kmsapi.Property{
 		{Name: "a", Written: "${b}<", Value: "2<", Source: "file:/etc/kms-site.xml"},

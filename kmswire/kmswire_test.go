@@ -16,6 +16,7 @@ import (
 	"claviger/secret"
 )
 
+// TestBase64Dialects: base64 is read in both alphabets, with and without padding and white space.
 func TestBase64Dialects(t *testing.T) {
 	for n := range 40 {
 		want := make([]byte, n)
@@ -108,6 +109,7 @@ func TestRequestErrors(t *testing.T) {
 	}
 }
 
+// TestRequests: requests are read as Jackson reads them in Hadoop's KMS.
 func TestRequests(t *testing.T) {
 	desc := "dé\"s\n"
 	spec := Create{Name: "a/b@c", Cipher: "AES/CTR/NoPadding", Length: 256, Description: &desc,
@@ -162,6 +164,7 @@ func TestOwnMemory(t *testing.T) {
 	}
 }
 
+// TestAnswers: each answer is read to the value that was written.
 func TestAnswers(t *testing.T) {
 	m := &claviger.Metadata{Name: "k", Cipher: "AES/CTR/NoPadding", BitLength: 128,
 		Attributes: map[string]string{"key.acl.name": "k"},
@@ -201,6 +204,7 @@ func TestStrings(t *testing.T) {
 	}
 }
 
+// TestFuzzSeeds: each fuzz target has seeds.
 func TestFuzzSeeds(t *testing.T) {
 	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64"} {
 		if files, err := os.ReadDir("testdata/fuzz/" + f); err != nil || len(files) == 0 {

@@ -9,6 +9,7 @@ import (
 	"claviger/migrate"
 )
 
+// TestAtStart: AtStart waits while another process migrates, and Run is refused.
 func TestAtStart(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()

@@ -34,6 +34,7 @@ func TestJSON(t *testing.T) {
 	golden(t, "json", strings.ReplaceAll(out.String(), r.Keys[0].TargetVersions[0], "k@RANDOM"))
 }
 
+// TestNewRefuses: New refuses a wrong or incomplete configuration.
 func TestNewRefuses(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Versions = "some"

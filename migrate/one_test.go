@@ -45,6 +45,7 @@ func TestRunKey(t *testing.T) {
 	b.sameMetadata(t, "a", "b")
 }
 
+// TestRunKeyRefuses: why a single key is not migrated.
 func TestRunKeyRefuses(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "a", 1)

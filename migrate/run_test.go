@@ -13,6 +13,7 @@ import (
 	"claviger/migrate"
 )
 
+// TestRun: a run makes all keys with the source's metadata, and a second run changes nothing.
 func TestRun(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "zone1", 3)
@@ -73,6 +74,7 @@ func TestRun(t *testing.T) {
 	b.sameMetadata(t, "zone0", "zone1", "zone2", "odd @/%")
 }
 
+// TestCurrentVersionOnly: with Current, one version is made, and verify says so.
 func TestCurrentVersionOnly(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Versions = migrate.Current
@@ -222,6 +224,7 @@ func TestInterruptedSteps(t *testing.T) {
 	}
 }
 
+// TestParallel: several keys are migrated at a time.
 func TestParallel(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Parallel = 8
@@ -236,6 +239,7 @@ func TestParallel(t *testing.T) {
 	b.sameMetadata(t, names...)
 }
 
+// TestCancelled: a run that was cancelled is completed by the next one.
 func TestCancelled(t *testing.T) {
 	b := newBench(t)
 	for i := range 10 {

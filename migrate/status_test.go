@@ -14,6 +14,7 @@ import (
 	"claviger/migrate/report"
 )
 
+// TestVerify: each kind of difference between the source and the keys here is reported.
 func TestVerify(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "same", 2)
@@ -78,6 +79,8 @@ func TestNamesNotShown(t *testing.T) {
 	}
 }
 
+// TestStatusAndFinish: finish ends the migration when no use of the source is recent, and says what to change in the
+// configuration.
 func TestStatusAndFinish(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()

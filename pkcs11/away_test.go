@@ -27,8 +27,8 @@ func TestAway(t *testing.T) {
 		}
 		return err
 	}
-	as := func(*Config) {}
-	if err := open(as); err != nil {
+	unchanged := func(*Config) {}
+	if err := open(unchanged); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -45,10 +45,10 @@ func TestAway(t *testing.T) {
 		{"Login", p11.CKR_PIN_EXPIRED, false}, // comes last, because this PIN is not tried again
 	} {
 		meter.Fail(c.call, 100, p11.Error(c.code))
-		err := open(as)
+		err := open(unchanged)
 		meter.Heal()
-		if rare := MayBeWrongPIN(err); rare != (c.call == "Login" && c.code >= p11.CKR_VENDOR_DEFINED) {
-			t.Errorf("%s: %v: may be a wrong PIN: %t", c.call, p11.Error(c.code), rare)
+		if maybe := MayBeWrongPIN(err); maybe != (c.call == "Login" && c.code >= p11.CKR_VENDOR_DEFINED) {
+			t.Errorf("%s: %v: may be a wrong PIN: %t", c.call, p11.Error(c.code), maybe)
 		}
 		if err == nil || claviger.IsUnreachable(err) != c.away {
 			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsUnreachable(err), c.away,
@@ -69,7 +69,7 @@ func TestAway(t *testing.T) {
 	}
 	release()
 	eventually(t, func() error { // until the call has left the library
-		if err := open(as); errors.Is(err, errHung) {
+		if err := open(unchanged); errors.Is(err, errHung) {
 			return err
 		}
 		return nil

@@ -73,7 +73,7 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 		return nil
 	})
 	if err != nil {
-		return nil, err // see Find
+		return nil, err // without the result, as in Find
 	}
 	return list, nil
 }

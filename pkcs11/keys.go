@@ -157,7 +157,7 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err // not info: a call that outlived ctx may still write it
+		return nil, err // without the result: a call that outlived ctx may still write info
 	}
 	return info, nil
 }
@@ -187,7 +187,7 @@ func (t *Token) StartDate(ctx context.Context, id []byte, label string) (time.Ti
 		return err
 	})
 	if err != nil {
-		return time.Time{}, err // see Find
+		return time.Time{}, err // without the result, as in Find
 	}
 	return day, nil
 }
@@ -225,7 +225,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		return nil
 	})
 	if err != nil {
-		return nil, err // see Find
+		return nil, err // without the result, as in Find
 	}
 	return list, nil
 }
@@ -263,7 +263,7 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 		return err
 	})
 	if err != nil {
-		return nil, err // see Find
+		return nil, err // without the result, as in Find
 	}
 	return check, nil
 }

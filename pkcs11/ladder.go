@@ -119,7 +119,7 @@ func (t *Token) faultOf(s subject) *fault {
 
 // isTokenFault decides whether a failed operation of the subject shows a fault of the token. It does not if another key
 // worked since the subject's last failure. Otherwise it does if other subjects fail as well, if the subject fails
-// again, or if a new key of the session does not work.
+// again, or if a new session key does not work.
 func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 	t.mu.Lock()
 	now, successes := time.Now(), t.successes.Load()
@@ -145,7 +145,7 @@ func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 	return damageOf(err) > none && !errors.Is(err, errNoSession) && ctx.Err() == nil
 }
 
-// tryToken encrypts with a new key of the session, in a session of its own. Callers at the same time share the result,
+// tryToken encrypts with a new session key, in a session of its own. Callers at the same time share the result,
 // unless it is only that the context of the caller who tried has ended.
 func (t *Token) tryToken(ctx context.Context) error {
 	t.mu.Lock()

@@ -54,7 +54,7 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 			"made for another key (%v)", id, refused.error)
 	})
 	if err != nil {
-		return nil, err // not plain: see Find
+		return nil, err // without plain, as in Find: a call that outlived ctx may still write it
 	}
 	return plain, nil
 }

@@ -184,7 +184,7 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err // see Find
+		return nil, err // without the result, as in Find
 	}
 	return info, nil
 }

@@ -66,7 +66,7 @@ type errConnect struct{ error }
 
 func (e errConnect) Unwrap() error { return e.error }
 
-// errLength marks a result of C_Encrypt that has not the length of its input.
+// errLength marks a result of C_Encrypt whose length is not that of its input.
 type errLength struct{ got, want int }
 
 func (e errLength) Error() string { return fmt.Sprintf("the HSM made %d bytes of %d", e.got, e.want) }
@@ -137,7 +137,7 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 	onEnd func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
-	leave, err := t.takePlace(ctx, op, s)
+	leave, err := t.takeSlotFor(ctx, op, s)
 	if err != nil {
 		onEnd(err)
 		return err
@@ -158,9 +158,9 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 	}
 }
 
-// takePlace takes a slot. Operations without a key take about half of all slots, so that calls of them that hang leave
-// the others to the calls with keys.
-func (t *Token) takePlace(ctx context.Context, op string, s subject) (leave func(), _ error) {
+// takeSlotFor takes a slot for a subject. Operations without a key take about half of all slots, so that calls of them
+// that hang leave the others to the calls with keys.
+func (t *Token) takeSlotFor(ctx context.Context, op string, s subject) (leave func(), _ error) {
 	if s.key {
 		return func() { <-t.slots }, t.takeSlot(ctx, op)
 	}

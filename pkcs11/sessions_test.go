@@ -113,7 +113,7 @@ func TestNoSlot(t *testing.T) {
 				defer cancel()
 				got := make(chan error, 1)
 				go func() {
-					_, err := tok.takePlace(ctx, "test", s)
+					_, err := tok.takeSlotFor(ctx, "test", s)
 					got <- err
 				}()
 				synctest.Wait()

@@ -44,16 +44,16 @@ type Token struct {
 	logins     int       // number of logins until now
 	retired    []*login  // their sessions are still to be closed
 	connecting *flight   // the running login
-	resetting  *flight
+	resetting  *flight   // the running reset of the library
 	onReset    []func()
 	retryAt    time.Time // no reset before this time
 	backoff    time.Duration
-	parked     []*parkedSlot // slots that awaitSession took out of use
-	loginErr   error         // see loginAt
-	loginAt    time.Time     // no login before this time
-	trying     *flight
-	faults     map[subject]*fault
-	failing    atomic.Int64 // len(faults)
+	parked     []*parkedSlot      // slots that awaitSession took out of use
+	loginErr   error              // see loginAt
+	loginAt    time.Time          // no login before this time
+	trying     *flight            // the running tryToken
+	faults     map[subject]*fault // of the subjects that have failed
+	failing    atomic.Int64       // len(faults)
 
 	successes atomic.Uint64  // calls that encrypted with a key
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key

@@ -11,6 +11,7 @@ import (
 	"claviger/provider"
 )
 
+// TestRegistry: a URI is opened by the provider of its scheme.
 func TestRegistry(t *testing.T) {
 	var opened string
 	scheme := func(name string) provider.Scheme {
@@ -48,6 +49,7 @@ func TestRegistry(t *testing.T) {
 	provider.NewRegistry(scheme("kms"), scheme("kms"))
 }
 
+// TestSplitURIs: a list of URIs is split at commas, but not within a PKCS #11 URI.
 func TestSplitURIs(t *testing.T) {
 	for list, want := range map[string][]string{
 		"":                  nil,
@@ -85,6 +87,7 @@ func TestSplitURIs(t *testing.T) {
 	}
 }
 
+// TestUnnestPath: the path in each form of Hadoop's nested URIs.
 func TestUnnestPath(t *testing.T) {
 	for uri, want := range map[string]string{
 		"jceks://file@/etc/kms.keystore":                 "/etc/kms.keystore",
@@ -124,6 +127,7 @@ func TestUnnestPath(t *testing.T) {
 	}
 }
 
+// TestParseKMS: the parts of kms:// URIs, and which ones are refused.
 func TestParseKMS(t *testing.T) {
 	for uri, want := range map[string]struct {
 		k    provider.KMSURI

@@ -10,8 +10,8 @@ import (
 )
 
 // TestEmptyValues: an empty argument or an empty value of a flag is a fault of the command line, and the command does
-// not run. A flag can allow an empty value, and a list of no values is not empty. A command without a rule for its
-// arguments refuses empty ones too.
+// not run. A flag can allow an empty value. An empty value of a StringSlice is a list without values, and is allowed. A
+// command without a rule for its arguments refuses empty ones too.
 func TestEmptyValues(t *testing.T) {
 	ran := false
 	run := func(args ...string) error {

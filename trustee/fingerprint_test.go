@@ -7,6 +7,7 @@ import (
 	"claviger/trustee"
 )
 
+// TestParseFingerprint: a fingerprint is read in any case, with blanks, and after the size of the key.
 func TestParseFingerprint(t *testing.T) {
 	digits := strings.Repeat("0123456789ABCDEF", 3)[:40]
 	for _, s := range []string{digits, strings.ToLower(digits), "4096R/" + digits, digits[:4] + " " + digits[4:]} {

@@ -24,6 +24,7 @@ var pair = sync.OnceValues(func() (*Identity, *Identity) {
 	return a, b
 })
 
+// TestIdentity: an identity has its own fingerprint, and does not print its key.
 func TestIdentity(t *testing.T) {
 	a, b := pair()
 	if f := a.Fingerprint(); len(f) != fingerprintLen || f != strings.ToUpper(f) || f == b.Fingerprint() ||
@@ -49,6 +50,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+// TestReadPartyRefuses: only exactly one public key is read as a party.
 func TestReadPartyRefuses(t *testing.T) {
 	a, b := pair()
 	var one, two, private bytes.Buffer
@@ -75,6 +77,7 @@ func TestReadPartyRefuses(t *testing.T) {
 	}
 }
 
+// TestSeal: only the identity that sealed a text can open it.
 func TestSeal(t *testing.T) {
 	a, b := pair()
 	now := time.Now()
@@ -109,6 +112,7 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// TestSign: a signature is valid for its text, its signer and its time only.
 func TestSign(t *testing.T) {
 	a, b := pair()
 	now := time.Now()

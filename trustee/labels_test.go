@@ -2,6 +2,7 @@ package trustee
 
 import "testing"
 
+// TestKeyOfLabel: the kind and the key of each label of a deposit.
 func TestKeyOfLabel(t *testing.T) {
 	for label, want := range map[string][2]string{
 		"key/zone1":         {LabelKey, "zone1"},

@@ -62,6 +62,7 @@ func forged(t *testing.T, body []byte, by *Identity, change func(*requestPayload
 	return out
 }
 
+// TestRequest: a request is read by the server that it is addressed to, if the two clocks are not too far apart.
 func TestRequest(t *testing.T) {
 	client, server := pair()
 	now := time.Now()
@@ -329,6 +330,7 @@ func TestAnswerErrors(t *testing.T) {
 	}
 }
 
+// TestForPeer: which verbs are for the other server and its operator.
 func TestForPeer(t *testing.T) {
 	for verb, want := range map[string]bool{VerbRegister: false, VerbPut: false, VerbGet: false, VerbFind: false,
 		VerbList: false, VerbDelete: false, VerbUndelete: false, VerbPurge: false, VerbClients: false, "": false,

@@ -26,8 +26,8 @@ PostgreSQL loses changes if it is replaced by a standby that was behind, or by a
 change of each key, and what the metastore and the token have of the key now. A deleted key may exist again: delete it
 once more.
 
-accept also shows whether another copy of the metastore has used the token. Then no server starts on this metastore or
-makes keys.
+accept also shows whether another copy of the metastore has used the token. Then, on this metastore, no server starts
+and no running server makes keys.
 
 With --yes it gives up the lost changes, and lets the metastore use the token again. Every node changes keys again
 within %d seconds, and the other copy makes no more keys. Stop the other copy first. Nodes on PostgreSQL can serve

@@ -19,6 +19,7 @@ import (
 
 var vagueNames = []string{"util", "utils", "common", "helper", "helpers", "misc", "shared", "pkg", "lib", "base"}
 
+// TestPackages: each package has a comment and a name that says something.
 func TestPackages(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.Doc == "" && len(p.sources()) > 0 {
@@ -37,11 +38,12 @@ func TestPackages(t *testing.T) {
 // with the reason.
 const maxLines = 600
 
-// isFace reports whether a room may write HTTP statuses.
+// isFace reports whether a room is a face: a package that answers HTTP requests, and so may write statuses.
 func isFace(room string) bool {
 	return slices.Contains([]string{"kmsapi", "console", "trustee/server", "keyhsm", "web"}, room)
 }
 
+// TestFiles: no file is too long, has an init function, or writes an HTTP status outside of the faces.
 func TestFiles(t *testing.T) {
 	for _, p := range packages(t) {
 		comment := packageComment(t, p)
@@ -66,7 +68,7 @@ func TestFiles(t *testing.T) {
 			inTest := strings.HasSuffix(name, "_test.go")
 			if !inTest && !isFace(p.room()) && !strings.HasPrefix(p.room(), "test/") {
 				for _, pos := range statusWrites(f) {
-					t.Errorf("%s: writes an HTTP status: only kmsapi and console do", set.Position(pos))
+					t.Errorf("%s: writes an HTTP status: only the packages in isFace do", set.Position(pos))
 				}
 			}
 		}
@@ -288,6 +290,7 @@ func dependencyTable(markdown string) map[string]string {
 	return rows
 }
 
+// TestDependencyTable: the reader of the table finds its rows, and none of the next section.
 func TestDependencyTable(t *testing.T) {
 	got := dependencyTable("# A\n\n## Direct dependencies\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n" +
 		"| d.e/f-g/v2 | |\n\n## Next\n\n| h.i/j | no |\n")

@@ -16,6 +16,7 @@ import (
 // more belongs into a room.
 const maxCommandLines = 4500
 
+// TestCommandsAreShort: cmd/claviger has at most maxCommandLines lines without tests.
 func TestCommandsAreShort(t *testing.T) {
 	lines := 0
 	for _, src := range commandSources(t) {

@@ -253,6 +253,7 @@ func forbidden(p *pkg) []string {
 	return bad
 }
 
+// TestImportRules: no package imports what the rule of its room forbids.
 func TestImportRules(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, b := range forbidden(p) {
@@ -271,6 +272,7 @@ func TestImportRules(t *testing.T) {
 // importers are the rooms that may import kms. It wires the other rooms, so they must not import it.
 var importers = []string{"cmd/*", "kms/*", "demo", "bench", "test/*"}
 
+// TestImportersOfKMS: only commands and tests import kms.
 func TestImportersOfKMS(t *testing.T) {
 	for _, p := range packages(t) {
 		if !slices.Contains(roomsOf(p.Imports), "kms") {
@@ -291,6 +293,7 @@ var databases = map[string]string{
 	"github.com/pressly/goose/v3":     "pgdb sqlitedb",
 }
 
+// TestDatabases: only the packages of a database import its driver.
 func TestDatabases(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, i := range p.Imports {

@@ -7,6 +7,7 @@ import (
 	"claviger/internal/kdctest"
 )
 
+// TestKDC: principals can log in at the KDC with the keytab that it made.
 func TestKDC(t *testing.T) {
 	k := kdctest.Start(t)
 	keytab := k.Keytab("two.keytab", "zookeeper/localhost", "alice")

@@ -28,6 +28,7 @@ func count(t *testing.T, uri, table string, timeout time.Duration) (n int, err e
 	return n, conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&n)
 }
 
+// TestDatabasesAreSeparate: two databases of a test share no table.
 func TestDatabasesAreSeparate(t *testing.T) {
 	a, b := pgtest.Database(t), pgtest.Database(t)
 	u, err := url.Parse(a)
@@ -57,6 +58,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// TestServerRestarts: a server that was killed or stopped starts again with its data.
 func TestServerRestarts(t *testing.T) {
 	s := pgtest.Start(t)
 	uri := s.Database(t)

@@ -60,7 +60,7 @@ func Module() (string, error) {
 }
 
 // Create makes a token in the folder dir. If the folder is missing it makes the folder. One folder may hold several
-// tokens; each needs a label of its own.
+// tokens. Those with one label differ by their serial numbers, and share the PIN file.
 func Create(dir, label string) (Token, error) {
 	module, err := Module()
 	if err != nil {
@@ -119,7 +119,7 @@ func (t Token) Clone(label string) (Token, error) {
 	const labelSize = 32 // padded with spaces, as in CK_TOKEN_INFO
 	pad := func(s string) []byte { return fmt.Appendf(nil, "%-*s", labelSize, s) }
 	serial := []byte(t.Serial)
-	serial[len(serial)-1] ^= 1 // another hexadecimal digit: the slot's number is made of the last ones
+	serial[len(serial)-1] ^= 1 // another hexadecimal digit: the library makes the slot's number of the last digits
 	if serial[len(serial)-1] == '`' || serial[len(serial)-1] == 'g' {
 		serial[len(serial)-1] = '0'
 	}

@@ -9,6 +9,7 @@ import (
 	"claviger/internal/softhsm"
 )
 
+// TestCreate: two tokens with the same label have different serial numbers.
 func TestCreate(t *testing.T) {
 	dir := t.TempDir()
 	a, err := softhsm.Create(dir, "one")
@@ -32,6 +33,7 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// TestModuleFromEnvironment: SOFTHSM2_MODULE names the library, and must exist.
 func TestModuleFromEnvironment(t *testing.T) {
 	t.Setenv("SOFTHSM2_MODULE", "/nowhere/libsofthsm2.so")
 	if _, err := softhsm.Module(); err == nil || !strings.Contains(err.Error(),

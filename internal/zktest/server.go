@@ -192,7 +192,7 @@ func (s *Server) Start() {
 	s.await(s.launch())
 }
 
-// launch starts the process; its log begins at an offset in the file.
+// launch starts the process. Its lines begin at the offset begin in the log file.
 func (s *Server) launch() (begin int64) {
 	s.t.Helper()
 	var text strings.Builder

@@ -30,6 +30,7 @@ func ruok(t *testing.T, addr string) string {
 	return string(b)
 }
 
+// TestServer: a server that was killed starts again at the same address.
 func TestServer(t *testing.T) {
 	s := zktest.Start(t, zktest.Options{})
 	if got := ruok(t, s.Addr); got != "imok" {

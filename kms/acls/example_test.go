@@ -11,6 +11,7 @@ import (
 	"claviger/kms/acls"
 )
 
+// The example shows which rule allows alice to decrypt with the key finance, and which rule refuses bob.
 func ExampleExplain() {
 	dir, err := os.MkdirTemp("", "acls")
 	if err != nil {

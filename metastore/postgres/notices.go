@@ -128,8 +128,8 @@ func (s *Store) listen(ctx context.Context, listening func(), fn func(metastore.
 	}
 }
 
-// next waits for a notification. It returns nil if none has arrived for so long, and the connection has answered a
-// ping.
+// next waits for a notification. It returns nil if none has arrived within idle, and the connection has then answered
+// a ping.
 func next(ctx context.Context, conn *pgx.Conn, idle time.Duration) (*pgconn.Notification, error) {
 	quiet, cancel := context.WithTimeout(ctx, idle)
 	defer cancel()

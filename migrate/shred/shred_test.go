@@ -51,6 +51,7 @@ func copyOf(t *testing.T) string {
 	return dir
 }
 
+// TestFolder: the files are overwritten before they are removed with their folder.
 func TestFolder(t *testing.T) {
 	dir := copyOf(t)
 	// An open file shows its bytes even after it was removed.

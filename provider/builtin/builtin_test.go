@@ -18,6 +18,7 @@ func registry() *provider.Registry {
 	}})
 }
 
+// TestUnknownScheme: the error names the known schemes.
 func TestUnknownScheme(t *testing.T) {
 	_, err := registry().Open(t.Context(), "vault://file@/x", provider.Env{})
 	if err == nil || !strings.Contains(err.Error(),

@@ -219,6 +219,7 @@ func objects(t *testing.T, p *hsm.Provider) []hsm.Object {
 	return list
 }
 
+// TestConformance: the provider passes the suite of all providers.
 func TestConformance(t *testing.T) {
 	b := newSite(t)
 	b.soft = "true" // the default of a server; other tests destroy at once

@@ -54,6 +54,7 @@ func conformingNames() []string {
 	return names
 }
 
+// TestProvider: the provider passes the suite of all providers.
 func TestProvider(t *testing.T) {
 	path := func(t *testing.T) string { return filepath.Join(t.TempDir(), "kms.keystore") }
 	paths := map[provider.Provider]string{}

@@ -115,6 +115,7 @@ func (s *site) must(path string) provider.Provider {
 	return p
 }
 
+// TestConformance: the provider passes the suite of all providers.
 func TestConformance(t *testing.T) {
 	s := newSite(t)
 	folder := filepath.Join(t.TempDir(), ".keytrustee")

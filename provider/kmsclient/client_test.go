@@ -55,6 +55,7 @@ func TestLogin(t *testing.T) {
 	}
 }
 
+// TestLoginRefused: the error of each way in which a KMS refuses a login.
 func TestLoginRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer func(w http.ResponseWriter)
@@ -408,6 +409,7 @@ func TestBase64OfAnswers(t *testing.T) {
 	}
 }
 
+// TestScheme: a provider is opened by its URI and the properties.
 func TestScheme(t *testing.T) {
 	props := map[string]string{}
 	env := provider.Env{User: "mig", Get: func(name string) (string, bool) { v, ok := props[name]; return v, ok }}

@@ -51,6 +51,7 @@ func serve(t *testing.T, f *fakeKMS) *httptest.Server {
 	return s
 }
 
+// TestConformance: the provider passes the suite of all providers, whether the KMS shows material or not.
 func TestConformance(t *testing.T) {
 	for name, shows := range map[string]bool{"ShowsMaterial": true, "HidesMaterial": false} {
 		t.Run(name, func(t *testing.T) {

@@ -20,12 +20,14 @@ func suite(cfg memory.Config) providertest.Suite {
 	}
 }
 
+// TestConformance: the provider passes the suite of all providers in each mode.
 func TestConformance(t *testing.T) {
 	t.Run("Open", func(t *testing.T) { providertest.Run(t, suite(memory.Config{})) })
 	t.Run("SoftDelete", func(t *testing.T) { providertest.Run(t, suite(memory.Config{SoftDelete: true})) })
 	t.Run("Sealed", func(t *testing.T) { providertest.Run(t, suite(memory.Config{Sealed: true})) })
 }
 
+// TestSequentialIDs: versions are numbered, and a new key of the same name begins at 0 with other material.
 func TestSequentialIDs(t *testing.T) {
 	p := memory.New(memory.Config{SequentialIDs: true})
 	defer func() { _ = p.Close() }()
@@ -56,6 +58,7 @@ func TestSequentialIDs(t *testing.T) {
 	}
 }
 
+// TestScheme: a provider is opened by its URI.
 func TestScheme(t *testing.T) {
 	p, err := provider.NewRegistry(memory.Scheme()).Open(t.Context(), "memory:demo", provider.Env{})
 	if err != nil || p.URI() != "memory:demo" {

@@ -122,6 +122,7 @@ func read(t *testing.T, sealed []byte, dir string) (backup.Manifest, error) {
 	return backup.Read(t.Context(), in, dir, open, false)
 }
 
+// TestBothWays: a folder and its store come back unchanged from an encrypted backup.
 func TestBothWays(t *testing.T) {
 	dir, store := site(t, 30) // more than one piece
 	want, err := server.StateDigest(t.Context(), store)
@@ -174,6 +175,7 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
+// TestClientFolder: a folder without a store comes back without a store.
 func TestClientFolder(t *testing.T) {
 	dir, _ := site(t, 0)
 	sealed, m := write(t, dir, nil)

@@ -8,6 +8,7 @@ import (
 	"claviger/trustee/server"
 )
 
+// TestNewOrg: each organization has an id and a secret of its own, and a name without blanks.
 func TestNewOrg(t *testing.T) {
 	a, err := server.NewOrg("SITE", []string{"keys@example.com"})
 	if err != nil {

@@ -107,6 +107,7 @@ func wantKind(t *testing.T, what string, err error, kind claviger.Kind) {
 	}
 }
 
+// TestAbout: the pages that need no signed request.
 func TestAbout(t *testing.T) {
 	s := newSite(t)
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
@@ -162,6 +163,7 @@ func TestAbout(t *testing.T) {
 	}
 }
 
+// TestRegister: a client registers with the organization's secret, and may do so again.
 func TestRegister(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(server.Identity(1))

@@ -117,7 +117,7 @@ func TestEachCallOfOpenFails(t *testing.T) {
 			}
 			return err
 		}) {
-			sessions(t, uri)
+			awaitNoSession(t, uri)
 			if rounds++; (err == nil) != (fault.Number == 0) || claviger.Is(err, claviger.Invalid) ||
 				err != nil && !fault.Row && !injected(err) {
 				t.Errorf("%s: %v", fault, err)
@@ -129,8 +129,8 @@ func TestEachCallOfOpenFails(t *testing.T) {
 	}
 }
 
-// sessions waits until no session of a database is left.
-func sessions(t *testing.T, uri string) {
+// awaitNoSession waits until no session of a database is left.
+func awaitNoSession(t *testing.T, uri string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), uri)
 	if err != nil {

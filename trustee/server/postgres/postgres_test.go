@@ -31,6 +31,7 @@ func open(t *testing.T, uri string) *Store {
 	return s
 }
 
+// TestStore: the store passes the suite of all stores.
 func TestStore(t *testing.T) {
 	pgtest.Shared(t) // its goroutines do not end with the test
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
@@ -209,6 +210,7 @@ func TestStandby(t *testing.T) {
 	}
 }
 
+// TestParts: a missing part of the schema is named.
 func TestParts(t *testing.T) {
 	uri := pgtest.Database(t)
 	pgdbtest.TestParts(t, pgdbtest.Parts{
