@@ -1,5 +1,6 @@
 // Command claviger is a Hadoop-compatible key management server. Its encryption-zone keys are made in an HSM and never
-// leave it. It also migrates from any other Hadoop KMS. There is one file for each subcommand.
+// leave it. It also migrates from any other Hadoop KMS. A group of subcommands has a file, and so has a large
+// subcommand.
 package main
 
 import (

@@ -80,7 +80,7 @@ func waitUntil(t *testing.T, what string, f func() error) {
 	}
 }
 
-// block is what a version makes of a block of zeros.
+// block returns a block of zeros, encrypted with a version.
 func block(ctx context.Context, p *hsm.Provider, version string) ([]byte, error) {
 	b := make([]byte, 16)
 	return b, p.EncryptBlocks(ctx, version, b)

@@ -259,9 +259,10 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			alone = fmt.Sprintf(" (it has acknowledged changes alone, from %d on)", was.Unshared)
 		}
 		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, "+
-			"%s%s; nothing was changed. If the passive's store is the right one, as after this one's was lost or "+
-			"restored from an older backup, claviger trustee promote there; if this one's is, claviger "+
-			"trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost,
+			"%s%s; nothing was changed. If the passive's store is the right one (this one's was lost, or "+
+			"restored from an older backup), run claviger trustee promote there. If this one's is the right one, "+
+			"run claviger trustee resync --drop here: it drops those records, and a copy of them stays beside "+
+			"the passive's store", res.Lost,
 			alone)
 		r.refused = &refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
@@ -320,8 +321,8 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: "+
-			"it may have acknowledged changes alone, which this one lacks; if you know that it has not, or that it is "+
-			"lost: --force (%w)", err)
+			"it may have acknowledged changes alone, which this one lacks; if you know that it has none, or that it "+
+			"is lost for good, add --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
