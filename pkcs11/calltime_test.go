@@ -50,6 +50,7 @@ func TestCallsAtOnce(t *testing.T) {
 		tok.callTime = callTime{}
 		tok.callTime.add(c.took, time.Now())
 		release := m.Hang("Encrypt")
+		m.Reset()
 		answers := make(chan error)
 		const callers = 10
 		for range callers {
@@ -57,13 +58,13 @@ func TestCallsAtOnce(t *testing.T) {
 				answers <- tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, gatherLimit)) // shares no call
 			}()
 		}
-		for used := 0; used < c.want; used, _ = tok.Sessions() {
+		for m.Count("Encrypt") < c.want {
 			time.Sleep(time.Millisecond)
 		}
 		for range 20 { // no further one begins
 			time.Sleep(time.Millisecond)
-			if used, _ := tok.Sessions(); used != c.want {
-				t.Fatalf("%v: %d calls at the same time, want %d", c.took, used, c.want)
+			if calls := m.Count("Encrypt"); calls != c.want {
+				t.Fatalf("%v: %d calls at the same time, want %d", c.took, calls, c.want)
 			}
 		}
 		release()
