@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -66,15 +67,25 @@ func moduleRoot(t *testing.T) string {
 	return dir
 }
 
+// packages returns all packages of the module. No test changes them.
 func packages(t *testing.T) []*pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json", "./...")
-	cmd.Dir = moduleRoot(t)
+	all, err := listPackages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// listPackages runs go list once for all tests: each run takes a second.
+var listPackages = sync.OnceValues(func() ([]*pkg, error) {
+	cmd := exec.Command("go", "list", "-e", "-json", "./...") //nolint:noctx // short
+	cmd.Dir = filepath.Join("..", "..")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, stderr.Bytes())
+		return nil, fmt.Errorf("go list: %w\n%s", err, stderr.Bytes())
 	}
 	var all []*pkg
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
@@ -82,18 +93,18 @@ func packages(t *testing.T) []*pkg {
 		if err := dec.Decode(p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			t.Fatalf("go list printed what is not JSON: %v", err)
+			return nil, fmt.Errorf("go list printed what is not JSON: %w", err)
 		}
 		if p.Error != nil {
-			t.Errorf("%s: %s", p.ImportPath, p.Error.Err)
+			return nil, fmt.Errorf("%s: %s", p.ImportPath, p.Error.Err)
 		}
 		all = append(all, p)
 	}
 	if len(all) < 5 {
-		t.Fatalf("go list found %d packages; there are more", len(all))
+		return nil, fmt.Errorf("go list found %d packages; there are more", len(all))
 	}
-	return all
-}
+	return all, nil
+})
 
 // A rule names the rooms that a room may import. Patterns: "x" is room x, "x/*" is
 // every room below x, "" is the root package.
