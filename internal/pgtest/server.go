@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -272,14 +273,21 @@ func (s *Server) startOnce() error {
 	}
 	cmd := exec.CommandContext(context.Background(), filepath.Join(s.programs, "postgres"), args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, s.attributes()
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("postgres: %w", err)
-	}
-	exited := make(chan struct{})
+	exited, started := make(chan struct{}), make(chan error)
 	go func() {
-		_ = cmd.Wait() // the status is in cmd.ProcessState
+		// Pdeathsig ends the server also when the thread ends that has started it, so the goroutine keeps its thread.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // the status is in cmd.ProcessState
+		}
 		close(exited)
 	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("postgres: %w", err)
+	}
 	s.cmd, s.exited, s.running = cmd, exited, true
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
 		err := s.ping()

@@ -159,9 +159,11 @@ func socketPair() (ours, theirs int, err error) {
 }
 
 // run starts the process and waits for its end. The kernel kills a process with a Pdeathsig when the thread that
-// started it ends, so the goroutine keeps its thread, which ends with the goroutine.
+// started it ends, so the goroutine keeps its thread. It gives the thread back at the end: a thread that ended with the
+// goroutine would take along each other process that was started on it.
 func (p *process) run(started chan<- error) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := p.cmd.Start(); err != nil {
 		started <- errors.Join(err, p.socket.Close())
 		return

@@ -418,3 +418,26 @@ func TestNoCore(t *testing.T) {
 		t.Errorf("files %v, %v", files, err)
 	}
 }
+
+// TestThreadStays: no thread of the server ends with a worker, because the kernel would also kill each other process
+// with a Pdeathsig that was started on it.
+func TestThreadStays(t *testing.T) {
+	_, c := start(t, 0)
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := c.process.Load()
+	if err := c.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.ended
+	for range 50 { // a thread ends a moment after its goroutine
+		time.Sleep(time.Millisecond)
+		for _, id := range threads {
+			if _, err := os.Stat(filepath.Join("/proc/self/task", id.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
