@@ -182,37 +182,53 @@ func (o *opener) openLate(a *attempt, store metastore.Store) *Provider {
 
 // openInBackground opens the token, until that succeeds or ctx ends. a is the first attempt.
 func (p *Provider) openInBackground(ctx context.Context, a *attempt) {
-	began, limit, pause := time.Now(), firstLimit, time.Duration(0)
-	var logged time.Time
+	began := time.Now()
+	p.late.keepOpening(ctx, a, reminderInterval, func(tok *pkcs11.Token) error {
+		if err := p.arrive(ctx, tok); err != nil {
+			return err
+		}
+		p.log.Info("the HSM answers; this server uses it from now on", "token", tokenName(tok.Info()), "after",
+			time.Since(began).Round(time.Millisecond))
+		return nil
+	}, func(err error, pause time.Duration) {
+		p.log.Error("the server runs without its HSM, which is opened in the background; it serves what needs no HSM",
+			"err", err, "again", pause)
+	})
+}
+
+// keepOpening opens the token, until use takes it, or ctx ends. a is the first attempt. use closes a token that it does
+// not take. report gets the error of an attempt if it is another one than before, or was reported longer than remind
+// ago. taken is false if ctx has ended.
+func (l *lateToken) keepOpening(ctx context.Context, a *attempt, remind time.Duration, use func(*pkcs11.Token) error,
+	report func(err error, pause time.Duration)) (taken bool) {
+	limit, pause := firstLimit, time.Duration(0)
+	var reported time.Time
 	var last string
 	for {
 		tok, err := a.wait(ctx)
 		if ctx.Err() != nil {
 			a.abandon()
-			return
+			return false
 		}
 		if err == nil {
-			if err = p.arrive(ctx, tok); err == nil {
-				p.log.Info("the HSM answers; this server uses it from now on", "token", tokenName(tok.Info()), "after",
-					time.Since(began).Round(time.Millisecond))
-				return
+			if err = use(tok); err == nil {
+				return true
 			}
 		}
 		if errors.Is(err, context.Canceled) { // by firstLimit
 			err = claviger.Unreachable(err)
 		}
-		p.late.fail(err)
+		l.fail(err)
 		pause = nextPause(pause, err)
-		if text := err.Error(); text != last || time.Since(logged) > reminderInterval {
-			last, logged = text, time.Now()
-			p.log.Error("the server runs without its HSM, which is opened in the background; it serves what needs "+
-				"no HSM", "err", err, "again", pause)
+		if text := err.Error(); text != last || time.Since(reported) > remind {
+			last, reported = text, time.Now()
+			report(err, pause)
 		}
 		if !sleep(ctx, pause) {
-			return
+			return false
 		}
 		limit = min(2*limit, openTimeout)
-		a = newAttempt(p.late.cfg, limit)
+		a = newAttempt(l.cfg, limit)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -36,11 +37,10 @@ type standby struct {
 	tok    *lateToken
 	module string // of the first token
 
-	mu    sync.Mutex
-	used  time.Time // the last encryption; zero if there was none
-	count int       // encryptions
-	why   error     // of the first token, at the last encryption
-	last  comparison
+	mu   sync.Mutex
+	used time.Time // the last encryption; zero if there was none
+	why  error     // of the first token, at the last encryption
+	last comparison
 }
 
 // comparison is how the objects of a standby differ from what the store says.
@@ -66,39 +66,21 @@ func (o *opener) addStandby(ctx context.Context, p *Provider) {
 	})
 }
 
-// open opens the token, until that succeeds or ctx ends.
+// open opens the token, until that succeeds or ctx ends. Each reason why it cannot be used is logged once: the check
+// standby token repeats it.
 func (s *standby) open(ctx context.Context, p *Provider) (ok bool) {
-	a := newAttempt(s.tok.cfg, firstLimit)
-	limit := firstLimit
-	var pause time.Duration
-	var last string
-	for {
-		tok, err := a.wait(ctx)
-		if ctx.Err() != nil {
-			a.abandon()
-			return false
+	const never = time.Duration(math.MaxInt64)
+	return s.tok.keepOpening(ctx, newAttempt(s.tok.cfg, firstLimit), never, func(tok *pkcs11.Token) error {
+		if err := s.mayBeUsed(ctx, p, tok); err != nil {
+			return errors.Join(err, tok.Close())
 		}
-		if err == nil {
-			if err = s.mayBeUsed(ctx, p, tok); err == nil {
-				s.tok.attach(tok)
-				s.tok.release()
-				p.log.Info("the standby token can be used", "token", tokenName(tok.Info()))
-				return true
-			}
-			err = errors.Join(err, tok.Close())
-		}
-		s.tok.fail(err)
-		pause = nextPause(pause, err)
-		if text := err.Error(); text != last {
-			last = text
-			p.log.Error("the standby token cannot be used; it is opened again in the background", "err", err)
-		}
-		if !sleep(ctx, pause) {
-			return false
-		}
-		limit = min(2*limit, openTimeout)
-		a = newAttempt(s.tok.cfg, limit)
-	}
+		s.tok.attach(tok)
+		s.tok.release()
+		p.log.Info("the standby token can be used", "token", tokenName(tok.Info()))
+		return nil
+	}, func(err error, _ time.Duration) {
+		p.log.Error("the standby token cannot be used; it is opened again in the background", "err", err)
+	})
 }
 
 // mayBeUsed returns an error if a token is no copy of the first one: it is the first one itself, or it is bound to
@@ -336,7 +318,7 @@ func (s *standby) missingToken() error {
 	return err
 }
 
-// record counts an encryption with the standby.
+// record remembers an encryption with the standby.
 func (s *standby) record(p *Provider, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -346,7 +328,6 @@ func (s *standby) record(p *Provider, why error) {
 			why)
 	}
 	s.used, s.why = now, why
-	s.count++
 }
 
 // destroy destroys a key on the standby too, so that no copy of it is left.
