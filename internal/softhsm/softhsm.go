@@ -119,9 +119,11 @@ func (t Token) Clone(label string) (Token, error) {
 	const labelSize = 32 // padded with spaces, as in CK_TOKEN_INFO
 	pad := func(s string) []byte { return fmt.Appendf(nil, "%-*s", labelSize, s) }
 	serial := []byte(t.Serial)
-	serial[len(serial)-1] ^= 1 // another hexadecimal digit: the library makes the slot's number of the last digits
-	if serial[len(serial)-1] == '`' || serial[len(serial)-1] == 'g' {
-		serial[len(serial)-1] = '0'
+	last := len(serial) - 1 // the number of the slot is made of the last digits
+	if serial[last] == '0' {
+		serial[last] = '1'
+	} else {
+		serial[last] = '0'
 	}
 	tokens := filepath.Join(filepath.Dir(t.PINFile), "tokens")
 	folders, err := os.ReadDir(tokens)

@@ -47,20 +47,6 @@ func (b *testSite) nameStandby(t *testing.T, label string) {
 	}
 }
 
-// until calls check until it returns nil.
-func until(t *testing.T, check func() error) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
-}
-
 // firstFails makes each call of the first token for a key fail.
 func (b *testSite) firstFails() {
 	for _, call := range []string{"Encrypt", "FindObjects", "GenerateKey", "OpenSession", "GenerateRandom"} {
@@ -75,7 +61,7 @@ func TestStandby(t *testing.T) {
 	version := b.create(t, "k")
 	b.addStandby(t)
 	p := b.mustOpen(t)
-	until(t, func() error { return p.CheckStandby(t.Context()) })
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
 	want := make([]byte, 32)
 	if err := p.EncryptBlocks(t.Context(), version, want); err != nil {
 		t.Fatal(err)
@@ -101,7 +87,7 @@ func TestStandby(t *testing.T) {
 		t.Error("a key was made without the first token")
 	}
 	b.meter.Heal()
-	until(t, func() error {
+	waitUntil(t, "the first token is used again", func() error {
 		before := b.meter.Count("Encrypt")
 		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 32)); err != nil {
 			return err
@@ -125,7 +111,7 @@ func TestLeaseByTheStandby(t *testing.T) {
 	lacking := b.create(t, "lacking")
 	b.nameStandby(t, clone.Label)
 	p := b.mustOpen(t)
-	until(t, func() error { // compared, so open
+	waitUntil(t, "the standby is compared", func() error { // compared, so open
 		if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), lacking) {
 			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
 		}
@@ -151,7 +137,9 @@ func TestStandbyAtTheStart(t *testing.T) {
 	if p.Missing() == nil {
 		t.Fatal("the first token is there")
 	}
-	until(t, func() error { return p.EncryptBlocks(t.Context(), version, make([]byte, 16)) })
+	waitUntil(t, "the standby is used", func() error {
+		return p.EncryptBlocks(t.Context(), version, make([]byte, 16))
+	})
 	if err := p.Lease(t.Context(), version, time.Nanosecond); err != nil {
 		t.Errorf("no lease: %v", err)
 	}
@@ -187,7 +175,7 @@ func TestStandbyHasNoCopy(t *testing.T) {
 		}
 	})
 	p := b.mustOpen(t)
-	until(t, func() error {
+	waitUntil(t, "the check names what is missing", func() error {
 		if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), lacking) {
 			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
 		}
@@ -233,7 +221,7 @@ func TestCopiesOfDestroyedKeys(t *testing.T) {
 	mustClose(t, p)
 	b.nameStandby(t, clone.Label)
 	p = b.mustOpen(t)
-	until(t, func() error {
+	waitUntil(t, "the check names the copies", func() error {
 		if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), version) {
 			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
 		}
@@ -253,7 +241,7 @@ func TestDestroyedOnTheStandby(t *testing.T) {
 	clone := b.addStandby(t)
 	id, _ := b.object(t, version)
 	p := b.mustOpen(t)
-	until(t, func() error { return p.CheckStandby(t.Context()) })
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
 	if err := p.Delete(t.Context(), "k"); err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +261,7 @@ func TestDeletedElsewhere(t *testing.T) {
 	version := b.create(t, "k")
 	b.addStandby(t)
 	p, other := b.mustOpen(t), b.mustOpen(t)
-	until(t, func() error { return p.CheckStandby(t.Context()) })
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
 	if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +282,7 @@ func TestStandbyWhenTheFirstHangs(t *testing.T) {
 	version := b.create(t, "k")
 	b.addStandby(t)
 	p := b.mustOpen(t)
-	until(t, func() error { return p.CheckStandby(t.Context()) })
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
 	release := b.meter.Hang("Encrypt")
 	defer release()
 	for i := range 2 {
@@ -315,7 +303,7 @@ func TestStandbyIsTheFirst(t *testing.T) {
 	b.create(t, "k")
 	b.nameStandby(t, b.token.Label)
 	p := b.mustOpen(t)
-	until(t, func() error {
+	waitUntil(t, "the check refuses the first token", func() error {
 		if err := p.CheckStandby(t.Context()); err == nil ||
 			!strings.Contains(err.Error(), "is the first token itself") {
 			return claviger.Errorf("test", claviger.Unavailable, "", "the check says %w", err)
