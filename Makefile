@@ -13,8 +13,8 @@ UNIT := $$(go list ./... | grep -v '/test/')
 # `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
 LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
   ./test/hsmfaults ./pkcs11 ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
-# Three packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside the
-# tests of others (-vet=all), so that no core waits for the others at the beginning.
+# Three packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside
+# the tests of others (-vet=all), so that no core waits for the others at the beginning.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
@@ -25,8 +25,8 @@ export GORACE ?= atexit_sleep_ms=0
 unwatched := modernc.org/sqlite/lib modernc.org/libc/... crypto/internal/fips140/bigmod \
   crypto/internal/fips140/nistec/... crypto/md5
 test test-fast test-hadoop: export GOFLAGS := $(GOFLAGS) $(unwatched:%=-gcflags=%=-race=false)
-# The tests of PKCS #11 run twice: with the library in their own process, and in a worker. These need no second run: they
-# choose the mode themselves, or do not depend on it.
+# The tests of PKCS #11 run twice: with the library in their own process, and in a worker. These need no second run:
+# they choose the mode themselves, or do not depend on it.
 ONE_MODE := Crash|Worker|HungToken|HangAtStart|Fuzz|ConcurrentStarts|RefusedAttributes|Messages|TwoPairs|Attributes|SoftHSM|ConcurrentGenerate
 FUZZTIME ?= 4s
 BENCHTIME ?= 1s

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"claviger/console"
@@ -60,7 +61,7 @@ func (s *server) serverChecks() []console.Check {
 func (s *server) primaryChecks() []console.Check {
 	switch p := s.svc.Primary.(type) {
 	case *hsm.Provider:
-		return append(append(s.impliedCheck(p), standbyCheck(p)...), []console.Check{
+		return slices.Concat(s.impliedCheck(p), standbyCheck(p), []console.Check{
 			// A node that lacks some keys serves the other keys, and another node may have the missing
 			// keys, so the node stays in service. But an operator must repair it, and no key should
 			// be made on such a token.
@@ -80,7 +81,7 @@ func (s *server) primaryChecks() []console.Check {
 			{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
 			{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
 			{Name: "encryptions", Informational: true, Run: p.CheckEncryptions},
-		}...)
+		})
 	case *keytrustee.Provider:
 		return []console.Check{
 			{Name: "Key Trustee Server takes changes", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
