@@ -40,6 +40,8 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, chec
 	g := t.gathererOf(keyName{string(id), label}, check)
 	w := &waiter{blocks: blocks, in: append(makeInput(len(blocks)), blocks...), since: time.Now(),
 		done: make(chan error, 1)}
+	ctx, cancel = untilStalled(ctx, func() time.Time { return g.lastProgress(w) })
+	defer cancel()
 	g.add(w)
 	select {
 	case err := <-w.done:
@@ -47,7 +49,8 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, chec
 	case <-ctx.Done():
 		if w.state.CompareAndSwap(waiting, abandoned) {
 			g.abandon()
-			return claviger.Errorf(op, claviger.Unavailable, label, "the HSM did not answer in time: %w", ctx.Err())
+			return claviger.Errorf(op, claviger.Unavailable, label, "the HSM did not answer in time: %w",
+				context.Cause(ctx))
 		}
 		return <-w.done // the result is being written into blocks
 	}
@@ -59,7 +62,7 @@ func (t *Token) EncryptAlone(ctx context.Context, id []byte, label string, check
 	in := append(makeInput(len(blocks)), blocks...)
 	var out []byte
 	err := t.doWithKey(ctx, "pkcs11.EncryptAlone", label, func(l *login, s p11.SessionHandle) (err error) {
-		out, err = t.encrypt(l, s, keyName{string(id), label}, string(check), in)
+		out, err = t.encrypt(l, s, keyUse{name: keyName{string(id), label}, check: string(check)}, in)
 		return err
 	})
 	if err == nil {
@@ -76,7 +79,7 @@ func (t *Token) gathererOf(name keyName, check []byte) *gatherer {
 			return g
 		}
 	}
-	g := &gatherer{token: t, name: name, check: string(check)}
+	g := &gatherer{token: t, name: name, check: string(check), progress: progress{above: &t.progress}}
 	if v, loaded := t.gather.LoadOrStore(name, g); loaded {
 		if first, _ := v.(*gatherer); first.check == g.check {
 			return first
@@ -103,6 +106,7 @@ type waiter struct {
 	at     int // guarded by gatherer.mu while queued, owned by the running call otherwise
 	state  atomic.Int32
 	done   chan error
+	call   atomic.Pointer[progress] // of the running call; nil while queued
 }
 
 // finish gives the waiter the encrypted blocks, or err, unless it was abandoned or has its answer already. No running
@@ -139,6 +143,8 @@ type gatherer struct {
 	running int // runs, also those whose call hangs
 	hung    int // runs whose call hangs: it did not return within its limit, and has not returned since
 	left    int // abandoned waiters since the last look for them
+
+	progress progress // of all its calls
 }
 
 const (
@@ -181,6 +187,15 @@ func (g *gatherer) dropAbandoned() {
 	g.left = 0
 	g.small = dropAbandoned(g.small)
 	g.large = dropAbandoned(g.large)
+}
+
+// lastProgress returns when the calls that a waiter waits for last made progress: its own call, or those with its key
+// that run before it, or, while they wait for a session, any call of the token.
+func (g *gatherer) lastProgress(w *waiter) time.Time {
+	if call := w.call.Load(); call != nil {
+		return call.last()
+	}
+	return g.progress.last()
 }
 
 // queue appends a waiter to the queue of its size. The caller holds g.mu.
@@ -325,6 +340,15 @@ func inputOf(batch []part) []byte {
 	return in
 }
 
+// watched returns the progress of the next call for a batch, and lets the waiters watch it.
+func (g *gatherer) watched(batch []part) *progress {
+	call := &progress{above: &g.progress}
+	for _, p := range batch {
+		p.w.call.Store(call)
+	}
+	return call
+}
+
 // serve makes one call for a batch. The token's time limit ends the wait for it; then serve returns false, and goesOn
 // is called when the call has returned.
 func (g *gatherer) serve(batch []part) bool {
@@ -337,14 +361,15 @@ func (g *gatherer) serve(batch []part) bool {
 			g.token.gather.CompareAndDelete(g.name, g)
 		}
 	}
+	call := g.watched(batch)
 	var out []byte
 	var over sync.Mutex // guards the next two
 	var ended, left bool
-	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), func(l *login,
+	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), call, func(l *login,
 		s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
-		out, err = g.token.encrypt(l, s, g.name, g.check, in)
+		out, err = g.token.encrypt(l, s, keyUse{g.name, g.check, call}, in)
 		ended := time.Now()
 		if err == nil {
 			g.token.callTime.add(ended.Sub(begun), ended)
@@ -398,6 +423,7 @@ func (g *gatherer) deliver(batch []part, out []byte, err error) {
 			continue
 		}
 		p.w.at = p.to
+		p.w.call.Store(nil)
 		g.mu.Lock()
 		g.queue(p.w)
 		g.mu.Unlock()
@@ -406,7 +432,8 @@ func (g *gatherer) deliver(batch []part, out []byte, err error) {
 
 // mechanismEncrypt encrypts blocks by one mechanism of the profile's list. ECB is the best. The others give the
 // same blocks with more calls; they are for HSMs whose policy forbids ECB.
-func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.ObjectHandle, in []byte) ([]byte, error) {
+func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.ObjectHandle, in []byte,
+	p *progress) ([]byte, error) {
 	switch mechanism {
 	case p11.CKM_AES_CTR:
 		// Counter mode encrypts the counters and adds the data. With zeros as data, the result is the encrypted
@@ -415,7 +442,7 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 		for len(in) > 0 {
 			n := counterRun(in)
 			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key,
-				make([]byte, n))
+				make([]byte, n), p)
 			if err != nil {
 				clear(out)
 				return nil, err
@@ -429,7 +456,7 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 		out := make([]byte, 0, len(in))
 		for ; len(in) > 0; in = in[blockSize:] {
 			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)),
-				key, in[:blockSize])
+				key, in[:blockSize], p)
 			if err != nil {
 				clear(out)
 				return nil, err
@@ -439,14 +466,18 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 		}
 		return out, nil
 	}
-	return t.oneEncrypt(s, p11.NewMechanism(mechanism, nil), key, in)
+	return t.oneEncrypt(s, p11.NewMechanism(mechanism, nil), key, in, p)
 }
 
-func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
+func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte,
+	p *progress) ([]byte, error) {
 	out, err := t.b.Encrypt(s, m, key, in)
 	if err == nil && len(out) != len(in) {
 		clear(out)
 		err = errLength{len(out), len(in)}
+	}
+	if err == nil {
+		p.made()
 	}
 	return out, err
 }
@@ -499,7 +530,7 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 				continue
 			}
 			if len(offered) == 0 {
-				if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize)); err != nil {
+				if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize), nil); err != nil {
 					tried = append(tried, fmt.Sprintf("%s (%v)", mechanismName(m), err))
 					continue
 				}

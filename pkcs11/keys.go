@@ -255,7 +255,7 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 	err := t.doWithKey(ctx, op, label, func(l *login, s p11.SessionHandle) error {
 		name := keyName{string(id), label}
 		l.handles.Delete(name)
-		block, err := t.encrypt(l, s, name, "", append(makeInput(blockSize), checkBlock...))
+		block, err := t.encrypt(l, s, keyUse{name: name}, append(makeInput(blockSize), checkBlock...))
 		if err == nil {
 			check = checkOf(block)
 			clear(block)
@@ -273,7 +273,7 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 func (t *Token) Prove(ctx context.Context, id []byte, label string, check []byte) error {
 	return t.doWithKey(ctx, "pkcs11.Prove", label, func(l *login, s p11.SessionHandle) error {
 		in := append(makeInput(blockSize), checkBlock...)
-		block, err := t.encrypt(l, s, keyName{string(id), label}, string(check), in)
+		block, err := t.encrypt(l, s, keyUse{name: keyName{string(id), label}, check: string(check)}, in)
 		clear(block)
 		return err
 	})
@@ -297,7 +297,7 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 		}
 		var failed error
 		for _, o := range found {
-			block, err := t.encryptBy(s, keyName{string(id), label}, o, []byte(checkBlock))
+			block, err := t.encryptBy(s, keyUse{name: keyName{string(id), label}}, o, []byte(checkBlock))
 			if err == nil && bytes.Equal(checkOf(block), check) {
 				l.handles.Store(keyName{string(id), label}, o)
 				return nil

@@ -176,7 +176,7 @@ func (t *Token) tryToken(ctx context.Context) error {
 		if len(t.mechanisms) == 0 {
 			return nil // the token is being opened
 		}
-		_, err = t.encryptBy(s, keyName{}, key, []byte(checkBlock))
+		_, err = t.encryptBy(s, keyUse{}, key, []byte(checkBlock))
 		return err
 	})
 	t.mu.Lock()

@@ -305,13 +305,13 @@ func TestEnded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	never := func(*login, p11.SessionHandle) error { t.Error("called after the context ended"); return nil }
-	err := tok.doAndNotify(ctx, "test", subject{}, never, func(err error) { ended <- err })
+	err := tok.doAndNotify(ctx, "test", subject{}, nil, never, func(err error) { ended <- err })
 	if got := <-ended; !claviger.Is(err, claviger.Unavailable) || !claviger.Is(got, claviger.Unavailable) {
 		t.Errorf("an ended context: %v, %v", err, got)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
 	defer cancel()
-	err = tok.doAndNotify(ctx, "test", subject{}, func(*login, p11.SessionHandle) error {
+	err = tok.doAndNotify(ctx, "test", subject{}, nil, func(*login, p11.SessionHandle) error {
 		cancel()
 		return p11.Error(p11.CKR_SESSION_CLOSED)
 	}, func(err error) { ended <- err })

@@ -4,10 +4,10 @@ import p11 "github.com/miekg/pkcs11"
 
 // encryptBy encrypts blocks by the best mechanism of the token. If the token refuses that mechanism now, it uses the
 // next one, and remembers that for the key for a while.
-func (t *Token) encryptBy(s p11.SessionHandle, name keyName, object p11.ObjectHandle, in []byte) ([]byte, error) {
-	first, known := t.mechanismOf(name)
+func (t *Token) encryptBy(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte) ([]byte, error) {
+	first, known := t.mechanismOf(use.name)
 	for i := first; ; i++ {
-		out, err := t.mechanismEncrypt(s, t.mechanisms[i], object, in)
+		out, err := t.mechanismEncrypt(s, t.mechanisms[i], object, in, use.progress)
 		if err != nil && i+1 < len(t.mechanisms) &&
 			isOneOf(err, p11.CKR_MECHANISM_INVALID, p11.CKR_MECHANISM_PARAM_INVALID) {
 			continue
@@ -15,9 +15,9 @@ func (t *Token) encryptBy(s p11.SessionHandle, name keyName, object p11.ObjectHa
 		switch {
 		case err != nil:
 		case i > first:
-			t.reduceMechanism(name, i)
+			t.reduceMechanism(use.name, i)
 		case known && i == 0:
-			t.restoreMechanism(name)
+			t.restoreMechanism(use.name)
 		}
 		return out, err
 	}

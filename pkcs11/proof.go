@@ -39,15 +39,23 @@ func CheckValueOf(err error) ([]byte, bool) {
 // block.
 func makeInput(size int) []byte { return make([]byte, 0, size+blockSize) }
 
-// encrypt encrypts in, a buffer of makeInput, with the key of that name. It makes one C_Encrypt for each dataLimit
+// keyUse is what the calls need that encrypt for one operation.
+type keyUse struct {
+	name     keyName
+	check    string    // the key's check value; "" if the caller has none
+	progress *progress // nil if no caller watches it
+}
+
+// encrypt encrypts in, a buffer of makeInput, with a key. It makes one C_Encrypt for each dataLimit
 // bytes. If the handle may be the handle of another object, encrypt searches the key again and tries once more.
-func (t *Token) encrypt(l *login, s p11.SessionHandle, name keyName, check string, in []byte) ([]byte, error) {
+func (t *Token) encrypt(l *login, s p11.SessionHandle, use keyUse, in []byte) ([]byte, error) {
+	name := use.name
 	for again := false; ; again = true {
 		object, err := t.handle(l, s, name)
 		if err != nil {
 			return nil, err
 		}
-		out, err := t.encryptParts(s, name, object, check, in)
+		out, err := t.encryptParts(s, use, object, in)
 		if err == nil {
 			return out, nil
 		}
@@ -75,13 +83,13 @@ func wrongObject(err error) bool {
 
 // encryptParts encrypts in with one object, in parts of at most dataLimit bytes with the check block. A token shows its
 // data limit only by the result CKR_DATA_LEN_RANGE. Then the limit is halved, see reduceMaxData.
-func (t *Token) encryptParts(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
-	in []byte) ([]byte, error) {
+func (t *Token) encryptParts(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte) ([]byte, error) {
+	name, check := use.name, use.check
 	var out []byte
 	for at := 0; at < len(in); {
 		limit := t.dataLimit(name)
 		n := min(partSize(limit, check), len(in)-at)
-		part, err := t.encryptProved(s, name, object, check, in[at:at+n], limit)
+		part, err := t.encryptProved(s, use, object, in[at:at+n], limit)
 		switch {
 		case err == nil && n == len(in):
 			return part, nil
@@ -144,17 +152,18 @@ func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 // encryptProved encrypts the blocks of in and the check block, and compares the check value. in is a part of a buffer
 // of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit is one
 // block, the check block is a call of its own.
-func (t *Token) encryptProved(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
-	in []byte, limit int64) ([]byte, error) {
+func (t *Token) encryptProved(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte,
+	limit int64) ([]byte, error) {
+	check := use.check
 	if check == "" {
-		return t.encryptBy(s, name, object, in)
+		return t.encryptBy(s, use, object, in)
 	}
 	if limit < 2*blockSize {
-		out, err := t.encryptBy(s, name, object, in)
+		out, err := t.encryptBy(s, use, object, in)
 		if err != nil {
 			return nil, err
 		}
-		block, err := t.encryptBy(s, name, object, []byte(checkBlock))
+		block, err := t.encryptBy(s, use, object, []byte(checkBlock))
 		if err != nil {
 			clear(out)
 			return nil, err
@@ -168,7 +177,7 @@ func (t *Token) encryptProved(s p11.SessionHandle, name keyName, object p11.Obje
 	var behind [blockSize]byte
 	copy(behind[:], in[n:])
 	copy(in[n:], checkBlock)
-	out, err := t.encryptBy(s, name, object, in)
+	out, err := t.encryptBy(s, use, object, in)
 	copy(in[n:], behind[:])
 	if err != nil {
 		return nil, err

@@ -123,18 +123,21 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 // do runs f with a session of its own. If that fails, it runs f again after it has done what may help; see ladder.go. f
 // must make its calls on that session only. f may run on after ctx has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
-	return t.doAndNotify(ctx, op, subject{name: op}, f, func(error) {})
+	return t.doAndNotify(ctx, op, subject{name: op}, nil, f, func(error) {})
 }
 
 // doWithKey does the same as do, for an operation with the key of that label.
 func (t *Token) doWithKey(ctx context.Context, op, label string, f func(*login, p11.SessionHandle) error) error {
-	return t.doAndNotify(ctx, op, keySubject(label), f, func(error) {})
+	p := &progress{above: &t.progress}
+	ctx, cancel := untilStalled(ctx, p.last)
+	defer cancel()
+	return t.doAndNotify(ctx, op, keySubject(label), p, f, func(error) {})
 }
 
-// doAndNotify does the same as do, and calls onEnd when f has returned for the last time. If ctx ends first,
-// doAndNotify returns before that. The memory that f uses may be cleared in onEnd, and not earlier.
-func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*login, p11.SessionHandle) error,
-	onEnd func(error)) error {
+// doAndNotify does the same as do, records the operation in p, and calls onEnd when f has returned for the last time.
+// If ctx ends first, doAndNotify returns before that. The memory that f uses may be cleared in onEnd, and not earlier.
+func (t *Token) doAndNotify(ctx context.Context, op string, s subject, p *progress,
+	f func(*login, p11.SessionHandle) error, onEnd func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	leave, err := t.takeSlotFor(ctx, op, s)
@@ -142,9 +145,11 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 		onEnd(err)
 		return err
 	}
+	p.begin()
 	done := make(chan error, 1)
 	go func() {
 		defer leave()
+		defer p.end()
 		err := withKind(op, s, t.explained(t.attempt(ctx, s, f)))
 		onEnd(err)
 		done <- err
@@ -154,7 +159,8 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 		return err
 	case <-ctx.Done():
 		// The C call runs on; its slot in the pool stays taken until it returns.
-		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w", ctx.Err())
+		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w",
+			context.Cause(ctx))
 	}
 }
 
@@ -196,7 +202,7 @@ func (t *Token) takeSlot(ctx context.Context, op string) error {
 		return claviger.E(op, claviger.Closed, "", nil)
 	case <-ctx.Done():
 		return claviger.Errorf(op, claviger.Unavailable, "", "all %d sessions of the HSM were in use: %w",
-			cap(t.slots), ctx.Err())
+			cap(t.slots), context.Cause(ctx))
 	}
 }
 

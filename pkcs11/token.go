@@ -56,6 +56,7 @@ type Token struct {
 	failing    atomic.Int64       // len(faults)
 
 	successes atomic.Uint64  // calls that encrypted with a key
+	progress  progress       // of the calls that encrypt
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
 	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
 

@@ -20,7 +20,8 @@ import (
 // version's check value. No key is made on it.
 
 const (
-	// firstTokenLimit is how long a request waits for the first token before it uses the standby.
+	// firstTokenLimit is how long a request waits for a first token that makes no progress before it uses the standby.
+	// A first token that is slow and works is used. To use the standby instead would report an outage that is none.
 	firstTokenLimit = 2 * time.Second
 	// firstTokenPause is the time between two attempts to use the first token for a version that it has failed.
 	firstTokenPause = time.Second
@@ -262,9 +263,7 @@ func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context
 	}
 	yes, why := e.first.tryFirst()
 	if yes {
-		limited, cancel := context.WithTimeout(ctx, firstTokenLimit)
-		err := onFirst(limited)
-		cancel()
+		err := onFirst(pkcs11.WithPatience(ctx, firstTokenLimit))
 		if ctx.Err() != nil {
 			return err
 		}

@@ -297,6 +297,38 @@ func TestStandbyWhenTheFirstHangs(t *testing.T) {
 	release()
 }
 
+// onlyCBC is a library whose HSM encrypts by CKM_AES_CBC alone.
+type onlyCBC struct{ pkcs11.Boundary }
+
+func (o onlyCBC) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	if m.Mechanism != p11.CKM_AES_CBC {
+		return nil, p11.Error(p11.CKR_MECHANISM_INVALID)
+	}
+	return o.Boundary.Encrypt(s, m, key, data)
+}
+
+// TestStandbyWhenTheFirstIsSlow: a batch that takes longer than firstTokenLimit on a first token that works does not go
+// to the standby.
+func TestStandbyWhenTheFirstIsSlow(t *testing.T) {
+	b := newSite(t)
+	version := b.create(t, "k")
+	b.addStandby(t)
+	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return onlyCBC{c} }
+	p := b.mustOpen(t)
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
+	b.meter.SetLatency(10 * time.Millisecond)
+	from := time.Now()
+	if err := p.EncryptBlocks(t.Context(), version, make([]byte, 300*16)); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(from); took < 2500*time.Millisecond {
+		t.Errorf("the batch took only %v", took)
+	}
+	if err := p.CheckStandby(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestStandbyIsTheFirst: the first token itself is refused as its standby, and a keystore file as its own standby.
 func TestStandbyIsTheFirst(t *testing.T) {
 	b := newSite(t)

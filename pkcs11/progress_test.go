@@ -1,0 +1,110 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// patience is that of the operations in these tests.
+const patience = time.Second
+
+// TestPatience: a batch that takes longer than the patience of its caller succeeds while its calls succeed. So does a
+// request that waits behind it, for the same key or for a session.
+func TestPatience(t *testing.T) {
+	tok, m := open(t)
+	tok.mechanisms = []uint{p11.CKM_AES_CBC} // a call for each block
+	id, label := generate(t, tok, 1, 256)
+	other, otherLabel := generate(t, tok, 2, 256)
+	for range cap(tok.slots) - 1 { // the batch has the only session
+		tok.slots <- struct{}{}
+	}
+	defer func() {
+		for range cap(tok.slots) - 1 {
+			<-tok.slots
+		}
+	}()
+	m.Reset()
+	m.SetLatency(20 * time.Millisecond)
+	ctx := WithPatience(t.Context(), patience)
+	from := time.Now()
+	results := make(chan error, 4)
+	go func() { results <- tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 150*blockSize)) }()
+	eventually(t, func() error {
+		if m.Count("Encrypt") == 0 {
+			return errors.New("the batch has not begun")
+		}
+		return nil
+	})
+	go func() { results <- tok.EncryptBlocks(ctx, id, label, nil, make([]byte, blockSize)) }()
+	go func() { results <- tok.EncryptBlocks(ctx, other, otherLabel, nil, make([]byte, blockSize)) }()
+	go func() {
+		_, err := tok.CheckValue(ctx, other, otherLabel)
+		results <- err
+	}()
+	for range cap(results) {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(from); took < 2*patience {
+		t.Errorf("the batch took only %v", took)
+	}
+}
+
+// TestImpatience: an operation whose call hangs ends after the patience of its caller, also if it waits behind another
+// call with its key, while the calls with another key succeed. Without patience it waits.
+func TestImpatience(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	release := m.Hang("Encrypt")
+	defer release()
+	patient, cancel := context.WithCancel(t.Context())
+	waits := make(chan error, 1)
+	go func() { waits <- tok.EncryptBlocks(patient, id, label, nil, make([]byte, blockSize)) }()
+	eventually(t, func() error {
+		if m.Count("Encrypt") == 0 {
+			return errors.New("no call hangs")
+		}
+		return nil
+	})
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	working.Go(func() {
+		for patient.Err() == nil {
+			tok.progress.made() // as a call with another key does
+			time.Sleep(patience / 10)
+		}
+	})
+	ctx := WithPatience(t.Context(), patience)
+	for name, f := range map[string]func() error{
+		"behind a call": func() error { return tok.EncryptBlocks(ctx, id, label, nil, make([]byte, blockSize)) },
+		"in a call":     func() error { return tok.Prove(ctx, id, label, make([]byte, checkSize)) },
+	} {
+		within(t, 20*time.Second, name, func() {
+			from := time.Now()
+			if err := f(); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if took := time.Since(from); took < patience*9/10 {
+				t.Errorf("%s: ended after %v", name, took)
+			}
+		})
+	}
+	select {
+	case err := <-waits:
+		t.Errorf("without patience: %v", err)
+	default:
+	}
+	release()
+	if err := <-waits; err != nil {
+		t.Error(err)
+	}
+}
