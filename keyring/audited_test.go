@@ -101,7 +101,7 @@ func TestEventFields(t *testing.T) {
 // TestEventFieldsOfDeletedKeys: the events of an undeletion and of a purge have the newest version of the key.
 func TestEventFieldsOfDeletedKeys(t *testing.T) {
 	log := &eventLog{}
-	l := softLab(t, func(c *Config) { c.Audit = log })
+	l := newSoftDeleteRing(t, func(c *Config) { c.Audit = log })
 	deleted := deletedNameTest{deleted: "reports,reports"}.makeKeys(t, l)
 	if err := l.Purge(t.Context(), caller("reaper"), "reports", deleted[0]); err != nil {
 		t.Fatal(err)

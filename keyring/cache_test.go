@@ -259,7 +259,7 @@ func TestCacheHitAllocatesNothing(t *testing.T) {
 func TestCachingOfTheRing(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enabled %t", enabled), func(t *testing.T) {
-			l := newLab(t, func(c *Config) { c.CacheEnable = enabled })
+			l := newTestRing(t, func(c *Config) { c.CacheEnable = enabled })
 			create(t, l.primary, "k")
 			u := caller("u")
 			for range 5 {

@@ -28,7 +28,7 @@ func TestNamesClash(t *testing.T) {
 		{before, "payroll", true},
 		{before, "Payroll", true},
 	} {
-		s := newShadowLab(t, c.here, "present", c.spelt, false)
+		s := newShadowRing(t, c.here, "present", c.spelt, false)
 		var logged strings.Builder
 		s.log = slog.New(slog.NewTextHandler(&logged, nil))
 		for range 2 { // the second time it is cached
@@ -43,14 +43,14 @@ func TestNamesClash(t *testing.T) {
 		}
 	}
 	// A key in conflict, which its source has rolled since, was migrated too.
-	conflict := newShadowLab(t, migrated, "present", "payroll", false)
+	conflict := newShadowRing(t, migrated, "present", "payroll", false)
 	conflict.past.list[0].TakenOver, conflict.past.list[0].Rolled = false, 2
 	conflict.origins.forget()
 	if err := conflict.CheckNames(t.Context()); err != nil {
 		t.Errorf("in conflict with its source: %v", err)
 	}
 	// Another key here has a name that the source finds as a spelling of its key.
-	s := newShadowLab(t, migrated, "present", "Payroll", false)
+	s := newShadowRing(t, migrated, "present", "Payroll", false)
 	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher,
 		BitLength: 128}); err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestNamesClash(t *testing.T) {
 		t.Errorf("a key of another spelling: %v", err)
 	}
 	// If the source does not answer, it is not known whether names clash.
-	s = newShadowLab(t, before, "silent", "payroll", false)
+	s = newShadowRing(t, before, "silent", "payroll", false)
 	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "is not known") {
 		t.Errorf("a silent source: %v", err)
 	}
@@ -69,13 +69,13 @@ func TestNamesClash(t *testing.T) {
 // finished.
 func TestSourceRemovedTooEarly(t *testing.T) {
 	for here, named := range map[string]bool{migrated: true, inJournal: true, ended: false} {
-		s := newShadowLab(t, here, "gone", "payroll", false)
+		s := newShadowRing(t, here, "gone", "payroll", false)
 		if err := s.CheckMigrations(t.Context()); named != (err != nil) || named && !strings.Contains(err.Error(),
 			"the migration from "+farURI+" is not finished") {
 			t.Errorf("%s: %v", here, err)
 		}
 	}
-	if err := newShadowLab(t, migrated, "present", "payroll", false).CheckMigrations(t.Context()); err != nil {
+	if err := newShadowRing(t, migrated, "present", "payroll", false).CheckMigrations(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -131,7 +131,7 @@ func TestNamesClashOnce(t *testing.T) {
 
 // TestNamesClashNow: a key that was migrated after the last reading of the journal does not clash.
 func TestNamesClashNow(t *testing.T) {
-	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s := newShadowRing(t, migrated, "present", "payroll", false)
 	list := s.past.list
 	s.past.list = nil
 	s.origins.forget()
@@ -147,7 +147,7 @@ func TestNamesClashNow(t *testing.T) {
 
 // TestSourcesTakenOutTooEarly: the sources are named in order, each once.
 func TestSourcesTakenOutTooEarly(t *testing.T) {
-	s := newShadowLab(t, never, "gone", "payroll", false)
+	s := newShadowRing(t, never, "gone", "payroll", false)
 	var want []string
 	for i := range 10 {
 		uri := fmt.Sprintf("kms://http@host%d:9600/kms", i)

@@ -20,7 +20,7 @@ func TestConflictIsFoundInTime(t *testing.T) {
 	if defaultCompareEvery != 30*time.Second {
 		t.Errorf("the pages say 30 s, and it is %v", defaultCompareEvery)
 	}
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	const every = time.Second
 	w.cfg.CompareEvery = every
 	began := time.Now()
@@ -47,7 +47,7 @@ func TestConflictIsFoundInTime(t *testing.T) {
 // TestConflictWhileSourceIsSilent: a conflict that the source or the journal has shown remains while the source does
 // not answer. If neither has shown one, the silence alone blocks nothing.
 func TestConflictWhileSourceIsSilent(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.silence()
 	if err := w.CompareSources(t.Context()); err == nil {
 		t.Error("a silent source is compared")
@@ -65,7 +65,7 @@ func TestConflictWhileSourceIsSilent(t *testing.T) {
 	_ = w.CompareSources(t.Context())
 	w.wantConflict(t, w.ownEDEK)
 
-	w = newConflictLab(t)
+	w = newConflictRing(t)
 	w.silence()
 	w.record(func(o *Origin) { o.Rolled = 2 })
 	_ = w.CompareSources(t.Context())
@@ -82,7 +82,7 @@ func TestConflictWhileSourceIsSilent(t *testing.T) {
 // another URI, after a restart, and on another node, because EDEKs of both versions still exist. A version that no key
 // here has blocks nothing.
 func TestConflictAfterConfigurationChange(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.cfg.Settings = openStore(t)
 	w.compare(t)
 	next := w.rollHere(t)
@@ -127,9 +127,9 @@ func TestConflictAfterConfigurationChange(t *testing.T) {
 // TestConflictAfterKeyChange: a conflict remains if the source's key is deleted, or has fewer versions after a restore
 // from a backup. If the key here is deleted and undeleted, it is in conflict again at once.
 func TestConflictAfterKeyChange(t *testing.T) {
-	for what, lose := range map[string]func(w *conflictLab) error{
-		"deleted at the source": func(w *conflictLab) error { return w.far.Delete(t.Context(), "payroll") },
-		"an older copy at the source": func(w *conflictLab) error {
+	for what, lose := range map[string]func(w *conflictRing) error{
+		"deleted at the source": func(w *conflictRing) error { return w.far.Delete(t.Context(), "payroll") },
+		"an older copy at the source": func(w *conflictRing) error {
 			if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 				return err
 			}
@@ -138,7 +138,7 @@ func TestConflictAfterKeyChange(t *testing.T) {
 			return err
 		},
 	} {
-		w := newConflictLab(t)
+		w := newConflictRing(t)
 		w.cfg.Settings = openStore(t)
 		w.compare(t)
 		if err := lose(w); err != nil {
@@ -153,7 +153,7 @@ func TestConflictAfterKeyChange(t *testing.T) {
 		}
 	}
 
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.cfg.Settings = openStore(t)
 	w.compare(t)
 	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
@@ -179,7 +179,7 @@ func TestConflictAfterKeyChange(t *testing.T) {
 // versions alone decides only if the source does not say whether it has the version.
 func TestNoConflictByCount(t *testing.T) {
 	// A source with opaque ids, such as a Key Trustee KMS, may have the same count without such a version.
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.far.setFail(nil)
 	opaque := &farKMS{Provider: memory.New(memory.Config{URI: farURI, OpaqueIDs: true}), uri: farURI}
 	t.Cleanup(func() { _ = opaque.Provider.Close() })
@@ -215,7 +215,7 @@ func TestNoConflictByCount(t *testing.T) {
 // TestStaleNode: a source has several nodes. One node counts a rolled version, and another node, which has not seen the
 // roll yet, says that there is no such version. That answer is not cached, and allows no re-encryption.
 func TestStaleNode(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	next := w.rollHere(t)
 	stale := true
 	reset := w.staleEverySecond(&stale)
@@ -234,7 +234,7 @@ func TestStaleNode(t *testing.T) {
 	settles := absentSettles
 	absentSettles = 0
 	defer func() { absentSettles = settles }()
-	w = newConflictLab(t)
+	w = newConflictRing(t)
 	w.rollHere(t)
 	stale = true
 	w.staleEverySecond(&stale)
@@ -262,7 +262,7 @@ func TestGapOfNumbers(t *testing.T) {
 			ACLName: key, Numbered: true, Counted: 1})
 	}
 	past.list = append(past.list, Origin{Key: "bad", Source: farURI, TakenOver: true, Numbered: true, Counted: 1})
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary, c.History, c.Reencryption = primary, past, true
 		c.Sources = []Source{{Provider: unreadable{far, "bad"}, Reencryption: true}}
 	})
@@ -313,7 +313,7 @@ func (o ownSpelling) Metadata(ctx context.Context, names ...string) ([]*claviger
 // TestConflictOfASpelling: the key here is "Payroll", and the source calls it "payroll" but finds it by both names. A
 // conflict is found under the name here.
 func TestConflictOfASpelling(t *testing.T) {
-	s := newShadowLab(t, never, "present", "Payroll", false)
+	s := newShadowRing(t, never, "present", "Payroll", false)
 	far := ownSpelling{folding{s.far}}
 	s.sources.list[0].Provider, s.sources.list[0].crypter = far, remote{far, far}
 	m, err := s.far.Provider.Metadata(t.Context(), "payroll")
@@ -351,20 +351,20 @@ func (h readHistory) Origins(ctx context.Context) ([]Origin, error) {
 func TestWatchWithoutSources(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.History, c.CompareEvery = readHistory{&journal{}, stop}, time.Millisecond
 	})
 	l.WatchSources(ctx)
 	if ctx.Err() == nil {
 		t.Error("the journal was not read")
 	}
-	newLab(t, nil).WatchSources(t.Context()) // returns at once: there is nothing to compare
+	newTestRing(t, nil).WatchSources(t.Context()) // returns at once: there is nothing to compare
 }
 
 // TestConflictsAreAdded: a new conflict of a source is stored beside its earlier ones.
 func TestConflictsAreAdded(t *testing.T) {
 	const earlier = "payroll@7"
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.cfg.Settings = openStore(t)
 	if err := metastore.SetConflicts(t.Context(), w.cfg.Settings, map[string][]string{farURI: {earlier}}); err != nil {
 		t.Fatal(err)
@@ -375,7 +375,7 @@ func TestConflictsAreAdded(t *testing.T) {
 		t.Errorf("stored: %q, %v", lists, err)
 	}
 	// Without a store, the process keeps them.
-	w = newConflictLab(t)
+	w = newConflictRing(t)
 	w.conflicts.last = map[string]map[string]bool{"kms://http@elsewhere:9600/kms": {earlier: true}}
 	w.compare(t)
 	if now := w.conflictsNow(); now[earlier] == "" || now[w.shared] == "" {
@@ -420,13 +420,13 @@ func TestToCompare(t *testing.T) {
 
 // TestVersionsBelow: only versions whose names have a lower number can be in conflict.
 func TestVersionsBelow(t *testing.T) {
-	numbered := newLab(t, nil)
+	numbered := newTestRing(t, nil)
 	create(t, numbered.primary, "k")
 	rollKey(t, numbered)
 	if got, err := numbered.versionsBelow(t.Context(), "k", 1); err != nil || !slices.Equal(got, []string{"k@0"}) {
 		t.Errorf("numbered: %q, %v", got, err)
 	}
-	opaque := newLab(t, func(c *Config) { c.Primary = memory.New(memory.Config{OpaqueIDs: true}) })
+	opaque := newTestRing(t, func(c *Config) { c.Primary = memory.New(memory.Config{OpaqueIDs: true}) })
 	create(t, opaque.cfg.Primary, "k")
 	if got, err := opaque.versionsBelow(t.Context(), "k", 9); err != nil || len(got) > 0 {
 		t.Errorf("opaque: %q, %v", got, err)

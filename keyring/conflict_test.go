@@ -14,7 +14,7 @@ import (
 // TestConflictIsNotDecrypted: once it is known that a source has rolled a migrated key to the name of a version here,
 // no EDEK of that name is opened, because it might open to a wrong DEK. EDEKs of other versions are opened.
 func TestConflictIsNotDecrypted(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	var logged strings.Builder
 	w.log = slog.New(slog.NewTextHandler(&logged, nil))
 	if dek, err := w.decrypt(t, w.sourceEDEK); err != nil || dek.Equal(w.sourceDEK) {
@@ -73,7 +73,7 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 // TestKeyMadeAgainAtTheSource: a migrated key was deleted at its source, and a user makes another key of its name
 // there. The migrated key here still opens its EDEKs.
 func TestKeyMadeAgainAtTheSource(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestKeyMadeAgainAtTheSource(t *testing.T) {
 // TestConflictOfTheCurrentVersion: if the current version is in conflict, its EDEKs are refused, not returned unchanged
 // as already re-encrypted.
 func TestConflictOfTheCurrentVersion(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.compare(t)
 	for what, e := range w.both() {
 		_, err := w.reencryptOne(t, e)
@@ -137,7 +137,7 @@ func TestConflictOfTheCurrentVersion(t *testing.T) {
 // either.
 func TestSameNameIsNotReencrypted(t *testing.T) {
 	for _, here := range []string{beforeSame, migrated} {
-		s := newShadowLab(t, here, "present", "payroll", false)
+		s := newShadowRing(t, here, "present", "payroll", false)
 		v, err := s.primary.Current(t.Context(), "payroll")
 		if err != nil {
 			t.Fatal(err)
@@ -160,7 +160,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		wantKind(t, err, claviger.SourceUnreachable)
 	}
 	// A source with opaque ids has no such version, so it may have been stopped.
-	opaque := newShadowLab(t, migrated, "silent", "payroll", false)
+	opaque := newShadowRing(t, migrated, "silent", "payroll", false)
 	v, err := opaque.primary.Current(t.Context(), "payroll")
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		t.Errorf("a silent source of opaque names: %v", err)
 	}
 	// EDEKs of a key that the source does not have are re-encrypted.
-	s := newShadowLab(t, beforeSame, "absent", "payroll", false)
+	s := newShadowRing(t, beforeSame, "absent", "payroll", false)
 	s.rollHere(t)
 	if _, err := s.reencryptOne(t, s.edek); err != nil {
 		t.Error(err)
@@ -181,7 +181,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 // TestConflictCureIsComplete: the property value in the cure has the versions that are set already, and all versions of
 // the key in conflict. So an operator who copies it loses no earlier decision.
 func TestConflictCureIsComplete(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.cfg.OwnVersions = map[string]bool{"another@7": true}
 	w.compare(t)
 	_, err := w.decrypt(t, w.sourceEDEK)
@@ -202,14 +202,14 @@ func TestConflictCureIsComplete(t *testing.T) {
 // TestNotComparedYet: a source that has rolled its key is noticed at a re-encryption, before any comparison. If it
 // answers with an error, nothing is re-encrypted.
 func TestNotComparedYet(t *testing.T) {
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.rollHere(t)
 	_, err := w.reencryptOne(t, w.ownEDEK)
 	wantKind(t, err, claviger.Invalid)
 	if !strings.Contains(err.Error(), "is one key here and another key at") {
 		t.Error(err)
 	}
-	w = newConflictLab(t)
+	w = newConflictRing(t)
 	w.rollHere(t)
 	w.far.setFail(failing(claviger.WrongKey, "an odd answer"))
 	_, err = w.reencryptOne(t, w.ownEDEK)
@@ -225,7 +225,7 @@ func TestNotComparedYet(t *testing.T) {
 // another source, with opaque ids: a version of such a key has no number that the silent source could have given.
 func TestSilenceBesideOpaqueSource(t *testing.T) {
 	for _, numbered := range []bool{false, true} {
-		w := newConflictLab(t)
+		w := newConflictRing(t)
 		w.record(func(o *Origin) { o.Numbered, o.Source = numbered, "kms://http@elsewhere:9600/kms" })
 		w.rollHere(t)
 		w.silence()

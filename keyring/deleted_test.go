@@ -19,12 +19,12 @@ func trusteeRules(more ...string) []string {
 		"keytrustee.kms.acl.PURGE", "reaper"), more...)
 }
 
-// softLab is a lab whose primary keeps deleted keys.
-func softLab(t *testing.T, change func(*Config)) *lab {
+// newSoftDeleteRing is a testRing whose primary keeps deleted keys.
+func newSoftDeleteRing(t *testing.T, change func(*Config)) *testRing {
 	t.Helper()
 	primary := &counting{Provider: memory.New(memory.Config{SoftDelete: true})}
 	t.Cleanup(func() { _ = primary.Provider.Close() })
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary, c.Policy = primary, rules(t, trusteeRules()...)
 		if change != nil {
 			change(c)
@@ -35,7 +35,7 @@ func softLab(t *testing.T, change func(*Config)) *lab {
 }
 
 func TestUndelete(t *testing.T) {
-	l := softLab(t, nil)
+	l := newSoftDeleteRing(t, nil)
 	ctx := t.Context()
 	create(t, l.primary, "k")
 	es, deks := l.edeks(t, "k", 1)
@@ -77,7 +77,7 @@ func TestUndelete(t *testing.T) {
 
 // TestUndeleteKeyRules: undelete and purge also need rights on the key, by the ACL name that it had.
 func TestUndeleteKeyRules(t *testing.T) {
-	l := softLab(t, func(c *Config) {
+	l := newSoftDeleteRing(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.k.MANAGEMENT", "owner")...)
 	})
 	create(t, l.primary, "k")
@@ -129,7 +129,7 @@ func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 func (c *clocks) later(d time.Duration) { c.here, c.there = d, d }
 
 // usesOf returns functions that use a key, by the kind of use.
-func usesOf(t *testing.T, l *lab) map[string]func(key string) {
+func usesOf(t *testing.T, l *testRing) map[string]func(key string) {
 	t.Helper()
 	return map[string]func(key string){
 		"generated": func(key string) { l.edeks(t, key, 1) },
@@ -155,7 +155,7 @@ func TestPurgeUnused(t *testing.T) {
 	const limit = time.Hour
 	at := &clocks{}
 	change := func(c *Config) { c.LastUses, c.PurgeMinUnused, c.Clock = store, limit, at }
-	l := softLab(t, change)
+	l := newSoftDeleteRing(t, change)
 	ctx := t.Context()
 	time.Sleep(time.Second) // the record of uses begins one second before its stored time
 	gone := func(key string) {
@@ -191,7 +191,7 @@ func TestPurgeUnused(t *testing.T) {
 	if err := l.used.flush(); err != nil {
 		t.Fatal(err)
 	}
-	again := newLab(t, func(c *Config) {
+	again := newTestRing(t, func(c *Config) {
 		change(c)
 		c.Primary, c.Policy = l.primary, rules(t, trusteeRules()...)
 	})
@@ -205,7 +205,7 @@ func TestPurgeUnused(t *testing.T) {
 			t.Errorf("%s was last used %v ago", k.Name, ago)
 		}
 	}
-	short := newLab(t, func(c *Config) {
+	short := newTestRing(t, func(c *Config) {
 		c.Primary, c.Policy, c.LastUses = l.primary, rules(t, trusteeRules()...), store // PurgeMinUnused is 0
 	})
 	for name := range uses {
@@ -222,7 +222,7 @@ func TestPurgeUnused(t *testing.T) {
 // a record, a key may have been used until it was deleted.
 func TestPurgeUnknownUse(t *testing.T) {
 	for name, store := range map[string]metastore.LastUses{"old key": openStore(t), "no record": nil} {
-		l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.LastUses = time.Hour, store })
+		l := newSoftDeleteRing(t, func(c *Config) { c.PurgeMinUnused, c.LastUses = time.Hour, store })
 		key := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
 			Created: time.Now().Add(-10 * time.Hour)}
 		if _, err := l.primary.Import(t.Context(), key, 1, 0, nil); err != nil {
@@ -245,7 +245,7 @@ func TestPurgeWithWrongClock(t *testing.T) {
 	ctx := t.Context()
 	at := &clocks{}
 	uses := &fixedUses{since: time.Now().Add(-30 * day)}
-	l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.Clock, c.LastUses = limit, at, uses })
+	l := newSoftDeleteRing(t, func(c *Config) { c.PurgeMinUnused, c.Clock, c.LastUses = limit, at, uses })
 	purge := func() error { return l.Purge(ctx, caller("reaper"), "k", "") }
 	create(t, l.primary, "k")
 	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
@@ -335,7 +335,7 @@ func TestPurgeNeverUsed(t *testing.T) {
 	ctx := t.Context()
 	uses := &fixedUses{since: time.Now().Add(-time.Hour), never: map[string]bool{}}
 	at := &clocks{}
-	l := softLab(t, func(c *Config) {
+	l := newSoftDeleteRing(t, func(c *Config) {
 		c.PurgeMinUnused, c.LastUses, c.Numbers, c.Clock = time.Hour, uses, openStore(t), at
 	})
 	create(t, l.primary, "k")
@@ -375,7 +375,9 @@ func TestPurgeWhileOthersServe(t *testing.T) {
 	const limit, lease = time.Hour, 10 * time.Minute
 	ctx := t.Context()
 	at := &clocks{}
-	l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.Clock, c.Lease, c.Shared = limit, at, lease, newShared(t) })
+	l := newSoftDeleteRing(t, func(c *Config) {
+		c.PurgeMinUnused, c.Clock, c.Lease, c.Shared = limit, at, lease, newShared(t)
+	})
 	create(t, l.primary, "k")
 	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
 		t.Fatal(err)
@@ -388,7 +390,7 @@ func TestPurgeWhileOthersServe(t *testing.T) {
 	}
 }
 
-func versionOf(t *testing.T, l *lab, key string) string {
+func versionOf(t *testing.T, l *testRing, key string) string {
 	t.Helper()
 	v, err := l.primary.Provider.Current(t.Context(), key)
 	if err != nil {

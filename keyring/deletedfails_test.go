@@ -13,11 +13,11 @@ import (
 // TestMemoryAfterUndeleteAndPurge: after an undeletion and a purge, a key of the name that was read earlier, and that
 // another node has deleted since, is no longer served from memory.
 func TestMemoryAfterUndeleteAndPurge(t *testing.T) {
-	for name, change := range map[string]func(l *lab) error{
-		"undelete": func(l *lab) error { return l.Undelete(t.Context(), caller("reaper"), "k", "") },
-		"purge":    func(l *lab) error { return l.PurgeAll(t.Context(), caller("reaper"), "k") },
+	for name, change := range map[string]func(l *testRing) error{
+		"undelete": func(l *testRing) error { return l.Undelete(t.Context(), caller("reaper"), "k", "") },
+		"purge":    func(l *testRing) error { return l.PurgeAll(t.Context(), caller("reaper"), "k") },
 	} {
-		l := softLab(t, func(c *Config) { c.CacheEnable = true })
+		l := newSoftDeleteRing(t, func(c *Config) { c.CacheEnable = true })
 		ctx := t.Context()
 		create(t, l.primary, "k")
 		if _, err := l.Current(ctx, caller("u"), "k"); err != nil {
@@ -48,7 +48,7 @@ func TestMemoryAfterUndeleteAndPurge(t *testing.T) {
 // TestOtherDeleted: an undeletion or purge by a version that no deleted key has names the versions of those deleted
 // keys that the caller may manage.
 func TestOtherDeleted(t *testing.T) {
-	l := softLab(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
+	l := newSoftDeleteRing(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
 	deleted := deletedNameTest{deleted: "hers,his"}.makeKeys(t, l)
 	for name, change := range map[string]func(user, key, version string) error{
 		"undelete": func(user, key, version string) error {
@@ -81,14 +81,16 @@ func TestOtherDeleted(t *testing.T) {
 
 // TestDeletedKeysNotKnown: if the deleted keys of a name cannot be read, or not purged, the error is not "not found".
 func TestDeletedKeysNotKnown(t *testing.T) {
-	for name, change := range map[string]func(context.Context, *lab) error{
-		"undelete": func(ctx context.Context, l *lab) error {
+	for name, change := range map[string]func(context.Context, *testRing) error{
+		"undelete": func(ctx context.Context, l *testRing) error {
 			return l.Undelete(ctx, caller("reaper"), "none", "none@0")
 		},
-		"purge": func(ctx context.Context, l *lab) error { return l.Purge(ctx, caller("reaper"), "none", "none@0") },
+		"purge": func(ctx context.Context, l *testRing) error {
+			return l.Purge(ctx, caller("reaper"), "none", "none@0")
+		},
 	} {
 		c := &calls{}
-		l := softLab(t, func(cfg *Config) { cfg.Primary = &callsPrimary{cfg.Primary.(*counting), c} })
+		l := newSoftDeleteRing(t, func(cfg *Config) { cfg.Primary = &callsPrimary{cfg.Primary.(*counting), c} })
 		ctx := context.WithValue(t.Context(), counted{}, true)
 		wantKind(t, change(ctx, l), claviger.KeyNotFound)
 		for i, call := range slices.Clone(c.list) {
@@ -103,7 +105,7 @@ func TestDeletedKeysNotKnown(t *testing.T) {
 // TestRefusedNameIsAudited: a user who may not create a key, because the name is kept for another user's deleted key,
 // gets an audit line with the ACL name of that key.
 func TestRefusedNameIsAudited(t *testing.T) {
-	l := softLab(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
+	l := newSoftDeleteRing(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
 	deletedNameTest{deleted: "hers"}.makeKeys(t, l)
 	_, err := l.Create(t.Context(), caller("bob"), reportsSpec("his"))
 	wantKind(t, err, claviger.KeyDenied)
@@ -114,7 +116,7 @@ func TestRefusedNameIsAudited(t *testing.T) {
 
 // TestDeletedKeysWithoutRules: if key authorization is off, each user may use the name of a deleted key.
 func TestDeletedKeysWithoutRules(t *testing.T) {
-	l := softLab(t, func(c *Config) { c.KeyAuthorization = false })
+	l := newSoftDeleteRing(t, func(c *Config) { c.KeyAuthorization = false })
 	deletedNameTest{deleted: "hers"}.makeKeys(t, l)
 	if _, err := l.Create(t.Context(), caller("bob"), reportsSpec("his")); err != nil {
 		t.Error(err)
@@ -136,7 +138,7 @@ func TestLastUseOfDeletedKey(t *testing.T) {
 		{"older than the record", at(-9), at(-5), at(-7), at(-5)},
 		{"older, and used later", at(-9), at(-5), at(-3), at(-3)},
 	} {
-		l := softLab(t, func(cfg *Config) { cfg.LastUses = &fixedUses{since: c.since, last: c.stored} })
+		l := newSoftDeleteRing(t, func(cfg *Config) { cfg.LastUses = &fixedUses{since: c.since, last: c.stored} })
 		key := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: c.created}
 		if _, err := l.primary.Import(t.Context(), key, 1, 0, nil); err != nil {
 			t.Fatal(err)
@@ -158,7 +160,7 @@ func TestLastUseOfDeletedKey(t *testing.T) {
 
 // TestDescribeDeletedForPurger: a user who may purge, but not undelete, sees deleted keys too.
 func TestDescribeDeletedForPurger(t *testing.T) {
-	l := softLab(t, func(c *Config) {
+	l := newSoftDeleteRing(t, func(c *Config) {
 		c.Policy = rules(t, append(slices.Clone(everything), "keytrustee.kms.acl.PURGE", "purger")...)
 	})
 	deletedNameTest{deleted: "hers"}.makeKeys(t, l)
@@ -174,7 +176,7 @@ func TestDescribeDeletedForPurger(t *testing.T) {
 // TestDescribeWithoutHiddenDeletedKey: a deleted key that the caller may not read does not hide the key that has the
 // name now.
 func TestDescribeWithoutHiddenDeletedKey(t *testing.T) {
-	l := softLab(t, func(c *Config) { c.Policy = rules(t, trusteeRules("key.acl.hers.READ", "alice")...) })
+	l := newSoftDeleteRing(t, func(c *Config) { c.Policy = rules(t, trusteeRules("key.acl.hers.READ", "alice")...) })
 	deletedNameTest{deleted: "hers", live: "his"}.makeKeys(t, l)
 	got, err := l.Describe(t.Context(), caller("restorer"), "reports")
 	if err != nil || len(got) != 1 || got[0].ACLName() != "his" {
@@ -187,7 +189,7 @@ func TestDescribeWithoutHiddenDeletedKey(t *testing.T) {
 func TestDescribeUses(t *testing.T) {
 	stored := time.Now().Add(-time.Hour).Truncate(time.Millisecond)
 	uses := &fixedUses{since: stored.Add(-time.Hour), last: stored}
-	l := softLab(t, func(c *Config) { c.LastUses = uses })
+	l := newSoftDeleteRing(t, func(c *Config) { c.LastUses = uses })
 	create(t, l.primary, "k")
 	last := func() time.Time {
 		t.Helper()
@@ -213,7 +215,7 @@ func TestDescribeUses(t *testing.T) {
 // TestDescribeKeyThatChanges: if the key is made again while it is described, it is read again, and not for ever.
 func TestDescribeKeyThatChanges(t *testing.T) {
 	for name, changes := range map[string]int{"once": 1, "each time": 100} {
-		l := softLab(t, nil)
+		l := newSoftDeleteRing(t, nil)
 		create(t, l.primary, "k")
 		left := changes
 		l.primary.before = func(ctx context.Context, call string) error {

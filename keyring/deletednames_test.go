@@ -81,7 +81,7 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 
 func (tt deletedNameTest) run(t *testing.T) {
 	ctx := t.Context()
-	l := softLab(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
+	l := newSoftDeleteRing(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
 	versions := tt.makeKeys(t, l)
 	op, version := tt.op, ""
 	if name, i, ok := strings.Cut(tt.op, " "); ok && i == "all" {
@@ -134,7 +134,7 @@ func (tt deletedNameTest) run(t *testing.T) {
 
 // makeKeys makes the deleted keys and the live key, and returns the versions of the deleted keys, followed by names
 // that no version has.
-func (tt deletedNameTest) makeKeys(t *testing.T, l *lab) []string {
+func (tt deletedNameTest) makeKeys(t *testing.T, l *testRing) []string {
 	t.Helper()
 	ctx := t.Context()
 	var versions []string
@@ -163,7 +163,7 @@ func (tt deletedNameTest) makeKeys(t *testing.T, l *lab) []string {
 // create a key of that name.
 func TestDeletedKeyIsRestored(t *testing.T) {
 	ctx := t.Context()
-	l := softLab(t, func(c *Config) {
+	l := newSoftDeleteRing(t, func(c *Config) {
 		c.Policy = rules(t, "key.acl.hers.ALL", "alice", "key.acl.hers.GENERATE_EEK", "maker", "key.acl.his.ALL",
 			"bob", "keytrustee.kms.acl.UNDELETE", "alice", "keytrustee.kms.acl.PURGE", "bob")
 	})

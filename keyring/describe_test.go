@@ -10,7 +10,7 @@ import (
 // TestDescribe: Describe returns the live key first, then the deleted keys. Only users who may undelete or purge
 // deleted keys see the deleted keys. Describe needs the same rights as Metadata, and never returns material.
 func TestDescribe(t *testing.T) {
-	l := softLab(t, func(c *Config) {
+	l := newSoftDeleteRing(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.hidden.MANAGEMENT", "u")...)
 	})
 	ctx := t.Context()
@@ -45,7 +45,7 @@ func TestDescribe(t *testing.T) {
 	_, err = l.Describe(ctx, caller("restorer"), "hidden")
 	wantKind(t, err, claviger.KeyDenied)
 
-	closed := newLab(t, func(c *Config) { c.Policy = rules(t, "hadoop.kms.acl.GET_METADATA", "u") })
+	closed := newTestRing(t, func(c *Config) { c.Policy = rules(t, "hadoop.kms.acl.GET_METADATA", "u") })
 	_, err = closed.Describe(ctx, caller("other"), "k")
 	wantKind(t, err, claviger.Denied)
 }
@@ -55,7 +55,7 @@ func TestDescribeNamesOnly(t *testing.T) {
 	plain := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = plain.Close() })
 	create(t, plain, "k")
-	l := newLab(t, func(c *Config) { c.Primary = plain })
+	l := newTestRing(t, func(c *Config) { c.Primary = plain })
 	got, err := l.Describe(t.Context(), caller("u"), "k")
 	if err != nil || len(got) != 1 || len(got[0].List) != 1 || got[0].List[0].Label != "" ||
 		!got[0].UsesSince.IsZero() {

@@ -100,10 +100,10 @@ func (h *callsHistory) Alias(ctx context.Context, name string) (string, bool, er
 	return h.journal.Alias(ctx, name)
 }
 
-// eachLab is a Ring with a source. The source's key "payroll" was migrated, its key "theirs" was not. The key "own" was
-// made here, and the key "gone" was made and deleted here.
-type eachLab struct {
-	*lab
+// failingRing is a Ring with a source. The source's key "payroll" was migrated, its key "theirs" was not. The key "own"
+// was made here, and the key "gone" was made and deleted here.
+type failingRing struct {
+	*testRing
 	c      *calls
 	far    *farKMS
 	policy atomic.Pointer[authz.Policy] // in force
@@ -112,15 +112,15 @@ type eachLab struct {
 	own, foreign, migrated, older claviger.EDEK
 }
 
-func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
+func newFailingRing(t *testing.T, change ...func(*Config)) *failingRing {
 	t.Helper()
-	w := &eachLab{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
+	w := &failingRing{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true}), before: w.c.at}
 	past := &journal{aliases: map[string]string{}}
 	past.takeOver(t, w.far, primary, "payroll")
 	past.list[0].Numbered, past.list[0].Counted = true, 1
 	store := &storetest.Intercepted{Store: openStore(t), Before: w.c.at}
-	w.lab = newLab(t, func(c *Config) {
+	w.testRing = newTestRing(t, func(c *Config) {
 		c.Primary, c.Reencryption = &callsPrimary{primary, w.c}, true
 		c.History = &callsHistory{past, w.c}
 		c.Sources = []Source{{Provider: w.far, Reencryption: true}}
@@ -164,7 +164,7 @@ func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
 func cached(c *Config) { c.CacheEnable = true }
 
 // setRules replaces the rules.
-func (w *eachLab) setRules(t *testing.T, pairs ...string) {
+func (w *failingRing) setRules(t *testing.T, pairs ...string) {
 	t.Helper()
 	w.policy.Store(rules(t, pairs...)())
 }
@@ -172,8 +172,8 @@ func (w *eachLab) setRules(t *testing.T, pairs ...string) {
 // eachOperation is a request, or a task in the background.
 type eachOperation struct {
 	name    string
-	prepare func(t *testing.T, w *eachLab) // nil: nothing
-	run     func(ctx context.Context, w *eachLab) error
+	prepare func(t *testing.T, w *failingRing) // nil: nothing
+	run     func(ctx context.Context, w *failingRing) error
 }
 
 // errOf drops the result, and returns the error.
@@ -181,82 +181,84 @@ func errOf[T any](_ T, err error) error { return err }
 
 func manageOperations() []eachOperation {
 	u := caller("u")
-	softly := func(t *testing.T, w *eachLab) {
+	softly := func(t *testing.T, w *failingRing) {
 		t.Helper()
 		if err := w.Delete(t.Context(), u, "payroll"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return []eachOperation{
-		{"create", nil, func(ctx context.Context, w *eachLab) error {
+		{"create", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Create(ctx, u, provider.Spec{Name: "new"}))
 		}},
-		{"create beside a deleted key", nil, func(ctx context.Context, w *eachLab) error {
+		{"create beside a deleted key", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Create(ctx, u, provider.Spec{Name: "gone"}))
 		}},
-		{"roll", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Roll(ctx, u, "own", nil)) }},
-		{"roll migrated", rolledThere, func(ctx context.Context, w *eachLab) error {
+		{"roll", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Roll(ctx, u, "own", nil)) }},
+		{"roll migrated", rolledThere, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Roll(ctx, u, "payroll", nil))
 		}},
-		{"delete", nil, func(ctx context.Context, w *eachLab) error { return w.Delete(ctx, u, "own") }},
-		{"undelete", nil, func(ctx context.Context, w *eachLab) error { return w.Undelete(ctx, u, "gone", "") }},
-		{"undelete migrated", softly, func(ctx context.Context, w *eachLab) error {
+		{"delete", nil, func(ctx context.Context, w *failingRing) error { return w.Delete(ctx, u, "own") }},
+		{"undelete", nil, func(ctx context.Context, w *failingRing) error { return w.Undelete(ctx, u, "gone", "") }},
+		{"undelete migrated", softly, func(ctx context.Context, w *failingRing) error {
 			return w.Undelete(ctx, u, "payroll", "")
 		}},
-		{"purge", nil, func(ctx context.Context, w *eachLab) error { return w.Purge(ctx, u, "gone", "") }},
-		{"purge migrated", softly, func(ctx context.Context, w *eachLab) error {
+		{"purge", nil, func(ctx context.Context, w *failingRing) error { return w.Purge(ctx, u, "gone", "") }},
+		{"purge migrated", softly, func(ctx context.Context, w *failingRing) error {
 			return w.Purge(ctx, u, "payroll", "")
 		}},
-		{"purge all", nil, func(ctx context.Context, w *eachLab) error { return w.PurgeAll(ctx, u, "gone") }},
-		{"migrate", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Migrate(ctx, u, "theirs")) }},
-		{"invalidate", nil, func(ctx context.Context, w *eachLab) error { return w.Invalidate(ctx, u, "own") }},
+		{"purge all", nil, func(ctx context.Context, w *failingRing) error { return w.PurgeAll(ctx, u, "gone") }},
+		{"migrate", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Migrate(ctx, u, "theirs")) }},
+		{"invalidate", nil, func(ctx context.Context, w *failingRing) error { return w.Invalidate(ctx, u, "own") }},
 	}
 }
 
 func readOperations() []eachOperation {
 	u := caller("u")
 	return []eachOperation{
-		{"deleted", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Deleted(ctx, u)) }},
-		{"describe", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Describe(ctx, u, "own")) }},
-		{"describe deleted", nil, func(ctx context.Context, w *eachLab) error {
+		{"deleted", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Deleted(ctx, u)) }},
+		{"describe", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Describe(ctx, u, "own")) }},
+		{"describe deleted", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Describe(ctx, u, "gone"))
 		}},
-		{"names", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Names(ctx, u)) }},
-		{"metadata of keys", nil, func(ctx context.Context, w *eachLab) error {
+		{"names", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Names(ctx, u)) }},
+		{"metadata of keys", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.KeysMetadata(ctx, u, []string{"own", "payroll", "theirs"}))
 		}},
-		{"metadata", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Metadata(ctx, u, "own")) }},
-		{"current", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Current(ctx, u, "own")) }},
-		{"version", nil, func(ctx context.Context, w *eachLab) error {
+		{"metadata", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Metadata(ctx, u, "own")) }},
+		{"current", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Current(ctx, u, "own")) }},
+		{"version", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Version(ctx, u, w.own.Version))
 		}},
-		{"versions", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Versions(ctx, u, "own")) }},
+		{"versions", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.Versions(ctx, u, "own")) }},
 	}
 }
 
 func edekOperations() []eachOperation {
 	u := caller("u")
 	return []eachOperation{
-		{"generate", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Generate(ctx, u, "own", 1)) }},
-		{"decrypt", nil, func(ctx context.Context, w *eachLab) error {
+		{"generate", nil, func(ctx context.Context, w *failingRing) error {
+			return errOf(w.Generate(ctx, u, "own", 1))
+		}},
+		{"decrypt", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Decrypt(ctx, u, "own", true, w.own))
 		}},
-		{"decrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
+		{"decrypt migrated", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Decrypt(ctx, u, "payroll", true, w.migrated))
 		}},
-		{"decrypt migrated, older", nil, func(ctx context.Context, w *eachLab) error {
+		{"decrypt migrated, older", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Decrypt(ctx, u, "payroll", true, w.older))
 		}},
-		{"decrypt foreign", nil, func(ctx context.Context, w *eachLab) error {
+		{"decrypt foreign", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Decrypt(ctx, u, "theirs", true, w.foreign))
 		}},
-		{"reencrypt", nil, func(ctx context.Context, w *eachLab) error {
+		{"reencrypt", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Reencrypt(ctx, u, "own", true, w.own))
 		}},
-		{"reencrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
+		{"reencrypt migrated", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.migrated, w.older}))
 		}},
-		{"reencrypt rolled", rolledHere, func(ctx context.Context, w *eachLab) error {
+		{"reencrypt rolled", rolledHere, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.migrated, w.older}))
 		}},
 	}
@@ -264,38 +266,38 @@ func edekOperations() []eachOperation {
 
 func sourceOperations() []eachOperation {
 	return []eachOperation{
-		{"check names", nil, func(ctx context.Context, w *eachLab) error { return w.CheckNames(ctx) }},
-		{"check migrations", nil, func(ctx context.Context, w *eachLab) error { return w.CheckMigrations(ctx) }},
-		{"compare sources", nil, func(ctx context.Context, w *eachLab) error { return w.CompareSources(ctx) }},
-		{"compare rolled sources", rolledThere, func(ctx context.Context, w *eachLab) error {
+		{"check names", nil, func(ctx context.Context, w *failingRing) error { return w.CheckNames(ctx) }},
+		{"check migrations", nil, func(ctx context.Context, w *failingRing) error { return w.CheckMigrations(ctx) }},
+		{"compare sources", nil, func(ctx context.Context, w *failingRing) error { return w.CompareSources(ctx) }},
+		{"compare rolled sources", rolledThere, func(ctx context.Context, w *failingRing) error {
 			return w.CompareSources(ctx)
 		}},
-		{"version that no source has", nil, func(ctx context.Context, w *eachLab) error {
+		{"version that no source has", nil, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Version(ctx, caller("u"), "payroll@5"))
 		}},
-		{"generate by another spelling", spelled, func(ctx context.Context, w *eachLab) error {
+		{"generate by another spelling", spelled, func(ctx context.Context, w *failingRing) error {
 			return errOf(w.Generate(ctx, caller("u"), "PAYROLL", 1))
 		}},
-		{"compare in conflict", func(t *testing.T, w *eachLab) {
+		{"compare in conflict", func(t *testing.T, w *failingRing) {
 			t.Helper()
 			past := w.origins.history.(*callsHistory)
 			past.list[0].Rolled = 2
 			w.origins.forget()
-		}, func(ctx context.Context, w *eachLab) error { return w.CompareSources(ctx) }},
-		{"source use", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.SourceUse(ctx)) }},
-		{"check source", nil, func(ctx context.Context, w *eachLab) error { return w.CheckSource(ctx, 0) }},
+		}, func(ctx context.Context, w *failingRing) error { return w.CompareSources(ctx) }},
+		{"source use", nil, func(ctx context.Context, w *failingRing) error { return errOf(w.SourceUse(ctx)) }},
+		{"check source", nil, func(ctx context.Context, w *failingRing) error { return w.CheckSource(ctx, 0) }},
 	}
 }
 
 // spelled records that the migrated key has other spellings.
-func spelled(t *testing.T, w *eachLab) {
+func spelled(t *testing.T, w *failingRing) {
 	t.Helper()
 	past, _ := w.origins.history.(*callsHistory)
 	past.aliases["payroll"] = "payroll"
 }
 
 // rolledHere rolls the migrated key here.
-func rolledHere(t *testing.T, w *eachLab) {
+func rolledHere(t *testing.T, w *failingRing) {
 	t.Helper()
 	if _, err := w.Roll(t.Context(), caller("u"), "payroll", nil); err != nil {
 		t.Fatal(err)
@@ -303,7 +305,7 @@ func rolledHere(t *testing.T, w *eachLab) {
 }
 
 // rolledThere rolls the migrated key at the source.
-func rolledThere(t *testing.T, w *eachLab) {
+func rolledThere(t *testing.T, w *failingRing) {
 	t.Helper()
 	if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
@@ -362,7 +364,7 @@ func TestEachCallFails(t *testing.T) {
 // try runs the operation while a call fails, and returns the calls; fail and once are those of calls.
 func (o eachOperation) try(t *testing.T, fail int, once bool) (list []string, err error) {
 	t.Helper()
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	if o.prepare != nil {
 		o.prepare(t, w)
 	}

@@ -37,7 +37,7 @@ func closedToAll(t *testing.T) []string {
 func TestEachRequestNeedsItsRight(t *testing.T) {
 	for _, o := range slices.DeleteFunc(requests(), isMigrate) {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t)
+			w := newFailingRing(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -62,7 +62,7 @@ func TestEachRequestNeedsItsRight(t *testing.T) {
 func TestEachRequestNeedsTheKey(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t)
+			w := newFailingRing(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -98,7 +98,7 @@ func (fullAudit) Begin(context.Context, audit.Event) error {
 func TestEachRequestIsRecordedFirst(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t)
+			w := newFailingRing(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -116,7 +116,7 @@ func TestEachRequestIsRecordedFirst(t *testing.T) {
 func TestEachRequestIsRecorded(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t)
+			w := newFailingRing(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -133,7 +133,7 @@ func TestEachRequestIsRecorded(t *testing.T) {
 
 // TestEachRequestAfterClose: after Close no request is served.
 func TestEachRequestAfterClose(t *testing.T) {
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestEachChangeWaitsForTheKey(t *testing.T) {
 			continue // it changes no key
 		}
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t)
+			w := newFailingRing(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -199,7 +199,7 @@ func (l *keyLocks) someWait() bool {
 func TestEachChangeIsSeen(t *testing.T) {
 	for _, o := range manageOperations() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachLab(t, cached)
+			w := newFailingRing(t, cached)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -218,7 +218,7 @@ func TestEachChangeIsSeen(t *testing.T) {
 }
 
 // currentInRing returns the current versions of keys as the Ring shows them; "" for none.
-func (w *eachLab) currentInRing(t *testing.T, keys []string) (versions []string) {
+func (w *failingRing) currentInRing(t *testing.T, keys []string) (versions []string) {
 	t.Helper()
 	for _, key := range keys {
 		if _, err := w.Metadata(t.Context(), caller("u"), key); err != nil {
@@ -238,7 +238,7 @@ func (w *eachLab) currentInRing(t *testing.T, keys []string) (versions []string)
 }
 
 // currentInPrimary returns the current version of a key in the primary.
-func (w *eachLab) currentInPrimary(t *testing.T, key string) string {
+func (w *failingRing) currentInPrimary(t *testing.T, key string) string {
 	t.Helper()
 	v, err := w.primary.Provider.Current(t.Context(), key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -248,7 +248,7 @@ func (w *eachLab) currentInPrimary(t *testing.T, key string) string {
 }
 
 // state returns the content of the primary: versions of keys, and deleted keys.
-func (w *eachLab) state(t *testing.T) map[string][]string {
+func (w *failingRing) state(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
 	names, err := w.primary.Provider.Keys(t.Context())

@@ -15,7 +15,7 @@ import (
 )
 
 func TestGenerate(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	for _, n := range []int{-1, 0} {
 		es, err := l.Generate(t.Context(), caller("u"), "nokey", n)
@@ -50,7 +50,7 @@ func TestGenerate(t *testing.T) {
 // TestGenerateAfterRoll: the next EDEK after a roll belongs to the new version, although the queue was full of EDEKs of
 // the old version.
 func TestGenerateAfterRoll(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	for i := range 20 {
 		if es, _ := l.edeks(t, "k", 3); es[2].Version != fmt.Sprintf("k@%d", i) {
@@ -72,7 +72,7 @@ func TestGenerateAfterRoll(t *testing.T) {
 // TestGenerateAfterInvalidate: after Hadoop's client has called Invalidate, EDEKs belong to the version that another
 // node made.
 func TestGenerateAfterInvalidate(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	l.edeks(t, "k", 1)
 	if _, err := l.primary.Roll(t.Context(), "k", nil); err != nil {
@@ -91,7 +91,7 @@ func TestGenerateAfterInvalidate(t *testing.T) {
 
 // TestGenerateAfterDelete: after the deletion of a key, no EDEK from the queue is returned.
 func TestGenerateAfterDelete(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	l.edeks(t, "k", 1)
 	if err := l.Delete(t.Context(), caller("u"), "k"); err != nil {
@@ -104,7 +104,7 @@ func TestGenerateAfterDelete(t *testing.T) {
 func TestDecrypt(t *testing.T) {
 	for _, authorization := range []bool{true, false} {
 		t.Run(fmt.Sprintf("key authorization %t", authorization), func(t *testing.T) {
-			l := newLab(t, func(c *Config) { c.KeyAuthorization = authorization })
+			l := newTestRing(t, func(c *Config) { c.KeyAuthorization = authorization })
 			create(t, l.primary, "k")
 			create(t, l.primary, "other")
 			es, deks := l.edeks(t, "k", 1)
@@ -159,7 +159,7 @@ func TestDecrypt(t *testing.T) {
 
 // TestConcurrentDecrypts: many concurrent requests read a version once.
 func TestConcurrentDecrypts(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	es, deks := newEDEKs(t, l.primary.Provider, "k@0", 64)
 	var wg sync.WaitGroup
@@ -184,7 +184,7 @@ func TestConcurrentDecrypts(t *testing.T) {
 // of the HSM.
 func TestDecryptsAreNotQueued(t *testing.T) {
 	const requests = 64
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	var calls atomic.Int64
 	all := make(chan struct{})
 	l.primary.before = func(ctx context.Context, call string) error {
@@ -220,7 +220,7 @@ func TestDecryptsAreNotQueued(t *testing.T) {
 // TestRollUnderLoad: during other requests, a new version is used as soon as Roll has returned, and every EDEK can be
 // opened.
 func TestRollUnderLoad(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.QueueSize = 20 })
+	l := newTestRing(t, func(c *Config) { c.QueueSize = 20 })
 	create(t, l.primary, "k")
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -296,7 +296,7 @@ func TestServicePrimary(t *testing.T) {
 
 // TestClosed: after Close nothing is served, and the queue's workers have ended.
 func TestClosed(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	es, _ := l.edeks(t, "k", 1)
 	for range 2 {

@@ -19,7 +19,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 	for _, olds := range []int{0, 1, 3} {
 		for _, untouched := range []int{0, 10} {
 			t.Run(fmt.Sprintf("%d old versions, %d untouched", olds, untouched), func(t *testing.T) {
-				l := newLab(t, nil)
+				l := newTestRing(t, nil)
 				v := create(t, l.primary, "k")
 				var es []claviger.EDEK
 				var deks []secret.Bytes
@@ -61,7 +61,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 
 // TestBatchLooksUpOnce: a batch looks up each distinct version once, in any order, even without a cache.
 func TestBatchLooksUpOnce(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.CacheEnable = false })
+	l := newTestRing(t, func(c *Config) { c.CacheEnable = false })
 	create(t, l.primary, "k")
 	var es []claviger.EDEK
 	for i := range 3 {
@@ -115,7 +115,7 @@ func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, 
 // TestReencryptBatchRefused: one bad EDEK fails the batch. The first version that is missing or of another key gives
 // the error, before any IV is checked.
 func TestReencryptBatchRefused(t *testing.T) {
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Policy = rules(t, append([]string{"key.acl.shut.GENERATE_EEK", "nobody"}, everything...)...)
 	})
 	create(t, l.primary, "k")
@@ -179,7 +179,7 @@ func TestReencryptBatchRefused(t *testing.T) {
 // TestReencryptWithoutKeyAuthorization: the errors have Hadoop's order, but no DEK of one key is wrapped under another
 // key.
 func TestReencryptWithoutKeyAuthorization(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.KeyAuthorization = false })
+	l := newTestRing(t, func(c *Config) { c.KeyAuthorization = false })
 	create(t, l.primary, "k")
 	create(t, l.primary, "other")
 	es, deks := l.edeks(t, "k", 1)
@@ -202,7 +202,7 @@ func TestReencryptWithoutKeyAuthorization(t *testing.T) {
 
 // TestBatchModel compares the results of random batches with the expected results.
 func TestBatchModel(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	names := []string{create(t, l.primary, "k").Name}
 	for range 4 {
 		v, err := l.Roll(t.Context(), caller("u"), "k", nil)

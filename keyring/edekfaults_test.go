@@ -19,7 +19,7 @@ import (
 // key's epoch.
 func TestGenerateAtAnotherKMS(t *testing.T) {
 	shared := newShared(t)
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary, c.Shared = newFarKMS(t, farURI, "k"), shared
 		c.Policy = rules(t, "key.acl.k.GENERATE_EEK", "alice")
 	})
@@ -40,7 +40,7 @@ func TestGenerateAtAnotherKMS(t *testing.T) {
 func TestQueueOfAnotherKey(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		var currents atomic.Int32
-		l := newLab(t, func(c *Config) {
+		l := newTestRing(t, func(c *Config) {
 			c.CacheEnable = false
 			c.Primary = struct{ withoutSoftDelete }{c.Primary.(withoutSoftDelete)}
 			c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
@@ -67,7 +67,7 @@ func TestQueueOfAnotherKey(t *testing.T) {
 
 // TestReplacedAgain: a version that was replaced while it was used is read once more, and not for ever.
 func TestReplacedAgain(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	var calls atomic.Int32
@@ -97,7 +97,7 @@ func TestReplacedAgain(t *testing.T) {
 // TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready, and does
 // not try again.
 func TestFillFindsLostVersion(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	fillQueue(t, l, "k")
 	calls := 0
@@ -117,7 +117,7 @@ func TestFillFindsLostVersion(t *testing.T) {
 
 // TestDecryptFindsLostVersion: a decryption that finds the version lost drops the EDEKs that are ready.
 func TestDecryptFindsLostVersion(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	es := fillQueue(t, l, "k")
 	var lost atomic.Bool
@@ -151,7 +151,7 @@ func (k *keepingCrypter) Unwrap(ctx context.Context, v claviger.KeyVersion, as s
 // TestDEKsAreWipedAfterFaults: a DEK that is not returned is wiped.
 func TestDEKsAreWipedAfterFaults(t *testing.T) {
 	store := &downUses{Store: openStore(t)}
-	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+	l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	create(t, l.primary, "k")
 	numbered(t, store.Store, "k", 0)
 	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
@@ -179,7 +179,7 @@ func TestDEKsAreWipedAfterFaults(t *testing.T) {
 
 // TestForeignDEKIsWipedAfterFaults: a DEK that a source has opened is wiped if the request gets no slot again.
 func TestForeignDEKIsWipedAfterFaults(t *testing.T) {
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	s := w.sources.list[0]
 	keep := &keepingCrypter{crypter: s.crypter, length: len(w.foreign.Material)}
 	s.crypter = keep
@@ -197,7 +197,7 @@ func TestForeignDEKIsWipedAfterFaults(t *testing.T) {
 func TestSpellingNotKnown(t *testing.T) {
 	for fail, want := range []error{nil, errInjected, errInjected} { // of the key in the request, and of the EDEK's key
 		c := &calls{fail: fail, once: true}
-		l := newLab(t, func(cfg *Config) {
+		l := newTestRing(t, func(cfg *Config) {
 			cfg.History = &callsHistory{&journal{aliases: map[string]string{"k": "k"}}, c}
 		})
 		create(t, l.primary, "k")
@@ -227,7 +227,7 @@ var _ metastore.Epochs = keyedEpochs{}
 // TestEpochOfAnotherSpelling: the epoch is read also for a key that is requested by another spelling of its name.
 func TestEpochOfAnotherSpelling(t *testing.T) {
 	past := &journal{aliases: map[string]string{"k": "k"}}
-	l := newLab(t, func(c *Config) { c.History, c.Shared = past, keyedEpochs{newShared(t), "k"} })
+	l := newTestRing(t, func(c *Config) { c.History, c.Shared = past, keyedEpochs{newShared(t), "k"} })
 	create(t, l.primary, "k")
 	if es, err := l.Generate(t.Context(), caller("u"), "K", 1); !errors.Is(err, errInjected) {
 		t.Errorf("the epoch of k is not known: %v, %v", es, err)

@@ -56,8 +56,8 @@ func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Impor
 		ACLName: ms[0].ACLName()})
 }
 
-// spellingLab is a lab with the key k, whose source answers to every spelling. Only nn has rights.
-func spellingLab(t *testing.T) *lab {
+// newFoldingRing is a testRing with the key k, whose source answers to every spelling. Only nn has rights.
+func newFoldingRing(t *testing.T) *testRing {
 	t.Helper()
 	l, _ := withSource(t, func(c *Config) {
 		c.CacheEnable = true
@@ -70,7 +70,7 @@ func spellingLab(t *testing.T) *lab {
 // TestOtherSpellings: a zone keeps the spelling with which it was made, "Finance", of a key that its source listed as
 // "finance". All requests of HDFS work with that spelling.
 func TestOtherSpellings(t *testing.T) {
-	l, nn := spellingLab(t), caller("nn")
+	l, nn := newFoldingRing(t), caller("nn")
 	for range 2 { // with an empty cache, then from the cache
 		es, err := l.Generate(t.Context(), nn, "K", 2)
 		if err != nil || len(es) != 2 {
@@ -118,7 +118,7 @@ func TestOtherSpellings(t *testing.T) {
 // TestOtherSpellingsOfOthers: each operation checks the rules of the key that a spelling means, and does nothing to it
 // for a user without rights, with and without the spelling in the cache.
 func TestOtherSpellingsOfOthers(t *testing.T) {
-	l, nn := spellingLab(t), caller("nn")
+	l, nn := newFoldingRing(t), caller("nn")
 	if _, err := l.Generate(t.Context(), nn, "K", 1); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestOtherSpellingsOfOthers(t *testing.T) {
 }
 
 // operationsOf returns requests of a user for the key k under a spelling of its name.
-func operationsOf(t *testing.T, l *lab, user claviger.Caller, spelling string) map[string]func() error {
+func operationsOf(t *testing.T, l *testRing, user claviger.Caller, spelling string) map[string]func() error {
 	t.Helper()
 	return map[string]func() error{
 		"invalidate": func() error { return keepsQueue(t, l, user, spelling) },
@@ -161,7 +161,7 @@ func operationsOf(t *testing.T, l *lab, user claviger.Caller, spelling string) m
 }
 
 // keepsQueue calls Invalidate, and checks that the ready-made EDEKs are still there.
-func keepsQueue(t *testing.T, l *lab, user claviger.Caller, spelling string) error {
+func keepsQueue(t *testing.T, l *testRing, user claviger.Caller, spelling string) error {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); l.Queued() == 0 &&
 		time.Now().Before(end); time.Sleep(time.Millisecond) {
@@ -179,7 +179,7 @@ func keepsQueue(t *testing.T, l *lab, user claviger.Caller, spelling string) err
 
 // TestMissingByTheJournal: an error "not found" includes what the journal has about the key.
 func TestMissingByTheJournal(t *testing.T) {
-	l := softLab(t, func(c *Config) { c.History = &journal{} })
+	l := newSoftDeleteRing(t, func(c *Config) { c.History = &journal{} })
 	j, _ := l.cfg.History.(*journal)
 	at := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
 	j.list = []Origin{
@@ -301,7 +301,7 @@ func TestMissingIsNotCached(t *testing.T) {
 // cannot be read, that is an error.
 func TestTakenOver(t *testing.T) {
 	past := &journal{}
-	l := newLab(t, func(c *Config) { c.History = past })
+	l := newTestRing(t, func(c *Config) { c.History = past })
 	key := &claviger.Metadata{Name: "k", Created: time.UnixMilli(1000)}
 	acl := key.ACLName()
 	for _, tt := range []struct {

@@ -27,10 +27,10 @@ func (p *leasing) Lease(ctx context.Context, version string, length time.Duratio
 	return err
 }
 
-func newImpliedLab(t *testing.T, change func(*Config)) (*lab, *leasing) {
+func newImpliedRing(t *testing.T, change func(*Config)) (*testRing, *leasing) {
 	t.Helper()
 	var p *leasing
-	l := newLab(t, func(cfg *Config) {
+	l := newTestRing(t, func(cfg *Config) {
 		counting, _ := cfg.Primary.(*counting)
 		p = &leasing{counting: counting}
 		cfg.Primary, cfg.ImpliedLease = p, time.Minute
@@ -44,7 +44,7 @@ func newImpliedLab(t *testing.T, change func(*Config)) (*lab, *leasing) {
 // TestImplied: EDEKs are made under the current version without an encryption, under the rules of the key and with its
 // audit line, and only while the provider gives a lease: none are kept ready.
 func TestImplied(t *testing.T) {
-	l, p := newImpliedLab(t, func(cfg *Config) {
+	l, p := newImpliedRing(t, func(cfg *Config) {
 		cfg.Policy = rules(t, "key.acl.k.GENERATE_EEK", "maker", "key.acl.k.MANAGEMENT", "maker")
 	})
 	create(t, l.primary, "k")
@@ -96,7 +96,7 @@ func TestImplied(t *testing.T) {
 // none, although this node has the key in its caches and the provider would give a lease of the old version.
 func TestImpliedElsewhere(t *testing.T) {
 	s := newShared(t)
-	l, _ := newImpliedLab(t, func(cfg *Config) { cfg.Shared = s })
+	l, _ := newImpliedRing(t, func(cfg *Config) { cfg.Shared = s })
 	create(t, l.primary, "k")
 	l.edeks(t, "k", 1)
 	if _, err := l.primary.Roll(t.Context(), "k", nil); err != nil {

@@ -43,7 +43,7 @@ func (a *downUses) RecordUses(ctx context.Context, uses []metastore.LastUse) err
 func TestUsedVersionWithoutTheStore(t *testing.T) {
 	ctx := t.Context()
 	store := &downUses{Store: openStore(t)}
-	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+	l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	edeks := map[string]claviger.EDEK{}
 	for _, key := range []string{"used", "old", "new"} {
 		create(t, l.primary, key)

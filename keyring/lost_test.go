@@ -14,7 +14,7 @@ import (
 // TestNoEDEKsOfLostVersions: once a version is known to be lost, no EDEK that was made under it before is returned,
 // because nobody could open it.
 func TestNoEDEKsOfLostVersions(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	var lost atomic.Bool
 	l.primary.before = func(_ context.Context, call string) error {
@@ -50,7 +50,7 @@ func (p *losing) OnLost(f func(key string)) { p.lost = f }
 // was lost.
 func TestLostVersionsAreReported(t *testing.T) {
 	var primary *losing
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		primary = &losing{counting: c.Primary.(*counting)}
 		c.Primary = primary
 	})
@@ -71,7 +71,7 @@ func TestLostVersionsAreReported(t *testing.T) {
 // TestConflictIsNotReencrypted: a migrated key was rolled at its source since, so one name is two versions. The
 // source's EDEK opens here to a wrong DEK, which is not re-encrypted.
 func TestConflictIsNotReencrypted(t *testing.T) {
-	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s := newShadowRing(t, migrated, "present", "payroll", false)
 	v, err := s.primary.Current(t.Context(), "payroll")
 	if err != nil {
 		t.Fatal(err)

@@ -29,13 +29,13 @@ const (
 // The key of TestMadeAtAFormerPrimary, its version in two places, and the URI of the keystore.
 const formerKey, formerVersion, keystoreURI = "pin", "pin@1", "jceks://file@/var/lib/claviger/kms.keystore"
 
-// formerLab is a lab whose key was taken over from far into a keystore, and later into the primary.
-type formerLab struct {
-	*lab
+// formerPrimaryRing is a testRing whose key was taken over from far into a keystore, and later into the primary.
+type formerPrimaryRing struct {
+	*testRing
 	far, keystore *farKMS
 }
 
-func newFormerLab(t *testing.T, order string) *formerLab {
+func newFormerPrimaryRing(t *testing.T, order string) *formerPrimaryRing {
 	t.Helper()
 	ctx := t.Context()
 	far := newFarKMS(t, farURI, formerKey)
@@ -61,7 +61,7 @@ func newFormerLab(t *testing.T, order string) *formerLab {
 	there, here := of, of
 	here.Source, here.Counted = farURI, 1
 	there.Source, there.Counted, there.MadeThere = keystoreURI, 2, []string{formerVersion}
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary, c.Reencryption = primary, true
 		c.History = &journal{list: []Origin{here, there}}
 		switch order {
@@ -73,11 +73,11 @@ func newFormerLab(t *testing.T, order string) *formerLab {
 			c.Sources = []Source{{Provider: far, Reencryption: true}}
 		}
 	})
-	return &formerLab{l, far, keystore}
+	return &formerPrimaryRing{l, far, keystore}
 }
 
 // opens checks that the EDEK is opened and re-encrypted with the right DEK.
-func (l *formerLab) opens(t *testing.T, when string, e claviger.EDEK, dek []byte) {
+func (l *formerPrimaryRing) opens(t *testing.T, when string, e claviger.EDEK, dek []byte) {
 	t.Helper()
 	ctx := t.Context()
 	if got, err := l.Decrypt(ctx, caller("u"), formerKey, true, e); err != nil || !got.Equal(dek) {
@@ -94,7 +94,7 @@ func (l *formerLab) opens(t *testing.T, when string, e claviger.EDEK, dek []byte
 }
 
 // refuses checks that the EDEKs are neither opened nor re-encrypted, and that the error has the cure.
-func (l *formerLab) refuses(t *testing.T, when string, edeks map[string]claviger.EDEK) {
+func (l *formerPrimaryRing) refuses(t *testing.T, when string, edeks map[string]claviger.EDEK) {
 	t.Helper()
 	for what, e := range edeks {
 		_, err := l.Decrypt(t.Context(), caller("u"), formerKey, true, e)
@@ -111,7 +111,7 @@ func (l *formerLab) refuses(t *testing.T, when string, edeks map[string]claviger
 
 func madeAtAFormerPrimary(t *testing.T, order string) {
 	ctx := t.Context()
-	l := newFormerLab(t, order)
+	l := newFormerPrimaryRing(t, order)
 	inKeystore, deks := newEDEKs(t, l.keystore.blocks, formerVersion, 1)
 	if order != noKeystore {
 		l.opens(t, "before the roll", inKeystore[0], deks[0])

@@ -13,7 +13,7 @@ import (
 // TestUnreadJournalDecidesNothing: while the journal cannot be read, no source is
 // chosen for a version that a migration may have made.
 func TestUnreadJournalDecidesNothing(t *testing.T) {
-	l := newFormerLab(t, keystoreFirst)
+	l := newFormerPrimaryRing(t, keystoreFirst)
 	l.origins.history = &journal{fail: errInjected}
 	v := claviger.ParseVersion(formerVersion)
 	if uri, err := l.formerPrimaryOf(t.Context(), v); uri != "" || !errors.Is(err, errInjected) {
@@ -27,7 +27,7 @@ func TestUnreadJournalDecidesNothing(t *testing.T) {
 
 // countsMore makes the source count one version more than it has, as while one of
 // its nodes has not seen a roll yet.
-func (l *formerLab) countsMore(t *testing.T) {
+func (l *formerPrimaryRing) countsMore(t *testing.T) {
 	t.Helper()
 	m, err := l.far.Metadata(t.Context(), formerKey)
 	if err != nil {
@@ -46,7 +46,7 @@ func (l *formerLab) countsMore(t *testing.T) {
 // while another source may have a version of its name, and is not re-encrypted
 // before that source has answered, for long enough, that it has none.
 func TestOtherSourceIsNotKnown(t *testing.T) {
-	l := newFormerLab(t, keystoreFirst)
+	l := newFormerPrimaryRing(t, keystoreFirst)
 	es, deks := newEDEKs(t, l.keystore.blocks, formerVersion, 1)
 	decrypts := func(when string) {
 		t.Helper()

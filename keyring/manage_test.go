@@ -42,7 +42,7 @@ func TestCreateRefused(t *testing.T) {
 			claviger.MaterialLength, "Wrong key length. Required 256, but got 128"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := newLab(t, nil)
+			l := newTestRing(t, nil)
 			create(t, l.primary, "k")
 			_, err := l.Create(t.Context(), caller("u"), c.spec)
 			wantKind(t, err, c.kind)
@@ -64,7 +64,7 @@ func TestCreate(t *testing.T) {
 	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
 	description := "für die Finanz"
 	t.Run("defaults", func(t *testing.T) {
-		l := newLab(t, func(c *Config) { c.DefaultCipher, c.DefaultBitLength = "AES/CBC/NoPadding", 256 })
+		l := newTestRing(t, func(c *Config) { c.DefaultCipher, c.DefaultBitLength = "AES/CBC/NoPadding", 256 })
 		if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k",
 			Description: &description}); err != nil {
 			t.Fatal(err)
@@ -84,7 +84,7 @@ func TestCreate(t *testing.T) {
 	})
 	t.Run("ACL name", func(t *testing.T) {
 		for given, want := range map[string]string{"other": "other", "": "k"} {
-			l := newLab(t, nil)
+			l := newTestRing(t, nil)
 			attributes := map[string]string{claviger.ACLNameAttribute: given, "x": "y"}
 			if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k",
 				Attributes: attributes}); err != nil {
@@ -100,7 +100,7 @@ func TestCreate(t *testing.T) {
 		}
 	})
 	t.Run("without key authorization", func(t *testing.T) {
-		l := newLab(t, func(c *Config) { c.KeyAuthorization, c.Policy = false, rules(t) })
+		l := newTestRing(t, func(c *Config) { c.KeyAuthorization, c.Policy = false, rules(t) })
 		if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k"}); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestCreate(t *testing.T) {
 	t.Run("sealed provider", func(t *testing.T) {
 		p := memory.New(memory.Config{Sealed: true})
 		t.Cleanup(func() { _ = p.Close() })
-		l := newLab(t, func(c *Config) { c.Primary = p })
+		l := newTestRing(t, func(c *Config) { c.Primary = p })
 		_, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k", Material: material})
 		wantKind(t, err, claviger.Unsupported)
 	})
@@ -119,7 +119,7 @@ func TestCreate(t *testing.T) {
 
 // TestRollRefused: a roll of a missing key, or with material of a wrong length, makes no version.
 func TestRollRefused(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	_, err := l.Roll(t.Context(), caller("u"), "nokey", nil)
 	wantKind(t, err, claviger.KeyNotFound)
@@ -137,7 +137,7 @@ func TestRollRefused(t *testing.T) {
 
 // TestMaterialIsWithheld: material is shown only with the right GET, and is a copy.
 func TestMaterialIsWithheld(t *testing.T) {
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Policy = rules(t, append([]string{"hadoop.kms.acl.GET", "reader"}, everything...)...)
 	})
 	for _, user := range []string{"reader", "maker"} {
@@ -181,7 +181,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 
 // TestSlowCreateBlocksNoOthers: while an HSM makes one key slowly, other keys can be made and all keys can be read.
 func TestSlowCreateBlocksNoOthers(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	begun, release := make(chan struct{}), make(chan struct{})
 	var creating atomic.Int64
 	l.primary.before = func(_ context.Context, call string) error {
@@ -238,7 +238,7 @@ func TestSlowCreateBlocksNoOthers(t *testing.T) {
 func TestFailedRollDropsCache(t *testing.T) {
 	primary := &counting{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	t.Cleanup(func() { _ = primary.Provider.Close() })
-	l := newLab(t, func(c *Config) { c.Primary = &lostAnswer{primary} })
+	l := newTestRing(t, func(c *Config) { c.Primary = &lostAnswer{primary} })
 	l.primary = primary
 	create(t, l.primary, "k")
 	l.edeks(t, "k", 1)

@@ -45,7 +45,7 @@ func (p *plainKeys) Check(context.Context) error { return p.err }
 func TestPlainPrimary(t *testing.T) {
 	p := newPlain(t)
 	create(t, p, "k")
-	l := newLab(t, func(c *Config) { c.Primary = p })
+	l := newTestRing(t, func(c *Config) { c.Primary = p })
 	_, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k", Material: secret.Bytes("short")})
 	wantKind(t, err, claviger.KeyExists) // the key is looked for before the material is checked
 	p.err = claviger.E("test", claviger.Unavailable, "k", errInjected)
@@ -74,7 +74,7 @@ func TestCreateInHadoopsOrder(t *testing.T) {
 
 // TestRollChecksMaterialFirst: the primary gets no material of a wrong length.
 func TestRollChecksMaterialFirst(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "Change" {
@@ -89,7 +89,7 @@ func TestRollChecksMaterialFirst(t *testing.T) {
 // TestCreateForgetsTheKeyBefore: another process deleted a key that is in memory.
 // After the name's key is made again here, it is the new key that is shown.
 func TestCreateForgetsTheKeyBefore(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
 	if _, err := l.Current(t.Context(), caller("u"), "k"); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestCreateForgetsTheKeyBefore(t *testing.T) {
 // TestUnreadAliases: while it is not known which key a spelling means, an
 // operation on it fails, and does not say that there is no such key.
 func TestUnreadAliases(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.History = &journal{fail: errInjected} })
+	l := newTestRing(t, func(c *Config) { c.History = &journal{fail: errInjected} })
 	_, rolled := l.Roll(t.Context(), caller("u"), "none", nil)
 	_, versions := l.Versions(t.Context(), caller("u"), "none")
 	for what, err := range map[string]error{
@@ -132,7 +132,7 @@ func (mutedKeys) Announce(context.Context, metastore.Notice) error { return errI
 // is an error.
 func TestInvalidateReachesAllNodes(t *testing.T) {
 	s := mutedKeys{newShared(t)}
-	l := newLab(t, func(c *Config) { c.Primary, c.Shared = s, s })
+	l := newTestRing(t, func(c *Config) { c.Primary, c.Shared = s, s })
 	if err := l.Invalidate(t.Context(), caller("u"), "k"); !errors.Is(err, errInjected) {
 		t.Error(err)
 	}
@@ -143,7 +143,7 @@ func TestInvalidateReachesAllNodes(t *testing.T) {
 func TestNothingFromMemoryAfterTheLease(t *testing.T) {
 	s := newShared(t)
 	create(t, s, "k")
-	l := newLab(t, func(c *Config) { c.Primary, c.Shared, c.Lease = s, s, time.Minute })
+	l := newTestRing(t, func(c *Config) { c.Primary, c.Shared, c.Lease = s, s, time.Minute })
 	if _, err := l.Version(t.Context(), caller("u"), "k@0"); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestCloseReturnsTheErrorOfItsWrites(t *testing.T) {
 
 // TestGroupsOfTheConfig: the rules of groups use the groups that the Config gives.
 func TestGroupsOfTheConfig(t *testing.T) {
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Groups = func(user string) []string { return map[string][]string{"u": {"ops"}}[user] }
 		c.Policy = rules(t, "hadoop.kms.acl.GET_KEYS", " ops")
 	})
@@ -205,7 +205,7 @@ func (k *keptMaterial) Versions(ctx context.Context, key string) ([]claviger.Key
 func TestMaterialIsWiped(t *testing.T) {
 	k := &keptMaterial{plainKeys: newPlain(t)}
 	create(t, k, "k")
-	l := newLab(t, func(c *Config) { c.Primary = k; c.Policy = rules(t, "key.acl.k.ALL", "alice") })
+	l := newTestRing(t, func(c *Config) { c.Primary = k; c.Policy = rules(t, "key.acl.k.ALL", "alice") })
 	_, err := l.Versions(t.Context(), caller("mallory"), "k")
 	wantKind(t, err, claviger.KeyDenied)
 	if _, err := l.Ring.primary.versionNames(t.Context(), "k"); err != nil {
@@ -224,7 +224,7 @@ func TestMaterialIsWiped(t *testing.T) {
 // TestRulesBeforeAnEDEKIsMade: for a user without the right no EDEK is made.
 // Without key authorization no metadata is read.
 func TestRulesBeforeAnEDEKIsMade(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.Policy = rules(t, "key.acl.k.ALL", "alice") })
+	l := newTestRing(t, func(c *Config) { c.Policy = rules(t, "key.acl.k.ALL", "alice") })
 	create(t, l.primary, "k")
 	_, err := l.Generate(t.Context(), caller("mallory"), "k", 1)
 	wantKind(t, err, claviger.KeyDenied)

@@ -27,7 +27,7 @@ func (o oneKey) RunKey(_ context.Context, key string) ([]string, error) {
 // without the right does not learn which keys the source has.
 func TestMigrate(t *testing.T) {
 	for _, byKey := range []bool{true, false} {
-		l := newLab(t, func(c *Config) {
+		l := newTestRing(t, func(c *Config) {
 			c.Policy = rules(t, append(slices.Clone(everything), "key.acl.guard.MIGRATE", "mover",
 				"key.acl.k.MIGRATE", "other", "key.acl.none.MIGRATE", "mover")...)
 			c.KeyAuthorization, c.Migrator = byKey, oneKey{}
@@ -61,10 +61,10 @@ func TestMigrate(t *testing.T) {
 
 // TestMigrateWithoutSource: without a source there is nothing to migrate, and a migration that failed is not audited.
 func TestMigrateWithoutSource(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	_, err := l.Migrate(t.Context(), caller("u"), "k")
 	wantKind(t, err, claviger.Unsupported)
-	failing := newLab(t, func(c *Config) {
+	failing := newTestRing(t, func(c *Config) {
 		c.Policy = rules(t, append(slices.Clone(everything), "default.key.acl.MIGRATE", "*")...)
 		c.Migrator = oneKey{err: claviger.Errorf("test", claviger.Invalid, "k", "another key of that name is here")}
 	})

@@ -84,7 +84,7 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, decision
 
 // delete deletes the key here. used: the key is used before. compared: the sources are compared before. gone says
 // whether the key is also purged, and migrated again.
-func (w *conflictLab) delete(t *testing.T, used, compared bool, gone string) {
+func (w *conflictRing) delete(t *testing.T, used, compared bool, gone string) {
 	t.Helper()
 	const key = "payroll"
 	if used {
@@ -109,7 +109,7 @@ func (w *conflictLab) delete(t *testing.T, used, compared bool, gone string) {
 }
 
 // changeSource brings the source into the state that the test row names.
-func (w *conflictLab) changeSource(t *testing.T, source string) {
+func (w *conflictRing) changeSource(t *testing.T, source string) {
 	t.Helper()
 	const key = "payroll"
 	switch source {
@@ -133,7 +133,7 @@ func (w *conflictLab) changeSource(t *testing.T, source string) {
 }
 
 // decryptsAs checks the outcome of decrypting the EDEKs under the shared name: "ok" (by the source), "503" or "404".
-func (w *conflictLab) decryptsAs(t *testing.T, source, opens string) {
+func (w *conflictRing) decryptsAs(t *testing.T, source, opens string) {
 	t.Helper()
 	for what, e := range w.both() {
 		dek, err := w.decrypt(t, e)
@@ -151,7 +151,7 @@ func (w *conflictLab) decryptsAs(t *testing.T, source, opens string) {
 }
 
 // reencryptsAs checks that the source's EDEK is re-encrypted if decryptsAs wants it opened, and is refused otherwise.
-func (w *conflictLab) reencryptsAs(t *testing.T, gone, source, decision, opens string) {
+func (w *conflictRing) reencryptsAs(t *testing.T, gone, source, decision, opens string) {
 	t.Helper()
 	out, err := w.reencryptOne(t, w.sourceEDEK)
 	want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
@@ -174,7 +174,7 @@ func (w *conflictLab) reencryptsAs(t *testing.T, gone, source, decision, opens s
 // since. After its undeletion the key is in conflict, whether the journal has recorded the conflict or not.
 func TestUndeletedIntoAConflict(t *testing.T) {
 	for _, recorded := range []bool{false, true} {
-		w := newConflictLab(t)
+		w := newConflictRing(t)
 		if err := w.Delete(t.Context(), caller("alice"), "payroll"); err != nil {
 			t.Fatal(err)
 		}
@@ -243,11 +243,11 @@ func (a *countedUses) NeverUsed(ctx context.Context, version string) (bool, erro
 	return a.Store.NeverUsed(ctx, version)
 }
 
-// newRecorded is newConflictLab with a store that records whether the version here was used.
-func newRecorded(t *testing.T) (*conflictLab, *sqlite.Store) {
+// newRecorded is newConflictRing with a store that records whether the version here was used.
+func newRecorded(t *testing.T) (*conflictRing, *sqlite.Store) {
 	t.Helper()
 	store := openStore(t) // it outlives the ring
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.number(t, store, w.shared)
 	w.cfg.Settings, w.cfg.Numbers, w.cfg.LastUses = store, store, store
 	w.used = newLastUses(store, w.log)
@@ -255,7 +255,7 @@ func newRecorded(t *testing.T) (*conflictLab, *sqlite.Store) {
 }
 
 // number makes the store assign a version's number, as it does when the HSM provider makes the version.
-func (w *conflictLab) number(t *testing.T, store *sqlite.Store, version string) {
+func (w *conflictRing) number(t *testing.T, store *sqlite.Store, version string) {
 	t.Helper()
 	n, _ := claviger.VersionNumber(version)
 	numbered(t, store, "payroll", n)
@@ -278,7 +278,7 @@ func numbered(t *testing.T, store *sqlite.Store, key string, n int) {
 }
 
 // madeAgain migrates the source's key once more, under the next number.
-func (w *conflictLab) madeAgain(t *testing.T) {
+func (w *conflictRing) madeAgain(t *testing.T) {
 	t.Helper()
 	ms, err := w.far.Provider.Metadata(t.Context(), "payroll")
 	if err != nil {
@@ -295,7 +295,7 @@ func (w *conflictLab) madeAgain(t *testing.T) {
 }
 
 // restartOn imitates a restart, on the same store, of a process that was killed.
-func (w *conflictLab) restartOn(t *testing.T, store *sqlite.Store) {
+func (w *conflictRing) restartOn(t *testing.T, store *sqlite.Store) {
 	t.Helper()
 	w.queue.Close() // a refill reads what is replaced here
 	queue, err := eek.NewQueue(eek.QueueConfig{

@@ -12,11 +12,11 @@ import (
 	"claviger/secret"
 )
 
-// changedAtCall returns a lab whose primary changes once: before it answers the nth call of that name. noMetadata: the
-// primary returns versions without metadata.
-func changedAtCall(t *testing.T, noMetadata bool, call string, n int32, change func(*lab)) *lab {
+// changedAtCall returns a testRing whose primary changes once: before it answers the nth call of that name. noMetadata:
+// the primary returns versions without metadata.
+func changedAtCall(t *testing.T, noMetadata bool, call string, n int32, change func(*testRing)) *testRing {
 	t.Helper()
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})
@@ -32,7 +32,7 @@ func changedAtCall(t *testing.T, noMetadata bool, call string, n int32, change f
 }
 
 // createWithACLName makes key "k" with that ACL name in the primary, as another process does.
-func createWithACLName(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
+func createWithACLName(t *testing.T, l *testRing, aclName string) claviger.KeyVersion {
 	t.Helper()
 	time.Sleep(2 * time.Millisecond) // two keys of one name differ in their times of creation, as outside tests
 	v, err := l.primary.Provider.Create(t.Context(), provider.Spec{
@@ -47,8 +47,8 @@ func createWithACLName(t *testing.T, l *lab, aclName string) claviger.KeyVersion
 
 // replaceKey returns a change by another process: key "k" is deleted, and a user makes another key of the name, with
 // that ACL name.
-func replaceKey(t *testing.T, aclName string) func(*lab) {
-	return func(l *lab) {
+func replaceKey(t *testing.T, aclName string) func(*testRing) {
+	return func(l *testRing) {
 		if err := l.primary.Delete(t.Context(), "k"); err != nil {
 			t.Error(err)
 		}
@@ -57,15 +57,15 @@ func replaceKey(t *testing.T, aclName string) func(*lab) {
 }
 
 // replaceAndRollKey is like replaceKey, but the new key is also rolled.
-func replaceAndRollKey(t *testing.T, aclName string) func(*lab) {
-	return func(l *lab) {
+func replaceAndRollKey(t *testing.T, aclName string) func(*testRing) {
+	return func(l *testRing) {
 		replaceKey(t, aclName)(l)
 		rollKey(t, l)
 	}
 }
 
 // rollKey rolls key "k" in the primary, as another process does.
-func rollKey(t *testing.T, l *lab) {
+func rollKey(t *testing.T, l *testRing) {
 	t.Helper()
 	if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
 		t.Error(err)
@@ -77,32 +77,32 @@ func rollKey(t *testing.T, l *lab) {
 // ACL name mallorys.
 func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 	mallory := caller("mallory")
-	ops := map[string]func(l *lab) (shown bool, err error){
-		"current": func(l *lab) (bool, error) {
+	ops := map[string]func(l *testRing) (shown bool, err error){
+		"current": func(l *testRing) (bool, error) {
 			v, err := l.Current(t.Context(), mallory, "k")
 			return v != nil, err
 		},
-		"versions": func(l *lab) (bool, error) {
+		"versions": func(l *testRing) (bool, error) {
 			vs, err := l.Versions(t.Context(), mallory, "k")
 			return len(vs) > 0, err
 		},
-		"version": func(l *lab) (bool, error) {
+		"version": func(l *testRing) (bool, error) {
 			v, err := l.Version(t.Context(), mallory, "k@0")
 			return v != nil, err
 		},
-		"metadata": func(l *lab) (bool, error) {
+		"metadata": func(l *testRing) (bool, error) {
 			m, err := l.Metadata(t.Context(), mallory, "k")
 			return m != nil, err
 		},
-		"keys metadata": func(l *lab) (bool, error) {
+		"keys metadata": func(l *testRing) (bool, error) {
 			ms, err := l.KeysMetadata(t.Context(), mallory, []string{"k"})
 			return len(ms) == 1 && ms[0] != nil, err
 		},
-		"describe": func(l *lab) (bool, error) {
+		"describe": func(l *testRing) (bool, error) {
 			ds, err := l.Describe(t.Context(), mallory, "k")
 			return len(ds) > 0, err
 		},
-		"generate": func(l *lab) (bool, error) {
+		"generate": func(l *testRing) (bool, error) {
 			es, err := l.Generate(t.Context(), mallory, "k", 1)
 			return len(es) > 0, err
 		},
@@ -114,10 +114,10 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 				noMetadata, n := i >= 4, i%4+1
 				for event, c := range map[string]struct {
 					before string // ACL name of the first key; "": none
-					change func(*lab)
+					change func(*testRing)
 					after  string // ACL name of the key after the change
 				}{
-					"created":             {"", func(l *lab) { createWithACLName(t, l, "alices") }, "alices"},
+					"created":             {"", func(l *testRing) { createWithACLName(t, l, "alices") }, "alices"},
 					"replaced by alice":   {"mallorys", replaceKey(t, "alices"), "alices"},
 					"replaced by mallory": {"alices", replaceKey(t, "mallorys"), "mallorys"},
 				} {
@@ -151,7 +151,7 @@ func TestMaterialIsOfTheCheckedKey(t *testing.T) {
 			for _, old := range []string{"alices", "mallorys"} {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
 				var second claviger.KeyVersion
-				l := changedAtCall(t, noMetadata, call, n, func(l *lab) {
+				l := changedAtCall(t, noMetadata, call, n, func(l *testRing) {
 					replaceKey(t, other)(l)
 					second, _ = l.primary.Provider.Current(t.Context(), "k")
 				})
@@ -204,14 +204,14 @@ func TestUseIsOfTheCheckedKey(t *testing.T) {
 func decryptionWhileReplaced(t *testing.T, cached bool) {
 	mallory := caller("mallory")
 	var hers claviger.EDEK
-	l := changedAtCall(t, false, "EncryptBlocks", 1, func(l *lab) {
+	l := changedAtCall(t, false, "EncryptBlocks", 1, func(l *testRing) {
 		replaceKey(t, "alices")(l)
 		es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 		hers = es[0]
 	})
 	if cached {
 		first := l
-		l = newLab(t, func(c *Config) {
+		l = newTestRing(t, func(c *Config) {
 			c.Primary = first.primary
 			c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 		})
@@ -262,7 +262,7 @@ func reencryptionWhileOpen(t *testing.T) {
 }
 
 // notMallorys checks that mallory cannot open an EDEK to alice's DEK.
-func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
+func notMallorys(t *testing.T, l *testRing, e claviger.EDEK, dek secret.Bytes) {
 	t.Helper()
 	if got, err := l.Decrypt(t.Context(), caller("mallory"), "k", true, e); err == nil && got.Equal(dek) {
 		t.Error("alice's DEK is encrypted under mallory's key")
@@ -272,12 +272,12 @@ func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
 // TestChangesAreOfTheCheckedKey: after mallory's rights were checked, another process replaces the key by alice's key.
 // mallory cannot roll or delete alice's key.
 func TestChangesAreOfTheCheckedKey(t *testing.T) {
-	for what, change := range map[string]func(l *lab) error{
-		"roll": func(l *lab) error {
+	for what, change := range map[string]func(l *testRing) error{
+		"roll": func(l *testRing) error {
 			_, err := l.Roll(t.Context(), caller("mallory"), "k", make([]byte, 16))
 			return err
 		},
-		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
+		"delete": func(l *testRing) error { return l.Delete(t.Context(), caller("mallory"), "k") },
 	} {
 		l := changedAtCall(t, false, "Change", 1, replaceKey(t, "alices"))
 		createWithACLName(t, l, "mallorys")
@@ -291,7 +291,7 @@ func TestChangesAreOfTheCheckedKey(t *testing.T) {
 // TestVersionWithoutMetadata: a version whose key has no metadata has no ACL name. The rules of the key's own name
 // apply to it.
 func TestVersionWithoutMetadata(t *testing.T) {
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.k.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})

@@ -13,7 +13,7 @@ import (
 // TestMayReencryptBatch: the check before a long body is read is that of the
 // request.
 func TestMayReencryptBatch(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.Policy = rules(t, "hadoop.kms.acl.GENERATE_EEK", "nn") })
+	l := newTestRing(t, func(c *Config) { c.Policy = rules(t, "hadoop.kms.acl.GENERATE_EEK", "nn") })
 	if err := l.MayReencryptBatch(t.Context(), caller("nn"), "k"); err != nil {
 		t.Error(err)
 	}
@@ -32,7 +32,7 @@ func TestReencryptRecordsFirst(t *testing.T) {
 		used int // the version that was used before
 	}{{"the current version is new", 0}, {"the version of the EDEK is new", 1}} {
 		store := &downUses{Store: openStore(t)}
-		l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+		l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 		first := create(t, l.primary, "k")
 		current, err := l.primary.Provider.Roll(t.Context(), "k", nil)
 		if err != nil {
@@ -56,7 +56,7 @@ func TestReencryptRecordsFirst(t *testing.T) {
 // TestReencryptOfAnotherKey: an EDEK of a key that had the name before does not
 // get the rules of the key that has it now. What is in memory is read again.
 func TestReencryptOfAnotherKey(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	createWithACLName(t, l, "alices")
 	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	v, err := l.ownVersion(t.Context(), "k@0") // in memory from now on
@@ -90,7 +90,7 @@ func lostWhile(lost *atomic.Bool) func(context.Context, string) error {
 // TestLostVersionDrainsTheQueue: if a re-encryption finds a version lost, no EDEK of the key that was made before is
 // returned.
 func TestLostVersionDrainsTheQueue(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	var lost atomic.Bool
 	l.primary.before = lostWhile(&lost)
 	old := create(t, l.primary, "k")
@@ -111,7 +111,7 @@ func TestLostVersionDrainsTheQueue(t *testing.T) {
 // TestNeedSameOriginFails: what is not known about the keys, or a missing right on
 // the source's key, refuses a re-encryption of its EDEKs.
 func TestNeedSameOriginFails(t *testing.T) {
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	w.setRules(t, "key.acl.payroll.ALL", "alice")
 	ms, err := w.far.Provider.Metadata(t.Context(), "payroll")
 	if err != nil {
@@ -145,11 +145,11 @@ func TestNeedSameOriginFails(t *testing.T) {
 // TestLostVersionInABatchWithForeignOnes: a batch that has EDEKs of a source too, and that finds a version here lost,
 // drops the ready-made EDEKs of the key.
 func TestLostVersionInABatchWithForeignOnes(t *testing.T) {
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	if _, err := w.Roll(t.Context(), caller("u"), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
-	fillQueue(t, w.lab, "payroll")
+	fillQueue(t, w.testRing, "payroll")
 	var lost atomic.Bool
 	lost.Store(true)
 	w.primary.before = lostWhile(&lost)

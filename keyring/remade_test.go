@@ -31,18 +31,18 @@ func (d dated) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 	return ms, err
 }
 
-// remadeLab is a lab with a migrated key, which the journal has with the creation time then. The key was deleted at its
-// source, and another key of its name and with the same rules was made there at the time now.
-type remadeLab struct {
-	*conflictLab
+// remadeRing is a testRing with a migrated key, which the journal has with the creation time then. The key was deleted
+// at its source, and another key of its name and with the same rules was made there at the time now.
+type remadeRing struct {
+	*conflictRing
 	newer    claviger.EDEK // under payroll@0 of the other key; w.edek is under payroll@0 of the migrated key
 	newerDEK secret.Bytes
 	older    provider.Provider // the source with the migrated key
 }
 
-func newRemadeLab(t *testing.T, then, now time.Time) *remadeLab {
+func newRemadeRing(t *testing.T, then, now time.Time) *remadeRing {
 	t.Helper()
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	w.past.list[0].Created = then
 	p := memory.New(memory.Config{URI: farURI, SequentialIDs: true})
 	t.Cleanup(func() { _ = p.Close() })
@@ -51,13 +51,13 @@ func newRemadeLab(t *testing.T, then, now time.Time) *remadeLab {
 		t.Fatal(err)
 	}
 	es, deks := newEDEKs(t, p, "payroll@0", 1)
-	a := &remadeLab{w, es[0], deks[0], w.far.Provider}
+	a := &remadeRing{w, es[0], deks[0], w.far.Provider}
 	a.replaceSource(dated{p, now}, p)
 	return a
 }
 
 // replaceSource gives the source the keys of another provider.
-func (a *remadeLab) replaceSource(p provider.Provider, blocks provider.BlockEncrypter) {
+func (a *remadeRing) replaceSource(p provider.Provider, blocks provider.BlockEncrypter) {
 	a.far.Provider, a.far.blocks = p, blocks
 	a.forgetAll()
 	a.far.calls()
@@ -70,11 +70,11 @@ func (a *remadeLab) replaceSource(p provider.Provider, blocks provider.BlockEncr
 func TestRemadeKeyAtTheSource(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
 	later := time.Date(2026, 11, 20, 9, 30, 0, 456e6, time.UTC)
-	change := func(f func(o *Origin)) func(*remadeLab) { return func(a *remadeLab) { f(&a.past.list[0]) } }
+	change := func(f func(o *Origin)) func(*remadeRing) { return func(a *remadeRing) { f(&a.past.list[0]) } }
 	for _, c := range []struct {
 		name      string
 		then, now time.Time
-		change    func(*remadeLab)
+		change    func(*remadeRing)
 		opens     bool // the source opens EDEKs of payroll@0
 	}{
 		{"made again", then, later, nil, false},
@@ -88,8 +88,8 @@ func TestRemadeKeyAtTheSource(t *testing.T) {
 		{"the source gave whole seconds at the migration", then.Truncate(time.Second), then, nil, true},
 		{"another whole second", then.Truncate(time.Second), then.Truncate(time.Second).Add(time.Second), nil, false},
 		{"decided by the operator", then, later,
-			func(a *remadeLab) { a.cfg.SourceVersions = map[string]bool{"payroll@0": true} }, true},
-		{"not in the journal", then, later, func(a *remadeLab) { a.past.list = nil }, true},
+			func(a *remadeRing) { a.cfg.SourceVersions = map[string]bool{"payroll@0": true} }, true},
+		{"not in the journal", then, later, func(a *remadeRing) { a.past.list = nil }, true},
 		{"another key's record", then, later, change(func(o *Origin) { o.Key = "PAYROLL" }), true},
 		{"a record under another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }),
 			false},
@@ -105,7 +105,7 @@ func TestRemadeKeyAtTheSource(t *testing.T) {
 		}), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := newRemadeLab(t, c.then, c.now)
+			a := newRemadeRing(t, c.then, c.now)
 			if c.change != nil {
 				c.change(a)
 				a.origins.forget()
@@ -141,7 +141,7 @@ func TestRemadeKeyAtTheSource(t *testing.T) {
 // key again. Before that, a version that the newer key does not have is not found.
 func TestKeyRestoredAtTheSource(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
-	a := newRemadeLab(t, then, then.Add(time.Hour))
+	a := newRemadeRing(t, then, then.Add(time.Hour))
 	e := a.edek
 	e.Version = "payroll@7"
 	_, err := a.decrypt(t, e)
@@ -159,7 +159,7 @@ func TestKeyRestoredAtTheSource(t *testing.T) {
 // key.
 func TestRemadeKeyWithOpaqueNames(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
-	a := newRemadeLab(t, then, then.Add(time.Hour))
+	a := newRemadeRing(t, then, then.Add(time.Hour))
 	p := memory.New(memory.Config{URI: farURI, OpaqueIDs: true})
 	t.Cleanup(func() { _ = p.Close() })
 	v := create(t, p, "payroll")
@@ -170,16 +170,16 @@ func TestRemadeKeyWithOpaqueNames(t *testing.T) {
 	}
 }
 
-// missingLab is a lab whose source has several nodes. The node that answers lacks the version *lacks.
-type missingLab struct {
-	*conflictLab
+// lackingNodeRing is a testRing whose source has several nodes. The node that answers lacks the version *lacks.
+type lackingNodeRing struct {
+	*conflictRing
 	lacks *string
 	ops   map[string]func(claviger.EDEK) error
 }
 
-func newMissingLab(t *testing.T) *missingLab {
+func newLackingNodeRing(t *testing.T) *lackingNodeRing {
 	t.Helper()
-	w := newConflictLab(t)
+	w := newConflictRing(t)
 	for range 2 {
 		if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 			t.Fatal(err)
@@ -188,7 +188,7 @@ func newMissingLab(t *testing.T) *missingLab {
 	lacks := "payroll@3"
 	node := missing{w.far, &lacks}
 	w.sources.list[0].crypter, w.sources.list[0].Provider = remote{node, node}, node
-	return &missingLab{w, &lacks, map[string]func(claviger.EDEK) error{
+	return &lackingNodeRing{w, &lacks, map[string]func(claviger.EDEK) error{
 		"decrypt": func(e claviger.EDEK) error { _, err := w.decrypt(t, e); return err },
 		"re-encrypt": func(e claviger.EDEK) error {
 			_, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e)
@@ -205,7 +205,7 @@ func newMissingLab(t *testing.T) *missingLab {
 }
 
 // wantAll checks that all operations with the EDEK have the outcome.
-func (w *missingLab) wantAll(t *testing.T, when, outcome string, e claviger.EDEK) {
+func (w *lackingNodeRing) wantAll(t *testing.T, when, outcome string, e claviger.EDEK) {
 	t.Helper()
 	for what, op := range w.ops {
 		if err := op(e); outcomeOf(err) != outcome {
@@ -215,7 +215,7 @@ func (w *missingLab) wantAll(t *testing.T, when, outcome string, e claviger.EDEK
 }
 
 // readCount reads from the source how many versions the key has.
-func (w *missingLab) readCount(t *testing.T) {
+func (w *lackingNodeRing) readCount(t *testing.T) {
 	t.Helper()
 	if _, err := w.sources.list[0].metadata(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func (w *missingLab) readCount(t *testing.T) {
 // TestMissingAtOneNode: one node of a source says that it lacks a version which the source counts. Another node may
 // have the version, so the answer is 503. A version that the source does not count is not found at once.
 func TestMissingAtOneNode(t *testing.T) {
-	w := newMissingLab(t)
+	w := newLackingNodeRing(t)
 	e, want := newEDEKs(t, w.far.blocks, "payroll@3", 1)
 	for range 3 {
 		w.wantAll(t, "at one node", "503", e[0])
@@ -247,7 +247,7 @@ func TestMissingAtOneNode(t *testing.T) {
 // TestMissingForLong: if a source has said for long enough that it lacks a version, the version is not found. A version
 // of a deleted key is not found at once.
 func TestMissingForLong(t *testing.T) {
-	w := newMissingLab(t)
+	w := newLackingNodeRing(t)
 	e, _ := newEDEKs(t, w.far.blocks, "payroll@3", 1)
 	more := e[0]
 	more.Version = "payroll@4"

@@ -13,36 +13,39 @@ import (
 	"claviger/secret"
 )
 
-// recordedLab makes the requests of the recording.
-type recordedLab struct {
-	*lab
+// recordedRing makes the requests of the recording.
+type recordedRing struct {
+	*testRing
 	t    *testing.T
 	edek claviger.EDEK // the last one that was made under the key ka
 }
 
-func (l *recordedLab) names(c claviger.Caller) error { _, err := l.Names(l.t.Context(), c); return err }
+func (l *recordedRing) names(c claviger.Caller) error {
+	_, err := l.Names(l.t.Context(), c)
+	return err
+}
 
-func (l *recordedLab) create(key string, attributes map[string]string) func(claviger.Caller) error {
+func (l *recordedRing) create(key string, attributes map[string]string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		_, err := l.Create(l.t.Context(), c, provider.Spec{Name: key, Attributes: attributes})
 		return err
 	}
 }
 
-func (l *recordedLab) createWithMaterial(c claviger.Caller) error {
+func (l *recordedRing) createWithMaterial(c claviger.Caller) error {
 	_, err := l.Create(l.t.Context(), c, provider.Spec{Name: "kall", BitLength: 128, Material: make(secret.Bytes, 16)})
 	return err
 }
 
-func (l *recordedLab) roll(material secret.Bytes) func(claviger.Caller) error {
+func (l *recordedRing) roll(material secret.Bytes) func(claviger.Caller) error {
 	return func(c claviger.Caller) error { _, err := l.Roll(l.t.Context(), c, "ka", material); return err }
 }
 
-func (l *recordedLab) remove(key string) func(claviger.Caller) error {
+func (l *recordedRing) remove(key string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error { return l.Delete(l.t.Context(), c, key) }
 }
 
-func (l *recordedLab) metadata(key string) func(claviger.Caller) error {
+func (l *recordedRing) metadata(key string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		m, err := l.Metadata(l.t.Context(), c, key)
 		if err == nil && (m == nil) != (key == "nokey") {
@@ -52,12 +55,12 @@ func (l *recordedLab) metadata(key string) func(claviger.Caller) error {
 	}
 }
 
-func (l *recordedLab) keysMetadata(c claviger.Caller) error {
+func (l *recordedRing) keysMetadata(c claviger.Caller) error {
 	_, err := l.KeysMetadata(l.t.Context(), c, []string{"ka", "kb"})
 	return err
 }
 
-func (l *recordedLab) version(name string) func(claviger.Caller) error {
+func (l *recordedRing) version(name string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		v, err := l.Version(l.t.Context(), c, name)
 		if v != nil {
@@ -67,16 +70,16 @@ func (l *recordedLab) version(name string) func(claviger.Caller) error {
 	}
 }
 
-func (l *recordedLab) versions(key string) func(claviger.Caller) error {
+func (l *recordedRing) versions(key string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error { _, err := l.Versions(l.t.Context(), c, key); return err }
 }
 
-func (l *recordedLab) current(c claviger.Caller) error {
+func (l *recordedRing) current(c claviger.Caller) error {
 	_, err := l.Current(l.t.Context(), c, "ka")
 	return err
 }
 
-func (l *recordedLab) generate(key string) func(claviger.Caller) error {
+func (l *recordedRing) generate(key string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		es, err := l.Generate(l.t.Context(), c, key, 1)
 		if err == nil && key == "ka" {
@@ -86,7 +89,7 @@ func (l *recordedLab) generate(key string) func(claviger.Caller) error {
 	}
 }
 
-func (l *recordedLab) decrypt(version string) func(claviger.Caller) error {
+func (l *recordedRing) decrypt(version string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		e := l.edek
 		e.Version = version
@@ -95,19 +98,19 @@ func (l *recordedLab) decrypt(version string) func(claviger.Caller) error {
 	}
 }
 
-func (l *recordedLab) reencrypt(c claviger.Caller) error {
+func (l *recordedRing) reencrypt(c claviger.Caller) error {
 	_, err := l.Reencrypt(l.t.Context(), c, "ka", true, l.edek)
 	return err
 }
 
-func (l *recordedLab) batch(n int) func(claviger.Caller) error {
+func (l *recordedRing) batch(n int) func(claviger.Caller) error {
 	return func(c claviger.Caller) error {
 		_, err := l.ReencryptBatch(l.t.Context(), c, "ka", []claviger.EDEK{l.edek}[:n])
 		return err
 	}
 }
 
-func (l *recordedLab) invalidate(key string) func(claviger.Caller) error {
+func (l *recordedRing) invalidate(key string) func(claviger.Caller) error {
 	return func(c claviger.Caller) error { return l.Invalidate(l.t.Context(), c, key) }
 }
 
@@ -128,7 +131,7 @@ type recordedStep struct {
 }
 
 // manageSteps are the requests that make, roll and delete keys.
-func (l *recordedLab) manageSteps() []recordedStep {
+func (l *recordedRing) manageSteps() []recordedStep {
 	return []recordedStep{
 		{"names", "alice", l.names, noError, "", false},
 		{"create-denied", "bob", l.create("ka", nil), claviger.Denied, "User:bob not allowed to do 'CREATE_KEY' on " +
@@ -159,7 +162,7 @@ func (l *recordedLab) manageSteps() []recordedStep {
 }
 
 // readSteps are the requests that read keys and versions.
-func (l *recordedLab) readSteps() []recordedStep {
+func (l *recordedRing) readSteps() []recordedStep {
 	return []recordedStep{
 		{"names-denied", "bob", l.names,
 			claviger.Denied, "User:bob not allowed to do 'GET_KEYS'", false},
@@ -184,7 +187,7 @@ func (l *recordedLab) readSteps() []recordedStep {
 }
 
 // edekSteps are the requests with EDEKs, and those that drop keys from the cache.
-func (l *recordedLab) edekSteps() []recordedStep {
+func (l *recordedRing) edekSteps() []recordedStep {
 	return []recordedStep{
 		{"generate-denied-op", "bob", l.generate("ka"), claviger.Denied,
 			"User:bob not allowed to do 'GENERATE_EEK' on " +
@@ -227,7 +230,7 @@ func (l *recordedLab) edekSteps() []recordedStep {
 // TestRightsAsRecorded makes the requests that were made to a real Hadoop KMS with testdata/acl-kms-acls.xml, in their
 // order. The audit lines must be those of the real KMS.
 func TestRightsAsRecorded(t *testing.T) {
-	l := &recordedLab{lab: newLab(t, func(c *Config) { c.Policy = recordedRules(t) }), t: t}
+	l := &recordedRing{testRing: newTestRing(t, func(c *Config) { c.Policy = recordedRules(t) }), t: t}
 	steps := slices.Concat(l.manageSteps(), l.readSteps(), l.edekSteps())
 	var lines []string
 	for _, s := range steps {

@@ -360,18 +360,18 @@ func create(t testing.TB, p provider.Provider, key string) claviger.KeyVersion {
 	return v
 }
 
-// lab is a Ring over a memory provider that counts.
-type lab struct {
+// testRing is a Ring over a memory provider that counts.
+type testRing struct {
 	*Ring
 	primary *counting
 	audit   *auditLog
 	past    *journal // nil if there is no source
 }
 
-// newLab builds a Ring. change, if not nil, changes its Config first.
-func newLab(t testing.TB, change func(*Config)) *lab {
+// newTestRing builds a Ring. change, if not nil, changes its Config first.
+func newTestRing(t testing.TB, change func(*Config)) *testRing {
 	t.Helper()
-	l := &lab{primary: &counting{Provider: memory.New(memory.Config{SequentialIDs: true})}, audit: &auditLog{}}
+	l := &testRing{primary: &counting{Provider: memory.New(memory.Config{SequentialIDs: true})}, audit: &auditLog{}}
 	cfg := config(t, l.primary)
 	cfg.Audit = l.audit
 	if change != nil {
@@ -399,7 +399,7 @@ func config(t testing.TB, primary provider.Provider) Config {
 }
 
 // edeks makes n EDEKs through the Ring, and returns them with their DEKs.
-func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.Bytes) {
+func (l *testRing) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.Bytes) {
 	t.Helper()
 	es, err := l.Generate(t.Context(), caller("maker"), key, n)
 	if err != nil {
@@ -410,7 +410,7 @@ func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.
 
 // fillQueue takes the first EDEK of the key, returns it, and waits until the key's queue is full. Then no refill is
 // running, so a test may change the primary's hooks.
-func fillQueue(t testing.TB, l *lab, key string) []claviger.EDEK {
+func fillQueue(t testing.TB, l *testRing, key string) []claviger.EDEK {
 	t.Helper()
 	es, _ := l.edeks(t, key, 1)
 	for end := time.Now().Add(10 * time.Second); l.Queued() < 100; time.Sleep(time.Millisecond) {

@@ -10,7 +10,7 @@ import (
 // TestRolledAtAnOpaqueSource: a source with opaque ids, such as a Key Trustee KMS, has rolled a migrated key. The key
 // is reported, once in the log, and the source opens EDEKs of its old and new versions.
 func TestRolledAtAnOpaqueSource(t *testing.T) {
-	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s := newShadowRing(t, migrated, "present", "payroll", false)
 	s.record(func(o *Origin) { o.Counted = 1 }) // and Numbered is false
 	var logged strings.Builder
 	s.log = slog.New(slog.NewTextHandler(&logged, nil))

@@ -60,7 +60,7 @@ func TestSelfCheckOfMixedBatch(t *testing.T) {
 
 // TestMismatchIsReported: a mismatch is reported for an hour.
 func TestMismatchIsReported(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	if err := l.CheckResults(t.Context()); err != nil {
 		t.Errorf("without a mismatch: %v", err)
 	}

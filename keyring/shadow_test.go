@@ -124,7 +124,7 @@ func TestShadowing(t *testing.T) {
 	for _, r := range shadowRows {
 		for _, listed := range []bool{false, true} { // named by source.uri, or second in the provider list
 			t.Run(fmt.Sprintf("%s/%s/%s/listed=%t", r.here, r.source, r.spelt, listed), func(t *testing.T) {
-				build := func() *shadowLab { return newShadowLab(t, r.here, r.source, r.spelt, listed) }
+				build := func() *shadowRing { return newShadowRing(t, r.here, r.source, r.spelt, listed) }
 				s := build()
 				want := func(what, outcome string, err error) {
 					t.Helper()
@@ -211,7 +211,7 @@ var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "5
 
 // migratedByItsUser checks that alice can migrate her key. bob, who may migrate keys of "scratch", can neither migrate
 // it nor open EDEKs of it afterwards.
-func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) {
+func (s *shadowRing) migratedByItsUser(t *testing.T, here, source, spelt string) {
 	t.Helper()
 	outcome, bobs := migrates[source], "no"
 	if outcome == "503" || outcome == "unsupported" {
@@ -265,8 +265,8 @@ func changesOf(here string) changes {
 	return changesHere["none"]
 }
 
-// changed tries each change on a lab of its own.
-func (c changes) changed(t *testing.T, build func() *shadowLab) {
+// changed tries each change on a Ring of its own.
+func (c changes) changed(t *testing.T, build func() *shadowRing) {
 	t.Helper()
 	const key = "payroll"
 	for _, who := range []struct{ user, rolls, deletes, purges string }{
@@ -287,7 +287,7 @@ func (c changes) changed(t *testing.T, build func() *shadowLab) {
 }
 
 // but returns "ok" for the outcome "other" if the DEK is not alice's, and every other outcome unchanged.
-func (s *shadowLab) but(outcome string, dek secret.Bytes) string {
+func (s *shadowRing) but(outcome string, dek secret.Bytes) string {
 	if outcome == "other" && !dek.Equal(s.dek) {
 		return "ok"
 	}
@@ -318,15 +318,15 @@ func shadowSpec(name string) provider.Spec {
 	return provider.Spec{Name: name, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}
 }
 
-// shadowLab is a Ring of TestShadowing.
-type shadowLab struct {
-	*lab
+// shadowRing is a Ring of TestShadowing.
+type shadowRing struct {
+	*testRing
 	far  *farKMS
 	edek claviger.EDEK // the source's, under payroll@0 as it is spelt
 	dek  secret.Bytes
 }
 
-func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadowLab {
+func newShadowRing(t *testing.T, here, source, spelt string, listed bool) *shadowRing {
 	t.Helper()
 	far := newFarKMS(t, farURI)
 	if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
@@ -352,7 +352,7 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	past := &journal{aliases: map[string]string{}}
 	putHere(t, far, primary, past, here, folds)
 	changeSource(t, far, source)
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary, c.History, c.Reencryption = primary, past, true
 		if source != "gone" {
 			c.Sources = []Source{{Provider: src, Reencryption: !listed}}
@@ -365,7 +365,7 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 			"bob,root")
 	})
 	l.primary, l.past = primary, past
-	return &shadowLab{l, far, es[0], deks[0]}
+	return &shadowRing{l, far, es[0], deks[0]}
 }
 
 // putHere makes the target and the journal as the case here demands.
@@ -434,7 +434,7 @@ func changeSource(t *testing.T, far *farKMS, source string) {
 }
 
 // onlyAliceOpens checks that the rules of the source's key guard the result of a re-encryption.
-func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
+func (s *shadowRing) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
 	t.Helper()
 	if dek, err := s.Decrypt(t.Context(), caller("alice"), key, true, e); err != nil || !dek.Equal(s.dek) {
 		t.Errorf("alice, after a re-encryption: %v", err)
@@ -445,7 +445,7 @@ func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
 
 // bobHasNothing checks that bob cannot open alice's EDEKs. He has made a key of the name, and then the source has its
 // key again, or answers again, or is configured again.
-func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
+func (s *shadowRing) bobHasNothing(t *testing.T, key string) {
 	t.Helper()
 	if len(s.sources.list) == 0 {
 		return

@@ -145,7 +145,7 @@ func TestVersionOfASource(t *testing.T) {
 // the order of their sources.
 func TestRolledKeysInOrder(t *testing.T) {
 	var logged strings.Builder
-	l := newLab(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&logged, nil)) })
+	l := newTestRing(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&logged, nil)) })
 	a := rolledKey{key: "k", source: "a", counted: 1, since: 1}
 	b := rolledKey{key: "k", source: "b", counted: 1, since: 1}
 	for i := range 2 {
@@ -194,7 +194,7 @@ func TestCreateWhileASourceFails(t *testing.T) {
 // TestUndeleteReadsTheSourceAgain: Undelete does not use a cached answer of the
 // source, because another key of the name may have been made at the source since.
 func TestUndeleteReadsTheSourceAgain(t *testing.T) {
-	s := newEachLab(t)
+	s := newFailingRing(t)
 	if err := s.Ring.Delete(t.Context(), caller("u"), "payroll"); err != nil {
 		t.Fatal(err)
 	}
@@ -227,10 +227,10 @@ func (m rollingMigrator) RunKey(ctx context.Context, key string) ([]string, erro
 // TestMigrateDropsTheKey: a migration drops the key from the caches, and afterwards
 // other operations on the key do not wait.
 func TestMigrateDropsTheKey(t *testing.T) {
-	var l *lab
+	var l *testRing
 	roll := func() error { return errOf(l.primary.Provider.Roll(context.Background(), "k", nil)) }
 	past := &journal{}
-	l = newLab(t, func(c *Config) {
+	l = newTestRing(t, func(c *Config) {
 		c.Policy = rules(t, append(slices.Clone(everything), "default.key.acl.MIGRATE", "*")...)
 		c.Migrator, c.History = rollingMigrator{roll: roll}, past
 	})
@@ -285,7 +285,7 @@ func TestMigrateFromAFailingSource(t *testing.T) {
 		{"no such key", failing(claviger.KeyNotFound, "none"), claviger.KeyNotFound, "",
 			[]string{"release", "acquire"}},
 	} {
-		w := newEachLab(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, time.Hour })
+		w := newFailingRing(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, time.Hour })
 		w.setRules(t, "default.key.acl.MIGRATE", "*")
 		w.cfg.Migrator = failingMigrator{err: c.fail(t.Context())}
 		slot := &recordedSlot{}

@@ -17,7 +17,7 @@ const farURI = "kms://http@old.example.com:9600/kms"
 
 // withSource builds a Ring with the key "k" and with a source that has the keys. The primary makes random ids, as an
 // HSM does.
-func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farKMS) {
+func withSource(t *testing.T, change func(*Config), keys ...string) (*testRing, *farKMS) {
 	t.Helper()
 	far := newFarKMS(t, farURI, keys...)
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
@@ -28,7 +28,7 @@ func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farK
 	} else {
 		create(t, primary, "k")
 	}
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary = primary
 		c.Sources = []Source{{Provider: far, Reencryption: true}}
 		c.Reencryption = true
@@ -354,9 +354,9 @@ func TestTwoSources(t *testing.T) {
 	t.Run("stored over restarts", storedOverRestarts)
 }
 
-// twoSources is a lab with two sources, a before b. Both have a key "both".
+// twoSources is a testRing with two sources, a before b. Both have a key "both".
 type twoSources struct {
-	*lab
+	*testRing
 	a, b *farKMS
 }
 
@@ -367,7 +367,7 @@ func newTwoSources(t *testing.T, change func(*Config)) twoSources {
 	for _, key := range []string{"both", "onlya", "onlyb", "k"} {
 		create(t, primary, key)
 	}
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.Primary = primary
 		c.Sources = []Source{{Provider: a}, {Provider: b, Reencryption: true}}
 		c.SourcePause = time.Hour

@@ -69,7 +69,7 @@ func TestCreateChecksMetadata(t *testing.T) {
 		{"ACL name of a key", provider.Spec{Attributes: one(claviger.ACLNameAttribute, "guard")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := newLab(t, nil)
+			l := newTestRing(t, nil)
 			if c.spec.Name == "" {
 				c.spec.Name = "k"
 			}

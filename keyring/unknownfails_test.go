@@ -34,7 +34,7 @@ func TestRecordsUses(t *testing.T) {
 // never used: its conflict would be cured by a deletion.
 func TestNeverUsedIsNotGuessed(t *testing.T) {
 	store := &downUses{Store: openStore(t)}
-	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+	l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	create(t, l.primary, "k")
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "Versions" {
@@ -71,7 +71,7 @@ func TestNeedNotThere(t *testing.T) {
 // TestConflictCureOfAMissingVersion: the cure depends on whether a migration made
 // the version at a former primary.
 func TestConflictCureOfAMissingVersion(t *testing.T) {
-	l := newFormerLab(t, keystoreFirst)
+	l := newFormerPrimaryRing(t, keystoreFirst)
 	for version, want := range map[string]string{
 		formerVersion: "Copy the files that were made while the server had its keys in " + keystoreURI,
 		"pin@9":       "bring key pin back here",
@@ -92,7 +92,7 @@ func TestConflictCureOfAMissingVersion(t *testing.T) {
 // TestMissingCurrentVersionIsRecorded: as in Hadoop, the request for a key that
 // does not exist leaves a line in the audit log.
 func TestMissingCurrentVersionIsRecorded(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	if v, err := l.Current(t.Context(), caller("u"), "none"); v != nil || err != nil {
 		t.Errorf("%v, %v", v, err)
 	}
@@ -103,7 +103,7 @@ func TestMissingCurrentVersionIsRecorded(t *testing.T) {
 
 // TestNeedKeyRefuses: the rules of a key are checked by its name.
 func TestNeedKeyRefuses(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.Policy = rules(t, "key.acl.k.ALL", "alice") })
+	l := newTestRing(t, func(c *Config) { c.Policy = rules(t, "key.acl.k.ALL", "alice") })
 	create(t, l.primary, "k")
 	for user, want := range map[string]bool{"alice": true, "mallory": false} {
 		c := caller(user)
@@ -120,7 +120,7 @@ func TestNeedKeyRefuses(t *testing.T) {
 // TestMigrateBesideADeletedKey: a migration does not take the name of a deleted
 // key that the user may not manage.
 func TestMigrateBesideADeletedKey(t *testing.T) {
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	_, err := w.primary.Provider.Create(t.Context(), provider.Spec{Name: "theirs", Cipher: claviger.DefaultCipher,
 		BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: "alices"}})
 	if err == nil {
@@ -140,7 +140,7 @@ func TestMigrateBesideADeletedKey(t *testing.T) {
 // so it is served while the store cannot be reached.
 func TestCurrentVersionIsLearned(t *testing.T) {
 	store := &downUses{Store: openStore(t)}
-	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+	l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	v := create(t, l.primary, "k")
 	numbered(t, store.Store, "k", 0)
 	err := store.Store.RecordUses(t.Context(), []metastore.LastUse{{Version: v.Name, Last: time.Now()}})

@@ -283,7 +283,7 @@ func TestUsageConcurrently(t *testing.T) {
 // counts as a use, so that the migration does not end while clients need the source. Requests of users without the
 // right, and EDEKs that a client made up, do not count.
 func TestUnservedUses(t *testing.T) {
-	want := func(s *shadowLab, what string, list ...string) {
+	want := func(s *shadowRing, what string, list ...string) {
 		t.Helper()
 		uses, err := s.SourceUse(t.Context())
 		if err != nil || !slices.Equal(counts(uses), list) {
@@ -291,7 +291,7 @@ func TestUnservedUses(t *testing.T) {
 		}
 	}
 	for _, here := range []string{migrated, softly, purged} {
-		s := newShadowLab(t, here, "gone", "payroll", false)
+		s := newShadowRing(t, here, "gone", "payroll", false)
 		s.past.list[0].Numbered, s.past.list[0].Counted = true, 1
 		s.origins.forget()
 		requests := func(user string, e claviger.EDEK) {
@@ -316,7 +316,7 @@ func TestUnservedUses(t *testing.T) {
 		}
 	}
 	// A client can make up opaque names. No more of them count than the source has versions.
-	s := newShadowLab(t, migrated, "gone", "payroll", false)
+	s := newShadowRing(t, migrated, "gone", "payroll", false)
 	s.past.list[0].Counted = 2
 	for i := range 5 {
 		e := s.edek
@@ -325,7 +325,7 @@ func TestUnservedUses(t *testing.T) {
 		wantKind(t, err, claviger.SourceUnreachable)
 	}
 	want(s, "made up", farURI+" payroll@x0 unserved 1", farURI+" payroll@x1 unserved 1")
-	s = newShadowLab(t, ended, "gone", "payroll", false)
+	s = newShadowRing(t, ended, "gone", "payroll", false)
 	_, err := s.Decrypt(t.Context(), caller("alice"), "payroll", true, s.edek)
 	wantKind(t, err, claviger.VersionNotFound)
 	want(s, "finished")

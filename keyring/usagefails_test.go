@@ -141,7 +141,7 @@ func TestUsesAreKeptOnce(t *testing.T) {
 // TestSinceWhenUsesAreNotWritten: the condition has the time of the first failing
 // write, and is an error of the Ring.
 func TestSinceWhenUsesAreNotWritten(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	l.usage.store = &closedStore{err: claviger.E("test", claviger.Unavailable, "", errInjected)}
 	t.Cleanup(func() { l.usage.store = nil }) // the Ring's end closes no store
 	l.usage.pendingUse("k@0", 1, time.Now())

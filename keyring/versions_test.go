@@ -40,11 +40,11 @@ func TestSameKey(t *testing.T) {
 	}
 }
 
-// remoteLab is an eachLab whose primary returns versions without metadata, as
+// newRemotePrimaryRing is an failingRing whose primary returns versions without metadata, as
 // another KMS does.
-func remoteLab(t *testing.T) *eachLab {
+func newRemotePrimaryRing(t *testing.T) *failingRing {
 	t.Helper()
-	w := newEachLab(t)
+	w := newFailingRing(t)
 	w.primary.noMetadata = true
 	return w
 }
@@ -56,12 +56,12 @@ func TestEachCallToARemotePrimaryFails(t *testing.T) {
 		if o.name != "current" && o.name != "version" && o.name != "versions" {
 			continue
 		}
-		w := remoteLab(t)
+		w := newRemotePrimaryRing(t)
 		if err := o.run(context.WithValue(t.Context(), counted{}, true), w); err != nil {
 			t.Fatal(err)
 		}
 		for i, call := range w.c.list {
-			w := remoteLab(t)
+			w := newRemotePrimaryRing(t)
 			w.c.fail, w.c.once = i+1, true
 			err := o.run(context.WithValue(t.Context(), counted{}, true), w)
 			if call != "NeverUsed" && !errors.Is(err, errInjected) {
@@ -74,7 +74,7 @@ func TestEachCallToARemotePrimaryFails(t *testing.T) {
 // TestRemoteVersionsAreGuarded: the ACL name of the key guards its versions, not
 // the rules of the key's name, although the primary returns them without metadata.
 func TestRemoteVersionsAreGuarded(t *testing.T) {
-	l := newLab(t, func(c *Config) {
+	l := newTestRing(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.k.ALL", "mallory")
 	})
@@ -95,7 +95,7 @@ func TestRemoteVersionsAreGuarded(t *testing.T) {
 // TestKeyThatIsReplacedAgainAndAgain: a key that is another one at each reading is
 // not shown at all.
 func TestKeyThatIsReplacedAgainAndAgain(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.CacheEnable = false })
+	l := newTestRing(t, func(c *Config) { c.CacheEnable = false })
 	l.primary.noMetadata = true
 	createWithACLName(t, l, "alices")
 	busy := false
@@ -132,7 +132,7 @@ func TestTwoKeysForOne(t *testing.T) {
 // TestReplacedVersionIsReadAgain: if a version was replaced while it was in the
 // cache, it is dropped, and the request is tried once more.
 func TestReplacedVersionIsReadAgain(t *testing.T) {
-	l := newLab(t, nil)
+	l := newTestRing(t, nil)
 	var fails atomic.Int64
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" && fails.Add(-1) >= 0 {

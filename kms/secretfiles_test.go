@@ -50,8 +50,8 @@ var secretProperties = map[string]string{
 	hadoopconf.GroupProviderPrefix + "ad.ldap.bind.password.file":                      "ad.password",
 }
 
-// secretLab is a configuration folder whose properties name many files with secrets.
-type secretLab struct {
+// secretsFolder is a configuration folder whose properties name many files with secrets.
+type secretsFolder struct {
 	t     *testing.T
 	dir   string
 	props map[string]string
@@ -62,7 +62,7 @@ type secretLab struct {
 // privateRing is a file that even its group must not read.
 var privateRing = filepath.Join(".keytrustee", trustee.PrivateRing)
 
-func newSecretLab(t *testing.T) *secretLab {
+func newSecretsFolder(t *testing.T) *secretsFolder {
 	t.Helper()
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -98,16 +98,16 @@ func newSecretLab(t *testing.T) *secretLab {
 		t.Fatal(err)
 	}
 	kmstest.WriteFile(t, in("kms-acls.xml"), kmstest.SiteXML())
-	l := &secretLab{t: t, dir: dir, props: props, files: files}
+	l := &secretsFolder{t: t, dir: dir, props: props, files: files}
 	l.load()
 	return l
 }
 
 // path returns the path of a file.
-func (l *secretLab) path(name string) string { return filepath.Join(l.dir, name) }
+func (l *secretsFolder) path(name string) string { return filepath.Join(l.dir, name) }
 
 // load writes and loads the configuration.
-func (l *secretLab) load() {
+func (l *secretsFolder) load() {
 	l.t.Helper()
 	kmstest.WriteSite(l.t, l.dir, l.props)
 	var err error
@@ -117,10 +117,10 @@ func (l *secretLab) load() {
 }
 
 // exposed returns the warnings about files that others can read or write.
-func (l *secretLab) exposed() []string { return secret.Exposed(secretFiles(l.conf)...) }
+func (l *secretsFolder) exposed() []string { return secret.Exposed(secretFiles(l.conf)...) }
 
 // exposedWith is exposed while a file has another mode.
-func (l *secretLab) exposedWith(name string, mode os.FileMode) []string {
+func (l *secretsFolder) exposedWith(name string, mode os.FileMode) []string {
 	l.t.Helper()
 	before, err := os.Stat(l.path(name))
 	if err != nil {
@@ -136,7 +136,7 @@ func (l *secretLab) exposedWith(name string, mode os.FileMode) []string {
 // TestSecretFiles: there is a warning for each file with a secret that everybody may read,
 // whichever property names it, and none if only its group may read it.
 func TestSecretFiles(t *testing.T) {
-	l := newSecretLab(t)
+	l := newSecretsFolder(t)
 	if got := l.exposed(); len(got) > 0 {
 		t.Fatalf("before a file is open to others: %q", got)
 	}
@@ -177,7 +177,7 @@ func TestSecretFiles(t *testing.T) {
 // TestSecretFilesHasAllProperties: each property that names a file is in TestSecretFiles, or
 // in filesWithoutSecrets.
 func TestSecretFilesHasAllProperties(t *testing.T) {
-	props := newSecretLab(t).props
+	props := newSecretsFolder(t).props
 	for _, k := range hadoopconf.KMS {
 		if strings.HasPrefix(k.Doc, "accepted and not used") || secretProperties[k.Name] != "" || props[k.Name] != "" ||
 			filesWithoutSecrets[k.Name] != "" {

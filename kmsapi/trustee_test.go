@@ -17,24 +17,24 @@ import (
 	"claviger/provider/memory"
 )
 
-// The key of a trusteeLab, its path, and the parameter of the operations.
+// The key of a trusteeServer, its path, and the parameter of the operations.
 const (
 	trusteeKey  = "a/b c"
 	trusteePath = "trustee/key/a%2Fb%20c"
 	trusteeOp   = "?trusteeOp="
 )
 
-// trusteeLab is a server with one key, whose provider keeps deleted keys.
-type trusteeLab struct {
+// trusteeServer is a server with one key, whose provider keeps deleted keys.
+type trusteeServer struct {
 	t       *testing.T
 	primary *memory.Provider
 	log     *trail
 	addr    string
 }
 
-func newTrusteeLab(t *testing.T) *trusteeLab {
+func newTrusteeServer(t *testing.T) *trusteeServer {
 	t.Helper()
-	l := &trusteeLab{t: t, primary: memory.New(memory.Config{SoftDelete: true}), log: &trail{}}
+	l := &trusteeServer{t: t, primary: memory.New(memory.Config{SoftDelete: true}), log: &trail{}}
 	t.Cleanup(func() { _ = l.primary.Close() })
 	l.make()
 	policy, warnings := authz.Parse(append([]authz.Property{
@@ -47,7 +47,7 @@ func newTrusteeLab(t *testing.T) *trusteeLab {
 	return l
 }
 
-func (l *trusteeLab) make() {
+func (l *trusteeServer) make() {
 	l.t.Helper()
 	spec := provider.Spec{Name: trusteeKey, Cipher: claviger.DefaultCipher, BitLength: 128}
 	if _, err := l.primary.Create(l.t.Context(), spec); err != nil {
@@ -55,7 +55,7 @@ func (l *trusteeLab) make() {
 	}
 }
 
-func (l *trusteeLab) send(user, method, path string) (status int, body string) {
+func (l *trusteeServer) send(user, method, path string) (status int, body string) {
 	l.t.Helper()
 	glue := "?"
 	if strings.Contains(path, "?") {
@@ -69,7 +69,7 @@ func (l *trusteeLab) send(user, method, path string) (status int, body string) {
 // TestTrusteeOps deletes, undeletes and purges a key like a client of the Key Trustee KMS. Errors
 // have Hadoop's form.
 func TestTrusteeOps(t *testing.T) {
-	l := newTrusteeLab(t)
+	l := newTrusteeServer(t)
 	const key = trusteeKey
 	missing := "No deleted key " + key + " in memory:"
 	for _, tt := range []struct {
@@ -130,7 +130,7 @@ func TestTrusteeOps(t *testing.T) {
 // TestPurge: a new key may get a deleted key's name. The deleted key is still listed, and can be
 // purged without the new one.
 func TestPurge(t *testing.T) {
-	l := newTrusteeLab(t)
+	l := newTrusteeServer(t)
 	const key = trusteeKey
 	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
@@ -168,7 +168,7 @@ func TestPurge(t *testing.T) {
 
 // TestPurgeOfSeveral: if there are several deleted keys of one name, a purge needs all=true.
 func TestPurgeOfSeveral(t *testing.T) {
-	l := newTrusteeLab(t)
+	l := newTrusteeServer(t)
 	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
 	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")

@@ -14,7 +14,7 @@ import (
 // the same, without an error. Requests for the key get a 503, and end a process once in a while only. When the calls no
 // longer hang, the key is served again.
 func TestHungKey(t *testing.T) {
-	l := newLab(t, true, func(c *pkcs11.FileConfig) { c.CallLimit = time.Second })
+	l := newFaultyKMS(t, true, func(c *pkcs11.FileConfig) { c.CallLimit = time.Second })
 	logins := l.Calls(faultmodule.Login)
 	l.HangKey(l.edek.Version)
 	var clients sync.WaitGroup

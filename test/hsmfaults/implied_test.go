@@ -19,14 +19,14 @@ import (
 // lease is the length of leases in these tests.
 const lease = 2 * time.Second
 
-func newImpliedLab(t *testing.T, inWorker bool) *lab {
+func newImpliedKMS(t *testing.T, inWorker bool) *faultyKMS {
 	t.Helper()
-	return newLabWith(t, inWorker, map[string]string{"claviger.hsm.generate": "implied",
+	return newFaultyKMSWith(t, inWorker, map[string]string{"claviger.hsm.generate": "implied",
 		"claviger.hsm.generate.lease": "2s"})
 }
 
 // generates makes EDEKs for a time. Each request must succeed.
-func (l *lab) generates(t *testing.T, d time.Duration) {
+func (l *faultyKMS) generates(t *testing.T, d time.Duration) {
 	t.Helper()
 	for from := time.Now(); time.Since(from) < d; time.Sleep(5 * time.Millisecond) {
 		if status, err := generate(t.Context(), l); err != nil || status != http.StatusOK {
@@ -37,7 +37,7 @@ func (l *lab) generates(t *testing.T, d time.Duration) {
 
 // goesOn makes EDEKs until that fails, and returns when it last succeeded. A failure must send the client to another
 // node.
-func (l *lab) goesOn(t *testing.T) (last time.Time) {
+func (l *faultyKMS) goesOn(t *testing.T) (last time.Time) {
 	t.Helper()
 	for from := time.Now(); time.Since(from) < 5*lease; time.Sleep(5 * time.Millisecond) {
 		status, err := generate(t.Context(), l)
@@ -54,7 +54,7 @@ func (l *lab) goesOn(t *testing.T) (last time.Time) {
 }
 
 // saysOfLeases returns the error of the check of leases, as readiness shows it.
-func (l *lab) saysOfLeases(t *testing.T) string {
+func (l *faultyKMS) saysOfLeases(t *testing.T) string {
 	t.Helper()
 	_, r := kmstest.Readyz(t, l.url)
 	for _, c := range r.Checks {
@@ -67,7 +67,7 @@ func (l *lab) saysOfLeases(t *testing.T) string {
 }
 
 // saysNothingOfLeases waits until readiness says nothing of leases. It remembers what it has said for a second.
-func (l *lab) saysNothingOfLeases(t *testing.T) {
+func (l *faultyKMS) saysNothingOfLeases(t *testing.T) {
 	t.Helper()
 	for from := time.Now(); l.saysOfLeases(t) != ""; time.Sleep(50 * time.Millisecond) {
 		if time.Since(from) > 10*time.Second {
@@ -77,7 +77,7 @@ func (l *lab) saysNothingOfLeases(t *testing.T) {
 }
 
 // figure returns a figure of /metrics.
-func (l *lab) figure(t *testing.T, name string) float64 {
+func (l *faultyKMS) figure(t *testing.T, name string) float64 {
 	t.Helper()
 	_, text := kmstest.Get(t, l.url, "/metrics", "")
 	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text)
@@ -96,7 +96,7 @@ func (l *lab) figure(t *testing.T, name string) float64 {
 func TestImpliedInAnOutage(t *testing.T) {
 	for _, inWorker := range []bool{false, true} {
 		t.Run(fmt.Sprintf("worker %t", inWorker), func(t *testing.T) {
-			l := newImpliedLab(t, inWorker)
+			l := newImpliedKMS(t, inWorker)
 			l.generates(t, lease*9/20)
 			l.saysNothingOfLeases(t)
 			l.OrderAll(faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_REMOVED,
@@ -130,7 +130,7 @@ func TestImpliedInAnOutage(t *testing.T) {
 }
 
 // made makes EDEKs of orders.
-func (l *lab) made(t *testing.T) (list []edek) {
+func (l *faultyKMS) made(t *testing.T) (list []edek) {
 	t.Helper()
 	if err := json.Unmarshal(l.want(t, http.StatusOK, "GET", generateOrders, nil), &list); err != nil {
 		t.Fatal(err)
@@ -139,11 +139,11 @@ func (l *lab) made(t *testing.T) (list []edek) {
 }
 
 // wantDifferentDEKs demands that each EDEK opens, to the same DEK each time, and that no two have one DEK.
-func (l *lab) wantDifferentDEKs(t *testing.T, list []edek) {
+func (l *faultyKMS) wantDifferentDEKs(t *testing.T, list []edek) {
 	t.Helper()
 	deks := map[string]bool{}
 	for _, e := range list {
-		of := lab{url: l.url, edek: e}
+		of := faultyKMS{url: l.url, edek: e}
 		of.dek = material(t, of.want(t, http.StatusOK, "POST", of.opens(), of.edekBody()))
 		if err := of.opensTo(t.Context(), e); err != nil {
 			t.Error(err)
@@ -158,7 +158,7 @@ func (l *lab) wantDifferentDEKs(t *testing.T, list []edek) {
 // TestImpliedDisabled: the HSM exchanges the handles of keys, which changes nothing. Then it lets no key encrypt any
 // more: the next renewal ends the lease, long before its time.
 func TestImpliedDisabled(t *testing.T) {
-	l := newImpliedLab(t, false)
+	l := newImpliedKMS(t, false)
 	l.wantDifferentDEKs(t, l.made(t))
 	l.Renumber()
 	l.generates(t, lease)
@@ -184,7 +184,7 @@ func TestImpliedDisabled(t *testing.T) {
 
 // TestImpliedAfterChanges: after a roll, EDEKs are of the new version; after a deletion, none are made.
 func TestImpliedAfterChanges(t *testing.T) {
-	l := newImpliedLab(t, false)
+	l := newImpliedKMS(t, false)
 	if e := l.made(t)[0]; e.Version != "orders@1" {
 		t.Errorf("an EDEK of %s", e.Version)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // repeated makes an operation as Hadoop's client does: after 503 it waits, longer each time, and tries again.
-func repeated(ctx context.Context, l *lab, o operation) error {
+func repeated(ctx context.Context, l *faultyKMS, o operation) error {
 	for try := range 10 {
 		status, err := o.run(ctx, l)
 		if err != nil {
@@ -35,7 +35,7 @@ func repeated(ctx context.Context, l *lab, o operation) error {
 // TestKilledWorkers: the library's process is killed and stopped again and again under load. No client that repeats as
 // Hadoop's does sees an error, and no answer is wrong. One process is left.
 func TestKilledWorkers(t *testing.T) {
-	l := newLab(t, true)
+	l := newFaultyKMS(t, true)
 	ctx, cancel := context.WithTimeout(t.Context(), long(2*time.Minute))
 	defer cancel()
 	var served atomic.Int64

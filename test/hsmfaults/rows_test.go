@@ -27,7 +27,7 @@ func functionsOf(operation string) []faultmodule.Function {
 // TestEachResultOnce: one call of an operation fails, by each result of PKCS #11. The operation succeeds, or its answer
 // makes the client try another node. Then everything works, with no more than one login.
 func TestEachResultOnce(t *testing.T) {
-	l := newLab(t, false)
+	l := newFaultyKMS(t, false)
 	for _, o := range operations {
 		for _, f := range functionsOf(o.name) {
 			for _, code := range codes() {
@@ -69,14 +69,14 @@ func isRefusal(o operation, code uint) bool {
 // An outage is a state of the HSM that lasts.
 type outage struct {
 	name   string
-	begin  func(l *lab)
+	begin  func(l *faultyKMS)
 	serves bool // the service goes on all the same
 	worker bool // needs the library in a process of its own
 }
 
 // failing is an outage in which functions fail with a result.
 func failing(code uint, functions ...faultmodule.Function) outage {
-	return outage{name: fmt.Sprintf("%v of %d", p11.Error(code), functions), begin: func(l *lab) {
+	return outage{name: fmt.Sprintf("%v of %d", p11.Error(code), functions), begin: func(l *faultyKMS) {
 		l.OrderAll(faultmodule.Order{Action: faultmodule.Fail, Value: code, Times: faultmodule.Always}, functions...)
 	}}
 }
@@ -91,20 +91,20 @@ func outages() (list []outage) {
 		faultmodule.EncryptInit, faultmodule.FindObjectsInit, faultmodule.GenerateRandom, faultmodule.GenerateKey,
 		faultmodule.GetSessionInfo}
 	list = append(list, failing(p11.CKR_DEVICE_REMOVED, away...), failing(p11.CKR_TOKEN_NOT_PRESENT, away...))
-	serving := func(name string, begin func(l *lab)) {
+	serving := func(name string, begin func(l *faultyKMS)) {
 		list = append(list, outage{name: name, begin: begin, serves: true})
 	}
-	serving("stale handles", func(l *lab) { l.StaleHandles() })
-	serving("exchanged handles", func(l *lab) { l.Renumber() })
-	serving("logged out", func(l *lab) { l.LogOut() })
-	serving("sessions closed", func(l *lab) { l.CloseSessions() })
-	serving("one session", func(l *lab) { l.CloseSessions(); l.LimitSessions(1) })
-	serving("two blocks a call", func(l *lab) { l.LimitData(32) })
-	serving("no CKM_AES_ECB", func(l *lab) { l.RefuseMechanism(p11.CKM_AES_ECB) })
-	serving("slow", func(l *lab) { l.SetLatency(20 * time.Millisecond) })
+	serving("stale handles", func(l *faultyKMS) { l.StaleHandles() })
+	serving("exchanged handles", func(l *faultyKMS) { l.Renumber() })
+	serving("logged out", func(l *faultyKMS) { l.LogOut() })
+	serving("sessions closed", func(l *faultyKMS) { l.CloseSessions() })
+	serving("one session", func(l *faultyKMS) { l.CloseSessions(); l.LimitSessions(1) })
+	serving("two blocks a call", func(l *faultyKMS) { l.LimitData(32) })
+	serving("no CKM_AES_ECB", func(l *faultyKMS) { l.RefuseMechanism(p11.CKM_AES_ECB) })
+	serving("slow", func(l *faultyKMS) { l.SetLatency(20 * time.Millisecond) })
 	for name, action := range map[string]faultmodule.Action{"abort": faultmodule.Abort,
 		"segfault": faultmodule.Segfault} {
-		list = append(list, outage{name: name, serves: true, worker: true, begin: func(l *lab) {
+		list = append(list, outage{name: name, serves: true, worker: true, begin: func(l *faultyKMS) {
 			l.Order(faultmodule.EncryptInit, faultmodule.Order{Action: action})
 		}})
 	}
@@ -120,7 +120,7 @@ func TestOutagesOfAWorker(t *testing.T) { outagesHappen(t, true) }
 
 func outagesHappen(t *testing.T, inWorker bool) {
 	t.Helper()
-	l := newLab(t, inWorker)
+	l := newFaultyKMS(t, inWorker)
 	for _, o := range outages() {
 		if o.worker && !inWorker {
 			continue
@@ -130,7 +130,7 @@ func outagesHappen(t *testing.T, inWorker bool) {
 	l.end(t)
 }
 
-func (o outage) happens(t *testing.T, l *lab) {
+func (o outage) happens(t *testing.T, l *faultyKMS) {
 	logins := l.Calls(faultmodule.Login)
 	o.begin(l)
 	from := time.Now()
@@ -162,7 +162,7 @@ func (o outage) happens(t *testing.T, l *lab) {
 }
 
 // becomes waits until readiness says so.
-func (l *lab) becomes(t *testing.T, ready bool) {
+func (l *faultyKMS) becomes(t *testing.T, ready bool) {
 	t.Helper()
 	for from := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		_, r := kmstest.Readyz(t, l.url)

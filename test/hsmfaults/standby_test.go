@@ -16,9 +16,9 @@ import (
 )
 
 // ready returns the status and the text of /readyz for a purpose.
-func (l *lab) ready(t *testing.T, purpose string) (status int, text string) {
+func (l *faultyKMS) ready(t *testing.T, purpose string) (status int, text string) {
 	t.Helper()
-	other := lab{url: strings.TrimSuffix(l.url, "/kms")}
+	other := faultyKMS{url: strings.TrimSuffix(l.url, "/kms")}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, other.url+"/readyz?for="+purpose, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func (l *lab) ready(t *testing.T, purpose string) (status int, text string) {
 // TestStandbyServes: while each call to the first token fails or hangs, the KMS decrypts, generates and re-encrypts
 // with the standby, is ready for that, and makes no key.
 func TestStandbyServes(t *testing.T) {
-	l := newLab(t, true)
+	l := newFaultyKMS(t, true)
 	if err := l.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestStandbyServes(t *testing.T) {
 }
 
 // isReady waits until /readyz has that status for a purpose, and contains that text.
-func (l *lab) isReady(t *testing.T, purpose string, want int, text string) {
+func (l *faultyKMS) isReady(t *testing.T, purpose string, want int, text string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		status, body := l.ready(t, purpose)

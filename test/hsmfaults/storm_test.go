@@ -27,7 +27,7 @@ func long[T int | time.Duration](n T) T {
 }
 
 // aFault makes one fault at random, or ends all.
-func (l *lab) aFault(r *rand.Rand, inWorker bool) {
+func (l *faultyKMS) aFault(r *rand.Rand, inWorker bool) {
 	all := codes()
 	functions := []faultmodule.Function{faultmodule.EncryptInit, faultmodule.Encrypt, faultmodule.FindObjectsInit,
 		faultmodule.FindObjects, faultmodule.OpenSession, faultmodule.GetSessionInfo, faultmodule.GenerateKey,
@@ -79,7 +79,7 @@ func TestStormOfAWorker(t *testing.T) { storm(t, true, long(50*time.Second)) }
 // that nothing is left over.
 func storm(t *testing.T, inWorker bool, length time.Duration) {
 	t.Helper()
-	l := newLab(t, inWorker)
+	l := newFaultyKMS(t, inWorker)
 	seed := uint64(1)
 	if soaks {
 		seed = uint64(time.Now().UnixNano()) //nolint:gosec // not negative

@@ -364,8 +364,8 @@ func (s *kms) readyz(check string) (ready bool, wrong string) {
 	return false, ""
 }
 
-// loginLab is a KMS whose keytab the test changes.
-type loginLab struct {
+// keytabKMS is a KMS whose keytab the test changes.
+type keytabKMS struct {
 	t             *testing.T
 	realm         *kdctest.KDC
 	kms           *kms
@@ -374,7 +374,7 @@ type loginLab struct {
 }
 
 // put replaces the keytab.
-func (l *loginLab) put(from string) {
+func (l *keytabKMS) put(from string) {
 	t := l.t
 	t.Helper()
 	b, err := os.ReadFile(from)
@@ -387,7 +387,7 @@ func (l *loginLab) put(from string) {
 }
 
 // login logs alice in with a new ticket.
-func (l *loginLab) login() (status int, body string) {
+func (l *keytabKMS) login() (status int, body string) {
 	t := l.t
 	t.Helper()
 	l.life -= time.Minute // a new ticket file: its ticket has the KDC's current key
@@ -405,7 +405,7 @@ func (l *loginLab) login() (status int, body string) {
 }
 
 // check waits until a check of /readyz has a result. The server keeps a result for a second.
-func (l *loginLab) check(what, name string, ready bool, want string) {
+func (l *keytabKMS) check(what, name string, ready bool, want string) {
 	t := l.t
 	t.Helper()
 	var got string
@@ -428,7 +428,7 @@ func TestReadinessOfLogins(t *testing.T) {
 	k := kdctest.StartRealm(t, realm)
 	keytab := filepath.Join(k.Dir, "served.keytab")
 	good := k.Keytab("good.keytab", "HTTP/localhost")
-	l := &loginLab{t: t, realm: k, keytab: keytab, users: k.Keytab("users.keytab", "alice"), life: 30 * time.Minute}
+	l := &keytabKMS{t: t, realm: k, keytab: keytab, users: k.Keytab("users.keytab", "alice"), life: 30 * time.Minute}
 	l.put(good)
 	l.kms = startKMS(t, k, k.Krb5Conf, keytab)
 	t.Setenv("KRB5_CONFIG", k.Krb5Conf)

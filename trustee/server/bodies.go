@@ -9,14 +9,14 @@ import (
 	"claviger"
 )
 
-// The server reads a body before it knows the sender. So the places for bodies count by address. An
+// The server reads a body before it knows the sender. So the slots for bodies are limited by address. An
 // address is proved if a registered client has signed a request from that address lately.
 const (
 	// perAddress is how many bodies of one address are read at once. perProved is the same for a proved
 	// address, which several clients may share.
 	perAddress = 32
 	perProved  = 112
-	// maxUnknown is how many bodies of addresses that are not proved are read at once. The other places
+	// maxUnknown is how many bodies of addresses that are not proved are read at once. The other slots
 	// are for proved addresses.
 	maxUnknown = maxBodies / 2
 	// provedFor is how long an address is proved after a signed request. maxProved is the size limit of
@@ -27,15 +27,15 @@ const (
 	refusalsEvery = 10 * time.Second
 )
 
-// bodies are the places for bodies that are being read.
+// bodies are the slots for bodies that are being read.
 type bodies struct {
 	log *slog.Logger
 	now func() time.Time
 
 	mu      sync.Mutex
-	open    map[string]int // places that are taken, by address
-	all     int            // places that are taken
-	unknown int            // places that are taken by addresses that are not proved
+	open    map[string]int // slots that are taken, by address
+	all     int            // slots that are taken
+	unknown int            // slots that are taken by addresses that are not proved
 	proved  map[string]time.Time
 	refused int
 	logged  time.Time // when a refusal was last logged
@@ -45,7 +45,7 @@ func newBodies(log *slog.Logger, now func() time.Time) *bodies {
 	return &bodies{log: log, now: now, open: make(map[string]int), proved: make(map[string]time.Time)}
 }
 
-// enter takes a place for an address. ok is false if there is none.
+// enter takes a slot for an address. ok is false if there is none.
 func (d *bodies) enter(address string) (leave func(), ok bool) {
 	now := d.now()
 	d.mu.Lock()

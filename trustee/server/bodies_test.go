@@ -55,7 +55,7 @@ func TestHalfSentBodies(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// TestBodies: a proved address gets a place, however many unknown addresses send bodies.
+// TestBodies: a proved address gets a slot, however many unknown addresses send bodies.
 func TestBodies(t *testing.T) {
 	now := time.Unix(1, 0)
 	d := New(Config{Now: func() time.Time { return now }}).bodies
@@ -67,7 +67,7 @@ func TestBodies(t *testing.T) {
 		}
 	}
 	if in != maxUnknown {
-		t.Errorf("unknown addresses have %d places, want %d", in, maxUnknown)
+		t.Errorf("unknown addresses have %d slots, want %d", in, maxUnknown)
 	}
 	var leave []func()
 	for range 2 * maxBodies {
@@ -76,13 +76,13 @@ func TestBodies(t *testing.T) {
 		}
 	}
 	if len(leave) != maxBodies-maxUnknown {
-		t.Errorf("a client's address has %d places, want %d", len(leave), maxBodies-maxUnknown)
+		t.Errorf("a client's address has %d slots, want %d", len(leave), maxBodies-maxUnknown)
 	}
 	for _, l := range leave {
 		l()
 	}
 	if d.all != maxUnknown || d.open["client"] != 0 {
-		t.Errorf("%d places are taken, %d of them by the client", d.all, d.open["client"])
+		t.Errorf("%d slots are taken, %d of them by the client", d.all, d.open["client"])
 	}
 	now = now.Add(provedFor)
 	if _, ok := d.enter("client"); ok {
@@ -90,7 +90,7 @@ func TestBodies(t *testing.T) {
 	}
 }
 
-// take takes places for an address until there is none, and returns how many.
+// take takes slots for an address until there is none, and returns how many.
 func (d *bodies) take(address string) (leave []func()) {
 	for {
 		l, ok := d.enter(address)
@@ -101,7 +101,7 @@ func (d *bodies) take(address string) (leave []func()) {
 	}
 }
 
-// TestBodiesOfAnAddress: an address has fewer places than there are. If it gives them back, nothing of it is left.
+// TestBodiesOfAnAddress: an address has fewer slots than there are. If it gives them back, nothing of it is left.
 func TestBodiesOfAnAddress(t *testing.T) {
 	now := time.Unix(1, 0)
 	d := newBodies(slog.New(slog.DiscardHandler), func() time.Time { return now })
@@ -110,20 +110,20 @@ func TestBodiesOfAnAddress(t *testing.T) {
 		for address, want := range map[string]int{"unknown": perAddress, "client": perProved} {
 			leave := d.take(address)
 			if len(leave) != want {
-				t.Errorf("%s has %d places, want %d", address, len(leave), want)
+				t.Errorf("%s has %d slots, want %d", address, len(leave), want)
 			}
 			for _, l := range leave {
 				l()
 			}
 			if d.all != 0 || d.unknown != 0 || len(d.open) != 0 {
-				t.Errorf("%s leaves %d places, %d of unknown addresses, %v", address, d.all, d.unknown, d.open)
+				t.Errorf("%s leaves %d slots, %d of unknown addresses, %v", address, d.all, d.unknown, d.open)
 			}
 		}
 	}
 	d.take("client")
 	d.take("unknown")
 	if d.all != maxBodies {
-		t.Errorf("%d places are taken, want %d", d.all, maxBodies)
+		t.Errorf("%d slots are taken, want %d", d.all, maxBodies)
 	}
 }
 

@@ -16,20 +16,20 @@ import (
 	"claviger/trustee"
 )
 
-// places are the places that requests take.
-type places struct {
+// takenSlots counts the slots that requests hold.
+type takenSlots struct {
 	bodies, unknown, slots, registrations, peers int
 }
 
-func placesOf(s *Server) places {
+func takenSlotsOf(s *Server) takenSlots {
 	s.bodies.mu.Lock()
 	defer s.bodies.mu.Unlock()
 	used, _ := s.slots.Figures()
-	return places{s.bodies.all, s.bodies.unknown, int(used), len(s.registrationSlots), len(s.peerSlots)}
+	return takenSlots{s.bodies.all, s.bodies.unknown, int(used), len(s.registrationSlots), len(s.peerSlots)}
 }
 
-// placesLab is a server with a client, and a store and a replica that record the places that are taken at each call.
-type placesLab struct {
+// slotRecorder is a server with a client, and a store and a replica that record the slots that are taken at each call.
+type slotRecorder struct {
 	Store // not called
 	*Server
 	key  []byte // of the client; nil: the client is unknown
@@ -37,11 +37,11 @@ type placesLab struct {
 	seen []string
 }
 
-func (l *placesLab) record(call string) {
-	l.seen = append(l.seen, fmt.Sprint(call, placesOf(l.Server)))
+func (l *slotRecorder) record(call string) {
+	l.seen = append(l.seen, fmt.Sprint(call, takenSlotsOf(l.Server)))
 }
 
-func (l *placesLab) Client(context.Context, string) (Client, error) {
+func (l *slotRecorder) Client(context.Context, string) (Client, error) {
 	l.record("Client")
 	if l.key == nil {
 		return Client{}, claviger.E("test", claviger.KeyNotFound, "", nil)
@@ -49,19 +49,19 @@ func (l *placesLab) Client(context.Context, string) (Client, error) {
 	return Client{PublicKey: l.key, State: Active}, nil
 }
 
-func (l *placesLab) Clients(context.Context, string) ([]Client, error) {
+func (l *slotRecorder) Clients(context.Context, string) ([]Client, error) {
 	l.record("Clients")
 	return nil, nil
 }
 
-func (l *placesLab) Org(context.Context, string) (Org, error) {
+func (l *slotRecorder) Org(context.Context, string) (Org, error) {
 	l.record("Org")
 	return Org{}, claviger.E("test", claviger.KeyNotFound, "", nil)
 }
 
-func (l *placesLab) Forget(context.Context, time.Time) error { return nil }
+func (l *slotRecorder) Forget(context.Context, time.Time) error { return nil }
 
-func (l *placesLab) Current(context.Context) (Knowledge, error) {
+func (l *slotRecorder) Current(context.Context) (Knowledge, error) {
 	l.record("Current")
 	if l.fail {
 		return Knowledge{}, claviger.E("test", claviger.Unavailable, "", ErrBehind)
@@ -69,9 +69,9 @@ func (l *placesLab) Current(context.Context) (Knowledge, error) {
 	return Knowledge{Sure: true, Lists: true}, nil
 }
 
-func (l *placesLab) Ready(context.Context) error { return nil }
+func (l *slotRecorder) Ready(context.Context) error { return nil }
 
-func (l *placesLab) Do(context.Context, *trustee.Request) (any, error) {
+func (l *slotRecorder) Do(context.Context, *trustee.Request) (any, error) {
 	l.record("Do")
 	return nil, nil
 }
@@ -80,7 +80,7 @@ func (l *placesLab) Do(context.Context, *trustee.Request) (any, error) {
 const fromAddress = "192.0.2.1"
 
 // send sends a request of id, and returns the answer.
-func (l *placesLab) send(t *testing.T, id *trustee.Identity, verb string, args any) *httptest.ResponseRecorder {
+func (l *slotRecorder) send(t *testing.T, id *trustee.Identity, verb string, args any) *httptest.ResponseRecorder {
 	t.Helper()
 	body, _, err := id.NewRequest(verb, Identity(0).Fingerprint(), args, time.Now())
 	if err != nil {
@@ -89,7 +89,7 @@ func (l *placesLab) send(t *testing.T, id *trustee.Identity, verb string, args a
 	return l.post(verb, bytes.NewReader(body))
 }
 
-func (l *placesLab) post(verb string, body io.Reader) *httptest.ResponseRecorder {
+func (l *slotRecorder) post(verb string, body io.Reader) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, trustee.APIPath+verb, body)
 	r.RemoteAddr = fromAddress + ":7"
 	l.seen = nil
@@ -98,13 +98,13 @@ func (l *placesLab) post(verb string, body io.Reader) *httptest.ResponseRecorder
 	return w
 }
 
-func newPlacesLab(t *testing.T) *placesLab {
+func newSlotRecorder(t *testing.T) *slotRecorder {
 	t.Helper()
 	var public bytes.Buffer
 	if err := Identity(1).Public(&public); err != nil {
 		t.Fatal(err)
 	}
-	l := &placesLab{key: public.Bytes()}
+	l := &slotRecorder{key: public.Bytes()}
 	l.Server = New(Config{Identity: Identity(0), Store: l, Replica: l})
 	return l
 }
@@ -114,18 +114,18 @@ type brokenBody struct{}
 
 func (brokenBody) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// TestPlaces: a body has a place until the sender is known. Then the request has a slot until the end. A registration
-// has its slot instead of the body's place, and does not prove its address, because anybody can send one. No request
-// keeps a place.
-func TestPlaces(t *testing.T) {
-	l := newPlacesLab(t)
+// TestBodySlots: a body has a slot of its own until the sender is known. Then the request has a slot until the end. A
+// registration has its slot instead of the slot of the body, and does not prove its address, because anybody can send
+// one. No request keeps a slot.
+func TestBodySlots(t *testing.T) {
+	l := newSlotRecorder(t)
 	server, client := Identity(0), Identity(1)
 	register := trustee.RegisterArgs{PublicKey: l.key, Org: "NONE"}
 	for _, tt := range []struct {
 		what   string
 		status int
 		send   func() *httptest.ResponseRecorder
-		seen   []string // calls, and the places during each
+		seen   []string // calls, and the slots during each
 		proves bool
 	}{
 		{"a body that does not arrive", 400, func() *httptest.ResponseRecorder {
@@ -160,8 +160,8 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("%s gets status %d, want %d; the calls are %s, want %s", tt.what, w.Code, tt.status, l.seen,
 				tt.seen)
 		}
-		if left := placesOf(l.Server); left != (places{}) || len(l.bodies.open) > 0 {
-			t.Errorf("%s leaves the places %v, by address %v", tt.what, left, l.bodies.open)
+		if left := takenSlotsOf(l.Server); left != (takenSlots{}) || len(l.bodies.open) > 0 {
+			t.Errorf("%s leaves the slots %v, by address %v", tt.what, left, l.bodies.open)
 		}
 		if _, proved := l.bodies.proved[fromAddress]; proved != tt.proves {
 			t.Errorf("%s proves its address: %t", tt.what, proved)
@@ -169,57 +169,57 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestNoPlace: a request that finds no place gets status 503 and is not handled. CheckSlots counts a refusal of a
-// client or of the other server for a minute, but not that of a registration.
-func TestNoPlace(t *testing.T) {
+// TestNoFreeSlot: a request that finds no free slot gets status 503 and is not handled. CheckSlots counts a refusal of
+// a client or of the other server for a minute, but not that of a registration.
+func TestNoFreeSlot(t *testing.T) {
 	server, client := Identity(0), Identity(1)
 	for what, tt := range map[string]struct {
-		fill    func(*placesLab)
+		fill    func(*slotRecorder)
 		from    *trustee.Identity
 		verb    string
 		seen    int    // calls
 		close   string // the header Connection
 		counted bool
 	}{
-		"no place for a body": {func(l *placesLab) {
+		"no slot for a body": {func(l *slotRecorder) {
 			for range perAddress {
 				l.bodies.enter(fromAddress)
 			}
 		}, client, trustee.VerbClients, 0, "close", false},
-		"no slot for a registration": {func(l *placesLab) {
+		"no slot for a registration": {func(l *slotRecorder) {
 			for range maxRegistrations {
 				l.registrationSlots <- struct{}{}
 			}
 		}, client, trustee.VerbRegister, 0, "close", false},
-		"no slot for the client": {func(l *placesLab) {
+		"no slot for the client": {func(l *slotRecorder) {
 			for range maxRequests / 2 {
 				l.slots.Try(client.Fingerprint(), 1)
 			}
 		}, client, trustee.VerbClients, 2, "", false},
-		"no slot for any client": {func(l *placesLab) {
+		"no slot for any client": {func(l *slotRecorder) {
 			for i := range maxRequests {
 				l.slots.Try(fmt.Sprint(i), 1)
 			}
 		}, client, trustee.VerbClients, 2, "close", true},
-		"no slot for the other server": {func(l *placesLab) {
+		"no slot for the other server": {func(l *slotRecorder) {
 			for range maxPeerRequests {
 				l.peerSlots <- struct{}{}
 			}
 		}, server, trustee.VerbPeerHello, 0, "close", true},
 	} {
-		l := newPlacesLab(t)
+		l := newSlotRecorder(t)
 		now := time.Now()
 		l.now = func() time.Time { return now }
 		l.bodies.now = l.now
 		tt.fill(l)
-		before := placesOf(l.Server)
+		before := takenSlotsOf(l.Server)
 		w := l.send(t, tt.from, tt.verb, trustee.RegisterArgs{PublicKey: l.key})
 		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" ||
 			w.Header().Get("Connection") != tt.close || len(l.seen) != tt.seen {
 			t.Errorf("%s: status %d, %v, after %s", what, w.Code, w.Header(), l.seen)
 		}
-		if after := placesOf(l.Server); after != before {
-			t.Errorf("%s: %v places are taken, before %v", what, after, before)
+		if after := takenSlotsOf(l.Server); after != before {
+			t.Errorf("%s: %v slots are taken, before %v", what, after, before)
 		}
 		now = now.Add(fullFor - 1)
 		if err := l.CheckSlots(t.Context()); (err != nil) != tt.counted {
@@ -234,7 +234,7 @@ func TestNoPlace(t *testing.T) {
 
 // TestSeenReadsAreSwept: with the expired records of the store, the server removes the reads that it need not remember.
 func TestSeenReadsAreSwept(t *testing.T) {
-	l := newPlacesLab(t)
+	l := newSlotRecorder(t)
 	now := time.Now()
 	l.now = func() time.Time { return now }
 	for range 3 {

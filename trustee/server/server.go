@@ -184,13 +184,13 @@ func (s *Server) recordFull() {
 	s.mu.Unlock()
 }
 
-// acquirePlace takes a place in a channel of places. If no place is free, it answers 503.
-func (s *Server) acquirePlace(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
+// acquireSlot takes a slot of a channel of slots. If no slot is free, it answers 503.
+func (s *Server) acquireSlot(w http.ResponseWriter, slots chan struct{}) (leave func(), ok bool) {
 	select {
-	case places <- struct{}{}:
-		return func() { <-places }, true
+	case slots <- struct{}{}:
+		return func() { <-slots }, true
 	default:
-		if places != s.registrationSlots {
+		if slots != s.registrationSlots {
 			s.recordFull()
 		}
 		tooMany(w)
@@ -221,7 +221,7 @@ func tooMany(w http.ResponseWriter) {
 	http.Error(w, "the server is already serving as many requests as it accepts", http.StatusServiceUnavailable)
 }
 
-// readBody reads the body of a request; if it cannot, it answers. The body takes a place until leave is
+// readBody reads the body of a request; if it cannot, it answers. The body holds a slot until leave is
 // called. leave may be called twice.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, leave func(), ok bool) {
 	leaveBody, ok := s.bodies.enter(addressOf(r))
@@ -261,12 +261,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	if !ok {
 		return
 	}
-	// The body keeps its place, which counts by address, until the sender is known. An unknown
+	// The body keeps its slot, one of its address, until the sender is known. An unknown
 	// sender takes no slot of clients or of the other server.
 	defer leaveBody()
 	if verb == trustee.VerbRegister {
 		leaveBody()
-		leave, ok := s.acquirePlace(w, s.registrationSlots)
+		leave, ok := s.acquireSlot(w, s.registrationSlots)
 		if !ok {
 			return
 		}
@@ -354,7 +354,7 @@ func (s *Server) authenticate(ctx context.Context, w http.ResponseWriter, r *htt
 // slotFor takes a slot for a request of a known sender.
 func (s *Server) slotFor(w http.ResponseWriter, req *trustee.Request) (leave func(), ok bool) {
 	if trustee.ForPeer(req.Verb) {
-		return s.acquirePlace(w, s.peerSlots)
+		return s.acquireSlot(w, s.peerSlots)
 	}
 	return s.acquire(w, req.Client.Fingerprint())
 }

@@ -212,7 +212,7 @@ func TestRegister(t *testing.T) {
 func TestSlowSenders(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.registered(server.Identity(1), "ORG")
-	// The address of a client that has sent nothing but its registration gets fewer places.
+	// The address of a client that has sent nothing but its registration gets fewer slots.
 	_, err := c.Find(ctx, "l")
 	wantKind(t, "a client alone", err, claviger.KeyNotFound)
 	for range 100 {

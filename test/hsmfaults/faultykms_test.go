@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"))
 }
 
-// lab is a KMS whose token has a fault module before it.
-type lab struct {
+// faultyKMS is a KMS whose token has a fault module before it.
+type faultyKMS struct {
 	*faultmodule.Module
 	url     string
 	db      string // the metastore's file
@@ -62,18 +62,19 @@ type edek struct {
 	} `json:"encryptedKeyVersion"`
 }
 
-// newLab starts a KMS with the keys orders and other. Each has two versions, and edek is of the first of orders. change
-// changes the keystore file.
-func newLab(t *testing.T, inWorker bool, change ...func(*pkcs11.FileConfig)) *lab {
+// newFaultyKMS starts a KMS with the keys orders and other. Each has two versions, and edek is of the first of orders.
+// change changes the keystore file.
+func newFaultyKMS(t *testing.T, inWorker bool, change ...func(*pkcs11.FileConfig)) *faultyKMS {
 	t.Helper()
-	return newLabWith(t, inWorker, nil, change...)
+	return newFaultyKMSWith(t, inWorker, nil, change...)
 }
 
-// newLabWith is newLab for a KMS with more properties.
-func newLabWith(t *testing.T, inWorker bool, properties map[string]string, change ...func(*pkcs11.FileConfig)) *lab {
+// newFaultyKMSWith is newFaultyKMS for a KMS with more properties.
+func newFaultyKMSWith(t *testing.T, inWorker bool, properties map[string]string,
+	change ...func(*pkcs11.FileConfig)) *faultyKMS {
 	t.Helper()
 	dir, tok := t.TempDir(), softhsmtest.New(t)
-	l := &lab{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db"), token: tok}
+	l := &faultyKMS{Module: faultmodule.New(t, tok.Module), db: filepath.Join(dir, "c.db"), token: tok}
 	file := filepath.Join(dir, "luna.keystore")
 	keystore := pkcs11.FileConfig{Module: l.Path, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.Generic,
 		MaxSessions: 6, Worker: pkcs11.WorkerNo}
@@ -125,9 +126,9 @@ func newLabWith(t *testing.T, inWorker bool, properties map[string]string, chang
 
 const generateOrders = "key/orders/_eek?eek_op=generate&num_keys=20"
 
-func (l *lab) opens() string { return "keyversion/" + l.edek.Version + "/_eek?eek_op=decrypt" }
+func (l *faultyKMS) opens() string { return "keyversion/" + l.edek.Version + "/_eek?eek_op=decrypt" }
 
-func (l *lab) edekBody() map[string]any {
+func (l *faultyKMS) edekBody() map[string]any {
 	return map[string]any{"name": "orders", "iv": l.edek.IV, "material": l.edek.Encrypted.Material}
 }
 
@@ -142,7 +143,7 @@ func material(t *testing.T, body []byte) []byte {
 }
 
 // request makes a request. Its error is one of the connection.
-func (l *lab) request(ctx context.Context, method, path string, body any) (status int, answer []byte, err error) {
+func (l *faultyKMS) request(ctx context.Context, method, path string, body any) (status int, answer []byte, err error) {
 	var in io.Reader
 	if body != nil {
 		text, err := json.Marshal(body)
@@ -168,7 +169,7 @@ func (l *lab) request(ctx context.Context, method, path string, body any) (statu
 	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
 }
 
-func (l *lab) want(t *testing.T, want int, method, path string, body any) []byte {
+func (l *faultyKMS) want(t *testing.T, want int, method, path string, body any) []byte {
 	t.Helper()
 	status, answer, err := l.request(t.Context(), method, path, body)
 	if err != nil || status != want {
@@ -180,18 +181,18 @@ func (l *lab) want(t *testing.T, want int, method, path string, body any) []byte
 // operation is a request that needs the HSM. run returns the status of its answer, and an error if the answer is wrong.
 type operation struct {
 	name string
-	run  func(ctx context.Context, l *lab) (status int, err error)
+	run  func(ctx context.Context, l *faultyKMS) (status int, err error)
 }
 
 var operations = []operation{
 	{"decrypt", decrypt},
 	{"generate", generate},
 	{"re-encrypt", reencrypt},
-	{"roll", func(ctx context.Context, l *lab) (int, error) {
+	{"roll", func(ctx context.Context, l *faultyKMS) (int, error) {
 		status, answer, err := l.request(ctx, "POST", "key/other", map[string]any{})
 		return status, wrong(status, answer, err)
 	}},
-	{"create", func(ctx context.Context, l *lab) (int, error) {
+	{"create", func(ctx context.Context, l *faultyKMS) (int, error) {
 		name := fmt.Sprintf("new%d", l.created.Load()) // a client repeats a creation that failed
 		status, answer, err := l.request(ctx, "POST", "keys", map[string]any{"name": name})
 		if status == http.StatusCreated && !strings.Contains(string(answer), name) {
@@ -204,7 +205,7 @@ var operations = []operation{
 	}},
 }
 
-func decrypt(ctx context.Context, l *lab) (int, error) {
+func decrypt(ctx context.Context, l *faultyKMS) (int, error) {
 	status, answer, err := l.request(ctx, "POST", l.opens(), l.edekBody())
 	if status == http.StatusOK {
 		var v struct{ Material string }
@@ -215,7 +216,7 @@ func decrypt(ctx context.Context, l *lab) (int, error) {
 	return status, wrong(status, answer, err)
 }
 
-func generate(ctx context.Context, l *lab) (int, error) {
+func generate(ctx context.Context, l *faultyKMS) (int, error) {
 	status, answer, err := l.request(ctx, "GET", generateOrders, nil)
 	var made []edek
 	if status == http.StatusOK {
@@ -226,13 +227,13 @@ func generate(ctx context.Context, l *lab) (int, error) {
 	return status, wrong(status, answer, err)
 }
 
-// reencrypt wraps the DEK of the lab's EDEK anew. The result is opened by check, without faults.
-func reencrypt(ctx context.Context, l *lab) (int, error) {
+// reencrypt wraps the DEK of the KMS's edek anew. The result is opened by check, without faults.
+func reencrypt(ctx context.Context, l *faultyKMS) (int, error) {
 	status, _, err := reencrypted(ctx, l)
 	return status, err
 }
 
-func reencrypted(ctx context.Context, l *lab) (int, edek, error) {
+func reencrypted(ctx context.Context, l *faultyKMS) (int, edek, error) {
 	status, answer, err := l.request(ctx, "POST", "keyversion/"+l.edek.Version+"/_eek?eek_op=reencrypt", l.edekBody())
 	var fresh edek
 	if status == http.StatusOK {
@@ -243,9 +244,9 @@ func reencrypted(ctx context.Context, l *lab) (int, edek, error) {
 	return status, fresh, wrong(status, answer, err)
 }
 
-// opensTo reports whether an EDEK opens to the lab's DEK.
-func (l *lab) opensTo(ctx context.Context, e edek) error {
-	other := lab{url: l.url, edek: e, dek: l.dek}
+// opensTo reports whether an EDEK opens to the DEK of the KMS's edek.
+func (l *faultyKMS) opensTo(ctx context.Context, e edek) error {
+	other := faultyKMS{url: l.url, edek: e, dek: l.dek}
 	if status, err := decrypt(ctx, &other); err != nil || status != http.StatusOK {
 		return fmt.Errorf("a re-encrypted EDEK: %d, %w", status, err)
 	}
@@ -262,7 +263,7 @@ func wrong(status int, answer []byte, err error) error {
 }
 
 // recovers waits until the operation succeeds, and returns how long that took.
-func (l *lab) recovers(t *testing.T, o operation) time.Duration {
+func (l *faultyKMS) recovers(t *testing.T, o operation) time.Duration {
 	t.Helper()
 	from := time.Now()
 	for {
@@ -281,13 +282,13 @@ func (l *lab) recovers(t *testing.T, o operation) time.Duration {
 }
 
 // tail returns the end of the KMS's log.
-func (l *lab) tail() string {
+func (l *faultyKMS) tail() string {
 	text := l.log.String()
 	return text[max(0, len(text)-4000):]
 }
 
 // end stops the KMS, and checks that it leaves no unfinished step in the metastore and no session.
-func (l *lab) end(t *testing.T) {
+func (l *faultyKMS) end(t *testing.T) {
 	t.Helper()
 	if err := l.stop(); err != nil {
 		t.Error(err)

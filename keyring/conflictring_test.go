@@ -8,18 +8,18 @@ import (
 	"claviger/secret"
 )
 
-// conflictLab is a lab with a migrated key in conflict: its source has rolled the key since, so that one name is two
-// versions.
-type conflictLab struct {
-	*shadowLab
+// conflictRing is a testRing with a migrated key in conflict: its source has rolled the key since, so that one name is
+// two versions.
+type conflictRing struct {
+	*shadowRing
 	shared              string        // the name of both versions
 	sourceEDEK, ownEDEK claviger.EDEK // under the source's version and under the version here
 	sourceDEK, ownDEK   secret.Bytes
 }
 
-func newConflictLab(t *testing.T) *conflictLab {
+func newConflictRing(t *testing.T) *conflictRing {
 	t.Helper()
-	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s := newShadowRing(t, migrated, "present", "payroll", false)
 	s.record(func(o *Origin) { o.Numbered, o.Counted = true, 1 })
 	v := s.rollThere(t)
 	if current, err := s.primary.Current(t.Context(), "payroll"); err != nil || current.Name != v.Name {
@@ -27,11 +27,11 @@ func newConflictLab(t *testing.T) *conflictLab {
 	}
 	foreign, sourceDEKs := newEDEKs(t, s.far.blocks, v.Name, 1)
 	own, deks := newEDEKs(t, s.primary.Provider, v.Name, 1)
-	return &conflictLab{s, v.Name, foreign[0], own[0], sourceDEKs[0], deks[0]}
+	return &conflictRing{s, v.Name, foreign[0], own[0], sourceDEKs[0], deks[0]}
 }
 
 // record changes the journal's record of the key.
-func (s *shadowLab) record(change func(*Origin)) {
+func (s *shadowRing) record(change func(*Origin)) {
 	s.past.mu.Lock()
 	change(&s.past.list[0])
 	s.past.mu.Unlock()
@@ -39,7 +39,7 @@ func (s *shadowLab) record(change func(*Origin)) {
 }
 
 // rollThere rolls the key at the source, rollHere the key here.
-func (s *shadowLab) rollThere(t *testing.T) claviger.KeyVersion {
+func (s *shadowRing) rollThere(t *testing.T) claviger.KeyVersion {
 	t.Helper()
 	v, err := s.far.Roll(t.Context(), "payroll", nil)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *shadowLab) rollThere(t *testing.T) claviger.KeyVersion {
 	return v
 }
 
-func (s *shadowLab) rollHere(t *testing.T) claviger.KeyVersion {
+func (s *shadowRing) rollHere(t *testing.T) claviger.KeyVersion {
 	t.Helper()
 	v, err := s.primary.Roll(t.Context(), "payroll", nil)
 	if err != nil {
@@ -59,19 +59,19 @@ func (s *shadowLab) rollHere(t *testing.T) claviger.KeyVersion {
 }
 
 // silence makes the source unreachable.
-func (s *shadowLab) silence() { s.far.setFail(failing(claviger.Unavailable, "connection refused")) }
+func (s *shadowRing) silence() { s.far.setFail(failing(claviger.Unavailable, "connection refused")) }
 
-func (s *shadowLab) decrypt(t *testing.T, e claviger.EDEK) (secret.Bytes, error) {
+func (s *shadowRing) decrypt(t *testing.T, e claviger.EDEK) (secret.Bytes, error) {
 	t.Helper()
 	return s.Decrypt(t.Context(), caller("alice"), "payroll", true, e)
 }
 
-func (s *shadowLab) reencryptOne(t *testing.T, e claviger.EDEK) (claviger.EDEK, error) {
+func (s *shadowRing) reencryptOne(t *testing.T, e claviger.EDEK) (claviger.EDEK, error) {
 	t.Helper()
 	return s.Reencrypt(t.Context(), caller("nn"), "payroll", true, e)
 }
 
-func (s *shadowLab) compare(t *testing.T) {
+func (s *shadowRing) compare(t *testing.T) {
 	t.Helper()
 	if err := s.CompareSources(t.Context()); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func (s *shadowLab) compare(t *testing.T) {
 }
 
 // opens checks that an EDEK is opened to the DEK.
-func (s *shadowLab) opens(t *testing.T, when string, e claviger.EDEK, want secret.Bytes) {
+func (s *shadowRing) opens(t *testing.T, when string, e claviger.EDEK, want secret.Bytes) {
 	t.Helper()
 	if dek, err := s.decrypt(t, e); err != nil || !dek.Equal(want) {
 		t.Errorf("%s: it is not opened, or to another DEK: %v", when, err)
@@ -87,19 +87,19 @@ func (s *shadowLab) opens(t *testing.T, when string, e claviger.EDEK, want secre
 }
 
 // wantConflict checks that an EDEK is not opened because its version is in conflict.
-func (s *shadowLab) wantConflict(t *testing.T, e claviger.EDEK) {
+func (s *shadowRing) wantConflict(t *testing.T, e claviger.EDEK) {
 	t.Helper()
 	_, err := s.decrypt(t, e)
 	wantKind(t, err, claviger.Unavailable)
 }
 
 // both returns the EDEKs under the shared name.
-func (w *conflictLab) both() map[string]claviger.EDEK {
+func (w *conflictRing) both() map[string]claviger.EDEK {
 	return map[string]claviger.EDEK{"the source's": w.sourceEDEK, "own": w.ownEDEK}
 }
 
 // refuses checks that no EDEK of the shared name is opened or re-encrypted.
-func (w *conflictLab) refuses(t *testing.T, when string) {
+func (w *conflictRing) refuses(t *testing.T, when string) {
 	t.Helper()
 	for what, e := range w.both() {
 		if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
@@ -112,7 +112,7 @@ func (w *conflictLab) refuses(t *testing.T, when string) {
 }
 
 // restart forgets what a new process does not know.
-func (w *conflictLab) restart() {
+func (w *conflictRing) restart() {
 	w.conflicts.last = nil
 	w.conflicts.known.Store(nil)
 	w.conflicts.here.Store(nil)
@@ -121,7 +121,7 @@ func (w *conflictLab) restart() {
 
 // staleEverySecond makes every second answer of the source "no such version", while stale is set. The first request is
 // for metadata, the second tries the version. It returns a function that resets the count of answers.
-func (w *conflictLab) staleEverySecond(stale *bool) (reset func()) {
+func (w *conflictRing) staleEverySecond(stale *bool) (reset func()) {
 	calls := 0
 	w.far.setFail(func(context.Context) error {
 		if calls++; *stale && calls%2 == 0 {
