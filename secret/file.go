@@ -35,7 +35,7 @@ func (f File) Refuse() error {
 	if err != nil {
 		return err
 	}
-	if text := f.modeFault(info); text != "" {
+	if text := f.modeFault(info, Self()); text != "" {
 		return errors.New(text)
 	}
 	return nil
@@ -44,7 +44,10 @@ func (f File) Refuse() error {
 // Exposed returns messages about files that other users could read or change, because of the mode or owner of a file or
 // of a folder above it. There is one message for each folder. Files that do not exist or cannot be inspected are
 // skipped.
-func Exposed(files ...File) []string {
+func Exposed(files ...File) []string { return Self().Exposed(files...) }
+
+// Exposed is the function Exposed for files of a server that runs as the user.
+func (u User) Exposed(files ...File) []string {
 	var faults, folders []string
 	within := make(map[string][]string) // names of the files below each folder
 	for _, f := range files {
@@ -52,13 +55,13 @@ func Exposed(files ...File) []string {
 		if err != nil {
 			continue
 		}
-		if text := f.modeFault(info); text != "" {
+		if text := f.modeFault(info, u); text != "" {
 			faults = append(faults, text)
 		}
-		if owner := otherOwner(info); owner != "" {
+		if owner := u.otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
-					f.name(), owner, CurrentUser(), f.Path))
+					f.name(), owner, u.Name, f.Path))
 		}
 		for _, dir := range foldersOf(f.Path) {
 			if within[dir] == nil {
@@ -82,17 +85,17 @@ func Exposed(files ...File) []string {
 				fmt.Sprintf("folder %s may be written by everybody (mode %04o), who can "+
 					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), content, dir))
 		}
-		if owner := otherOwner(info); owner != "" {
+		if owner := u.otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, content, CurrentUser(), dir))
+					owner, content, u.Name, dir))
 		}
 	}
 	return faults
 }
 
 // modeFault returns a message if the mode has a bit of Deny, and "" otherwise.
-func (f File) modeFault(info fs.FileInfo) string {
+func (f File) modeFault(info fs.FileInfo, u User) string {
 	mode := info.Mode()
 	deny := f.Deny
 	if deny == 0 {
@@ -124,25 +127,25 @@ func (f File) modeFault(info fs.FileInfo) string {
 	if f.Risk != "" {
 		text += ", " + f.Risk
 	}
-	return text + "; cure: " + f.cure(info, deny, "chmod "+cure+" "+f.Path)
+	return text + "; cure: " + f.cure(info, u, deny, "chmod "+cure+" "+f.Path)
 }
 
-// cure returns the commands that correct a mode. If this process reads the file by the denied bits, chmod alone would
+// cure returns the commands that correct a mode. If the user reads the file by the denied bits, chmod alone would
 // deny it the file. Then the file must get another owner or group first.
-func (f File) cure(info fs.FileInfo, deny fs.FileMode, chmod string) string {
+func (f File) cure(info fs.FileInfo, u User, deny fs.FileMode, chmod string) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	if uid := os.Geteuid(); !ok || uid == 0 || int(stat.Uid) == uid {
+	if !ok || u.IsRoot() || int(stat.Uid) == u.uid {
 		return chmod
 	}
 	after := info.Mode().Perm() &^ deny
-	if inGroup(int(stat.Gid)) && after&0o040 != 0 {
+	if u.in(int(stat.Gid)) && after&0o040 != 0 {
 		return chmod
 	}
 	if deny&0o040 != 0 { // only the owner may read it
-		return fmt.Sprintf("chown %s %s, then %s", CurrentUser(), f.Path, chmod)
+		return fmt.Sprintf("chown %s %s, then %s", u.Name, f.Path, chmod)
 	}
-	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(os.Getegid()),
-		f.Path, Rights(f.Path), CurrentUser())
+	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(u.groups[0]),
+		f.Path, Rights(f.Path), u.Name)
 }
 
 // foldersOf returns the folders above a file, the nearest first. If the path has symbolic links, the folders above the
@@ -167,12 +170,11 @@ func foldersOf(path string) []string {
 	return list
 }
 
-// otherOwner returns the owner of a file, unless that is root or the user of this process; then it returns "". If this
-// process runs as root, it also returns "", because the files may belong to a server that runs as another user.
-func otherOwner(info fs.FileInfo) string {
+// otherOwner returns the owner of a file, unless that is root or the user; then it returns "". If the user is root, it
+// also returns "", because the files may belong to a server that runs as another user.
+func (u User) otherOwner(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	uid := os.Geteuid()
-	if !ok || uid == 0 || stat.Uid == 0 || int(stat.Uid) == uid {
+	if !ok || u.IsRoot() || stat.Uid == 0 || int(stat.Uid) == u.uid {
 		return ""
 	}
 	return userName(int(stat.Uid))

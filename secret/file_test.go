@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -209,6 +210,11 @@ func TestExposedOwner(t *testing.T) {
 		var got []string
 		if len(out) > 0 {
 			got = strings.Split(string(out), "\n")
+		}
+		if nobody, err := secret.UserNamed(strconv.Itoa(us)); err != nil ||
+			!slices.Equal(nobody.Exposed(secret.File{Path: file, Kind: "keytab"}), got) {
+			t.Errorf("judged by root: %q, %v, want %q", nobody.Exposed(secret.File{Path: file, Kind: "keytab"}), err,
+				got)
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("a file of %d in a folder of %d: %q, want %q", test.fileOwner, test.dirOwner, got, want)

@@ -35,7 +35,8 @@ func Admit(err error) string {
 	if !errors.Is(err, fs.ErrPermission) || !errors.As(err, &at) {
 		return ""
 	}
-	path, need := missingRight(at.Path)
+	self := Self()
+	path, need := self.missingRight(at.Path)
 	if path == "" {
 		return ""
 	}
@@ -47,8 +48,8 @@ func Admit(err error) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), CurrentUser(), need.verb,
-		ways(path, info, int(stat.Uid), int(stat.Gid), need))
+	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), self.Name, need.verb,
+		self.ways(path, info, int(stat.Uid), int(stat.Gid), need))
 }
 
 // right is a right to a file.
@@ -65,12 +66,11 @@ var (
 	toMake  = right{"make files in", 7}
 )
 
-// missingRight returns the first folder above a file, or the file, to which this process lacks a right, and that right.
-// It returns "" if no right is missing.
-func missingRight(path string) (string, right) {
+// closedFolder returns the first folder above a file that the user may not enter, or "".
+func (u User) closedFolder(path string) string {
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return "", right{}
+		return ""
 	}
 	dirs := []string{}
 	for dir := filepath.Dir(abs); ; dir = filepath.Dir(dir) {
@@ -80,24 +80,37 @@ func missingRight(path string) (string, right) {
 		}
 	}
 	for _, dir := range slices.Backward(dirs) {
-		if denied(dir, 1) {
-			return dir, toEnter
+		if u.denied(dir, 1) {
+			return dir
 		}
+	}
+	return ""
+}
+
+// missingRight returns the first folder above a file, or the file, to which the user lacks a right, and that right. It
+// returns "" if no right is missing.
+func (u User) missingRight(path string) (string, right) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", right{}
+	}
+	if dir := u.closedFolder(abs); dir != "" {
+		return dir, toEnter
 	}
 	info, err := os.Stat(abs)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if dir := filepath.Dir(abs); denied(dir, 2) {
+		if dir := filepath.Dir(abs); u.denied(dir, 2) {
 			return dir, toMake
 		}
 	case err != nil:
-	case info.IsDir() && denied(abs, 5):
+	case info.IsDir() && u.denied(abs, 5):
 		return abs, toList
-	case info.IsDir() && denied(abs, 2):
+	case info.IsDir() && u.denied(abs, 2):
 		return abs, toMake
-	case denied(abs, 4):
+	case u.denied(abs, 4):
 		return abs, toRead
-	case denied(abs, 2):
+	case u.denied(abs, 2):
 		return abs, toWrite
 	}
 	return "", right{}
@@ -112,36 +125,36 @@ func denied(path string, bits uint32) bool {
 // nobody is the number of the user nobody. Several services may run as nobody, so no command grants it a right.
 const nobody = 65534
 
-// ways returns commands that give this process's user a right to a file, beginning with the one that changes least. A
+// ways returns commands that give the user a right to a file, beginning with the one that changes least. A
 // mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
 // the group. If another user seems to be the server's user, the first advice is to run as that user.
-func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
-	self := CurrentUser()
-	if uid == os.Geteuid() {
+func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) string {
+	self := u.Name
+	if uid == u.uid {
 		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)
 	}
 	first := ""
-	switch name, hasUser := groupsUser(gid); {
+	switch name, hasUser := u.groupsUser(gid); {
 	case uid != 0:
 		first = fmt.Sprintf("run as its owner (sudo -u %s)", userName(uid))
 	case hasUser:
 		first = fmt.Sprintf("run as the server's user (sudo -u %s)", name)
-	case os.Geteuid() == nobody:
+	case u.uid == nobody:
 		first = "run as the server's user"
 	}
-	if os.Geteuid() == nobody {
+	if u.uid == nobody {
 		return first
 	}
 	var list []string
 	group := groupName(gid)
 	switch granted := info.Mode().Perm()>>3&need.bits == need.bits; {
-	case inGroup(gid):
+	case u.in(gid):
 		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), path))
 	case granted && gid != 0:
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, self))
 	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
 		// Root stays the owner of configuration, because the server need not change it.
-		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()),
+		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(u.groups[0]),
 			letters(need.bits), path))
 	}
 	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", self, path)), "; or ")
@@ -151,15 +164,14 @@ func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, self, rest)
 }
 
-// groupsUser returns the name of a group. ok is true if there is a user of that name other than root and this process's
-// user.
-func groupsUser(gid int) (name string, ok bool) {
+// groupsUser returns the name of a group. ok is true if there is a user of that name other than root and u.
+func (u User) groupsUser(gid int) (name string, ok bool) {
 	g, err := user.LookupGroupId(strconv.Itoa(gid))
 	if err != nil || gid == 0 {
 		return "", false
 	}
-	u, err := user.Lookup(g.Name)
-	return g.Name, err == nil && u.Uid != strconv.Itoa(os.Geteuid())
+	other, err := user.Lookup(g.Name)
+	return g.Name, err == nil && other.Uid != strconv.Itoa(u.uid)
 }
 
 // letters returns bits in the form of chmod: 5 is "rx".
@@ -171,15 +183,6 @@ func letters(bits fs.FileMode) string {
 		}
 	}
 	return text
-}
-
-// inGroup reports whether this process is in a group.
-func inGroup(gid int) bool {
-	if gid == os.Getegid() {
-		return true
-	}
-	groups, err := os.Getgroups()
-	return err == nil && slices.Contains(groups, gid)
 }
 
 // groupName returns the name of a group, or the number if there is no name that a shell can use.

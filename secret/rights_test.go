@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"claviger/secret"
 )
 
 // asOpener is the variable with the file to open, for the test binary when it runs as another user.
@@ -101,6 +103,23 @@ func (a *admitTest) open(t *testing.T, groups ...uint32) string {
 	return string(out)
 }
 
+// judged returns what root says about the rights of admitUser, in the form of Admit.
+func (a *admitTest) judged(t *testing.T) string {
+	t.Helper()
+	u, err := secret.UserNamed(strconv.Itoa(admitUser))
+	if err != nil || u.IsSelf() || u.Name != a.user {
+		t.Fatalf("%+v, %v", u, err)
+	}
+	lacks := u.LacksRead(a.file)
+	if a.write {
+		lacks = u.LacksWrite(a.file)
+	}
+	if lacks == nil {
+		return ""
+	}
+	return lacks.Text + ": " + lacks.Cure
+}
+
 // run compares the advice, and follows each way of it. A way with usermod is tested with groups.
 func (a *admitTest) run(t *testing.T, groups ...uint32) {
 	a.arrange(t)
@@ -114,6 +133,9 @@ func (a *admitTest) run(t *testing.T, groups ...uint32) {
 	ways := names.Replace(strings.ReplaceAll(strings.Join(a.ways, "; or "), "; or where ", "; or, where "))
 	if list != ways {
 		t.Errorf("%q, want %q", list, ways)
+	}
+	if judged := a.judged(t); judged != text {
+		t.Errorf("judged by another user: %q, want %q", judged, text)
 	}
 	for way := range strings.SplitSeq(strings.ReplaceAll(list, "; or, ", "; or "), "; or ") {
 		a.arrange(t)
@@ -133,6 +155,9 @@ func (a *admitTest) run(t *testing.T, groups ...uint32) {
 		}
 		if advice := a.open(t, member...); advice != "" {
 			t.Errorf("after %q: %q", way, advice)
+		}
+		if judged := a.judged(t); judged != "" && member == nil {
+			t.Errorf("after %q, judged by another user: %q", way, judged)
 		}
 	}
 }
@@ -217,5 +242,43 @@ func TestCureKeepsAccess(t *testing.T) {
 		if got := runAs(asOther); got != "" {
 			t.Errorf("mode %04o, group %d, after %q: %s", tt.mode, tt.gid, cure, got)
 		}
+	}
+}
+
+// TestLacksFolder checks the rights that a service needs to folders, and to files that do not exist yet.
+func TestLacksFolder(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	base, _ := programForOthers(t)
+	u, err := secret.UserNamed("daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(base, "dir")
+	for _, tt := range []struct {
+		owner      int
+		mode       fs.FileMode
+		list, make string
+	}{
+		{1, 0o700, "", ""},
+		{0, 0o755, "", "make files in"},
+		{0, 0o711, "list and enter", "make files in"},
+		{0, 0o777, "", ""},
+	} {
+		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), os.Chown(dir, tt.owner, 0),
+			os.Chmod(dir, tt.mode)); err != nil {
+			t.Fatal(err)
+		}
+		wants := func(what string, lacks *secret.Lacking, right string) {
+			t.Helper()
+			if (lacks != nil) != (right != "") || lacks != nil && !strings.Contains(lacks.Text, "needs to "+right) {
+				t.Errorf("%04o of %d, %s: %+v, want %q", tt.mode, tt.owner, what, lacks, right)
+			}
+		}
+		wants("list", u.LacksList(dir), tt.list)
+		wants("make", u.LacksMake(dir), tt.make)
+		wants("write to a file that does not exist", u.LacksWrite(filepath.Join(dir, "new")), tt.make)
+		wants("read a file that does not exist", u.LacksRead(filepath.Join(dir, "new")), "")
 	}
 }
