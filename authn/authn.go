@@ -64,7 +64,7 @@ func New(conf Config) (*Authenticator, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "",
 			"hadoop.kms.authentication.token.validity is %v; it must be a positive number of seconds", conf.Validity)
 	}
-	if err := conf.Cookie.check(); err != nil {
+	if err := conf.Cookie.Check(); err != nil {
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
 	if conf.Now == nil {

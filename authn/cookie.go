@@ -125,7 +125,8 @@ type CookieAttributes struct {
 	Persistent   bool
 }
 
-func (c CookieAttributes) check() error {
+// Check returns an error if an attribute cannot be a part of a cookie.
+func (c CookieAttributes) Check() error {
 	for name, value := range map[string]string{"domain": c.Domain, "path": c.Path} {
 		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ';' }) {
 			return &claviger.PropertyError{Name: "hadoop.kms.authentication.cookie." + name, Value: value,

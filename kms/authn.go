@@ -113,16 +113,7 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 	case "random":
 		return authn.NewRandomSecrets(validity, nil), nil
 	case "file":
-		const file = "hadoop.kms.authentication.signature.secret.file"
-		path, ok := conf.Path(file)
-		if !ok {
-			return nil, conf.Refuse(signerKind, "set "+file+" to the file that holds the secret")
-		}
-		secret, err := authn.NewFileSecret(path)
-		if placed := conf.WithPlace(err); placed != nil {
-			return nil, placed
-		}
-		return secret, err
+		return signatureFile(conf)
 	}
 	secrets, err := shared.rollingSecrets(ctx, conf, validity, log)
 	if err != nil {
@@ -130,4 +121,18 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 	}
 	a.background = append(a.background, secrets.Run)
 	return secrets, nil
+}
+
+// signatureFile opens the file with the secret that signs cookies.
+func signatureFile(conf *hadoopconf.Conf) (authn.SecretProvider, error) {
+	const file = "hadoop.kms.authentication.signature.secret.file"
+	path, ok := conf.Path(file)
+	if !ok {
+		return nil, conf.Refuse(signerKind, "set "+file+" to the file that holds the secret")
+	}
+	secret, err := authn.NewFileSecret(path)
+	if placed := conf.WithPlace(err); placed != nil {
+		return nil, placed
+	}
+	return secret, err
 }

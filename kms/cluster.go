@@ -68,11 +68,7 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 		}
 	}()
 	r := &reader{conf: conf}
-	tokens := r.bool(tokensEnable)
-	c.batch = int32(r.int(tokensPrefix+"token.seqnum.batch.size", 1, 1<<20))
-	r.int(tokensPrefix+"zkNumRetries", 0, math.MaxInt32)
-	session := r.duration(tokensPrefix+"zkSessionTimeout", time.Millisecond)
-	connect := r.duration(tokensPrefix+"zkConnectionTimeout", time.Millisecond)
+	tokens, e := r.sharedTokens(c)
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -86,19 +82,30 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 	if !tokens {
 		return c, nil
 	}
-	e := ensemble{prefix: tokensPrefix, servers: "zkConnectionString", auth: "zkAuthType", session: session,
-		connect: connect}
 	if err := c.openTokens(conf, log, client, e); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
+// sharedTokens reads whether delegation tokens are in ZooKeeper, and how to connect to it.
+func (r *reader) sharedTokens(c *cluster) (tokens bool, e ensemble) {
+	tokens = r.bool(tokensEnable)
+	c.batch = int32(r.int(tokensPrefix+"token.seqnum.batch.size", 1, 1<<20))
+	r.int(tokensPrefix+"zkNumRetries", 0, math.MaxInt32)
+	return tokens, ensemble{prefix: tokensPrefix, servers: "zkConnectionString", auth: "zkAuthType",
+		session: r.duration(tokensPrefix+"zkSessionTimeout", time.Millisecond),
+		connect: r.duration(tokensPrefix+"zkConnectionTimeout", time.Millisecond)}
+}
+
+// signerConnection is the connection for signer secrets.
+var signerConnection = ensemble{prefix: signerPrefix, servers: "connection.string", auth: "auth.type",
+	session: signerSession, connect: signerConnect}
+
 // openSigners opens the connection for signer secrets, if they are in ZooKeeper.
 func (c *cluster) openSigners(conf *hadoopconf.Conf, log *slog.Logger) (client *zookeeper.Client, err error) {
 	if conf.String(signerKind) == "zookeeper" {
-		if client, err = c.connect(conf, log, ensemble{prefix: signerPrefix, servers: "connection.string",
-			auth: "auth.type", session: signerSession, connect: signerConnect}); err != nil {
+		if client, err = c.connect(conf, log, signerConnection); err != nil {
 			return nil, err
 		}
 		const path = signerPrefix + "path"
@@ -140,16 +147,35 @@ type ensemble struct {
 
 // connect opens a connection as its properties say.
 func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (*zookeeper.Client, error) {
+	settings, err := c.connection(conf, log, e)
+	if err != nil {
+		return nil, err
+	}
+	client, err := zookeeper.Open(settings)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", settings.Property, err)
+	}
+	c.close = append(c.close, client.Close)
+	// Informational: cookies stay valid without ZooKeeper, and the other nodes have the same
+	// problem.
+	c.checks = append(c.checks, console.Check{Name: "zookeeper " + settings.Ensemble.String(), Informational: true,
+		Run: client.Check})
+	return client, nil
+}
+
+// connection reads the properties of a connection.
+func (c *cluster) connection(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (settings zookeeper.Config,
+	err error) {
 	servers := e.prefix + e.servers
 	text, set := conf.Get(servers)
 	if !set || strings.Contains(text, "#") { // the template of kms-default.xml
-		return nil, conf.Refuse(servers, "set it to the servers of ZooKeeper: HOST:PORT,HOST:PORT")
+		return settings, conf.Refuse(servers, "set it to the servers of ZooKeeper: HOST:PORT,HOST:PORT")
 	}
 	at, err := zookeeper.ParseEnsemble(text)
 	if err != nil {
-		return nil, conf.Refuse(servers, err.Error())
+		return settings, conf.Refuse(servers, err.Error())
 	}
-	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect,
+	settings = zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect,
 		RetryTimeout: e.connect, Log: log}
 	switch auth := conf.String(e.prefix + e.auth); auth {
 	case "none":
@@ -159,23 +185,13 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 				"can read its nodes in ZooKeeper: write sasl on every node", "property", e.prefix+e.auth)
 		}
 		if settings.SASL, settings.Owner, err = zookeeperSASL(conf, e.prefix); err != nil {
-			return nil, err
+			return settings, err
 		}
 	default:
-		return nil, conf.Refuse(e.prefix+e.auth, "it must be none or sasl")
+		return settings, conf.Refuse(e.prefix+e.auth, "it must be none or sasl")
 	}
-	if settings.TLS, err = c.zookeeperTLS(conf, log, e.prefix); err != nil {
-		return nil, err
-	}
-	client, err := zookeeper.Open(settings)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", servers, err)
-	}
-	c.close = append(c.close, client.Close)
-	// Informational: cookies stay valid without ZooKeeper, and the other nodes have the same
-	// problem.
-	c.checks = append(c.checks, console.Check{Name: "zookeeper " + at.String(), Informational: true, Run: client.Check})
-	return client, nil
+	settings.TLS, err = c.zookeeperTLS(conf, log, e.prefix)
+	return settings, err
 }
 
 // zookeeperSASL reads the principal with which this server authenticates to
@@ -287,7 +303,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration,
 	log *slog.Logger) (*authn.RollingSecrets, error) {
 	if c.signers == nil {
-		return nil, conf.Refuse(signerKind, "it must be random, file, zookeeper or sql")
+		return nil, noSigner(conf)
 	}
 	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
 	if err != nil {
@@ -295,4 +311,9 @@ func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, val
 			conf.String(signerKind), err)
 	}
 	return secrets, nil
+}
+
+// noSigner is the error for an unknown provider of signer secrets.
+func noSigner(conf *hadoopconf.Conf) error {
+	return conf.Refuse(signerKind, "it must be random, file, zookeeper or sql")
 }

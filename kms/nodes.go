@@ -39,8 +39,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	signers := conf.String(signerKind) == signerSQL
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 	if signers && !location.IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
-		return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+
-			hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
+		return noSharedStore(conf)
 	}
 	if !signers && (!tokens || p.File == "") { // for tokens alone, the default file is not made
 		return nil
@@ -68,6 +67,12 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	// problem.
 	c.checks = append(c.checks, console.Check{Name: "shared tokens and secrets", Informational: true, Run: store.Check})
 	return nil
+}
+
+// noSharedStore is the error for secrets that nodes share, if the nodes cannot share the metastore.
+func noSharedStore(conf *hadoopconf.Conf) error {
+	return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+
+		hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 }
 
 // watchOtherNodes waits for changes of keys by other nodes, until ctx ends. It drops each

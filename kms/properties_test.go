@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -331,6 +332,8 @@ func TestWrongValues(t *testing.T) {
 			t.Errorf("%s = %s: the server started; the log:\n%s", name, value, log)
 		case !strings.Contains(err.Error(), where) || strings.Contains(err.Error(), shown) == w.hidden:
 			t.Errorf("%s = %s: %v", name, value, err)
+		case foundWithout(t, dir, where) == (faultless[name] != ""):
+			t.Errorf("%s = %s: found without a start, or not, against the table faultless", name, value)
 		}
 	}
 	for name := range wrongValues {
@@ -338,6 +341,40 @@ func TestWrongValues(t *testing.T) {
 			t.Errorf("%s is not a property of hadoopconf.KMS", name)
 		}
 	}
+}
+
+// faultless are the properties whose wrong values only a start finds, with the step of the start.
+var faultless = map[string]string{
+	"hadoop.kms.http.host":                                          "the server listens",
+	hadoopconf.TrusteeConf:                                          "the provider is opened",
+	"claviger.keytrustee.material.life":                             "the provider is opened",
+	"claviger.keytrustee.shared.organization":                       "the provider is opened",
+	"hadoop.security.keystore.java-keystore-provider.password-file": "the provider is opened",
+	kmsClient + "timeout":                                           "the provider is opened",
+	kmsClient + "failover.max.retries":                              "the provider is opened",
+	kmsClient + "failover.sleep.base.millis":                        "the provider is opened",
+	kmsClient + "failover.sleep.max.millis":                         "the provider is opened",
+	signer + "path":                                                 "the connection to ZooKeeper is made",
+	tokensPrefix + "znodeWorkingPath":                               "the connection to ZooKeeper is made",
+	hadoopconf.MetastoreSeen:                                        "the store is opened",
+	"claviger.audit.file":                                           "the file is opened for writing",
+	"claviger.audit.json.file":                                      "the file is opened for writing",
+	"claviger.audit.json.syslog":                                    "the connection is made",
+}
+
+// foundWithout reports whether Faults finds a fault of the configuration at that place, without a start.
+func foundWithout(t *testing.T, dir, where string) bool {
+	t.Helper()
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		return strings.Contains(err.Error(), where)
+	}
+	for _, fault := range Faults(conf, slog.New(slog.DiscardHandler)) {
+		if strings.Contains(fault.Error(), where) {
+			return true
+		}
+	}
+	return false
 }
 
 // otherType compares the refusal of a wrong value with the type that hadoopconf.Values has.

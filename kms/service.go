@@ -100,9 +100,7 @@ func (s *Service) open(ctx context.Context) error {
 		return err
 	}
 	if len(list) == 0 {
-		return s.Conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
-			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the "+
-			"user's home folder, is not used. Known schemes: "+strings.Join(registry.Schemes(), ", "))
+		return noProvider(s.Conf, registry)
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
@@ -117,6 +115,13 @@ func (s *Service) open(ctx context.Context) error {
 		return s.Blame(hadoopconf.ProviderURI, err)
 	}
 	return s.openSources(ctx, registry, env, list[1:])
+}
+
+// noProvider is the error of a configuration without a provider.
+func noProvider(conf *hadoopconf.Conf, registry *provider.Registry) error {
+	return conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
+		"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the "+
+		"user's home folder, is not used. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 }
 
 // openSources opens the providers after the first one, given by listed, and the

@@ -28,16 +28,21 @@ type settings struct {
 	ring       keyring.Config // without the parts that are opened later
 }
 
-// reader reads properties and keeps the first error, so that the code need not check an error after each property.
+// reader reads properties and keeps the errors, so that the code need not check an error after each property.
 type reader struct {
 	conf *hadoopconf.Conf
-	err  error
+	err  error   // the first
+	errs []error // all of them
 }
 
 func (r *reader) keep(err error) {
+	if err == nil {
+		return
+	}
 	if r.err == nil {
 		r.err = err
 	}
+	r.errs = append(r.errs, err)
 }
 
 func (r *reader) int(name string, lo, hi int64) int64 {
@@ -77,6 +82,13 @@ func (r *reader) float(name string, lo, hi float64) float64 {
 // wrong value names file, line, property and cure.
 func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	r := &reader{conf: conf}
+	s := r.settings()
+	return s, r.err
+}
+
+// settings is readSettings. It keeps the errors.
+func (r *reader) settings() settings {
+	conf := r.conf
 	const queue = "hadoop.security.kms.encrypted.key.cache."
 	s := settings{
 		host:      conf.String("hadoop.kms.http.host"),
@@ -117,15 +129,12 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	s.audit = r.audit()
 	s.operations = r.operations()
 	r.keep(conf.CheckRules())
-	if r.err != nil {
-		return s, r.err
-	}
 	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok &&
 		!strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
-		return s, conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to "+
-			"kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
+		r.keep(conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to "+
+			"kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI)))
 	}
-	return s, nil
+	return s
 }
 
 // newKeys checks the default cipher and length of new keys.

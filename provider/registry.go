@@ -61,15 +61,24 @@ func (r *Registry) Schemes() []string {
 
 // Open opens the provider of a single URI.
 func (r *Registry) Open(ctx context.Context, uri string, env Env) (Provider, error) {
+	s, err := r.SchemeOf(uri)
+	if err != nil {
+		return nil, err
+	}
+	return s.Open(ctx, uri, env)
+}
+
+// SchemeOf returns the scheme of a single URI. If there is no such provider, the error names the known schemes.
+func (r *Registry) SchemeOf(uri string) (Scheme, error) {
 	scheme, _, ok := strings.Cut(uri, ":")
 	if !ok {
-		return nil, fmt.Errorf("%q is not a provider URI: it has no scheme; known schemes: %s", secret.Value(uri),
+		return Scheme{}, fmt.Errorf("%q is not a provider URI: it has no scheme; known schemes: %s", secret.Value(uri),
 			strings.Join(r.Schemes(), ", "))
 	}
 	s, ok := r.schemes[strings.ToLower(scheme)]
 	if !ok {
-		return nil, fmt.Errorf("provider URI %q: unknown scheme %q; known schemes: %s", secret.Value(uri), scheme,
+		return Scheme{}, fmt.Errorf("provider URI %q: unknown scheme %q; known schemes: %s", secret.Value(uri), scheme,
 			strings.Join(r.Schemes(), ", "))
 	}
-	return s.Open(ctx, uri, env)
+	return s, nil
 }

@@ -236,6 +236,13 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	return opener.open(ctx, tok, store)
 }
 
+// CheckSettings checks the properties that Open reads, without opening anything.
+func CheckSettings(env provider.Env) error {
+	_, err := softDelete(env)
+	_, failed := searchLimit(env)
+	return errors.Join(err, failed)
+}
+
 // openTimeout bounds Open: an HSM that drops packets must not block the start of a KMS for ever.
 const openTimeout = time.Minute
 
