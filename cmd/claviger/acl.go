@@ -55,7 +55,7 @@ It checks the rules in the same order as the server. Without KEY, only the rules
 
 OPERATION is a right, such as DECRYPT_EEK, or the name of a request in the audit log. Small letters are allowed too.
 The requests are:
-` + wrapped(authz.RequestNames(), 110) + `
+` + strings.Join(authz.RequestNames(), ", ") + `.
 
 explain reads the files, not the running server. A server applies a change within about a second. If a file is broken,
 it keeps its old rules.
@@ -84,23 +84,6 @@ Exit status: 0 allowed; 1 not allowed; 2 the command line is wrong; 3 no answer,
 	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of the one in the metastore")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
-}
-
-// wrapped joins words by commas, and breaks lines after width characters.
-func wrapped(words []string, width int) string {
-	var b strings.Builder
-	line := 0
-	for i, w := range words {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		if line += len(w) + 2; line > width {
-			b.WriteByte('\n')
-			line = len(w) + 2
-		}
-		b.WriteString(w)
-	}
-	return b.String() + "."
 }
 
 // explain finds the answer. givenGroups means that --groups was given.

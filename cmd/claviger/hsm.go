@@ -249,21 +249,8 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 		if o.Since != nil {
 			since = ", since " + o.Since.UTC().Format(time.DateOnly)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s%s%s\n", o.ID, claviger.Printable(o.Label), o.Bits, o.Mark, since, alarm(o))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s%s%s\n", o.ID, claviger.Printable(o.Label), o.Bits, o.Mark, since, o.Alarm())
 	}
-}
-
-// alarm returns a warning about a damaged key, or about a key that the token does not protect.
-func alarm(o hsm.Object) string {
-	switch {
-	case o.Damaged:
-		return "  DAMAGED: an incomplete key, which has encrypted nothing; destroy it with the HSM's own tool"
-	case o.Extractable:
-		return "  EXTRACTABLE!"
-	case !o.Sensitive:
-		return "  NOT SENSITIVE!"
-	}
-	return ""
 }
 
 // inspection is the report of hsm inspect.
@@ -296,7 +283,7 @@ func newHSMInspect() *cobra.Command {
 			found := &inspection{Keys: map[hsm.Mark]int{}, Token: p.Info()}
 			for _, o := range objects {
 				found.Keys[o.Mark]++
-				if alarm(o) != "" && !o.Damaged && o.Mark != hsm.Foreign {
+				if o.Unguarded() {
 					found.Unguarded++
 				}
 			}

@@ -66,6 +66,22 @@ func (o Object) Key() string {
 	return key
 }
 
+// Alarm returns a warning about a damaged key, or about a key that the token does not protect; "" for other keys.
+func (o Object) Alarm() string {
+	switch {
+	case o.Damaged:
+		return "  DAMAGED: an incomplete key, which has encrypted nothing; destroy it with the HSM's own tool"
+	case o.Extractable:
+		return "  EXTRACTABLE!"
+	case !o.Sensitive:
+		return "  NOT SENSITIVE!"
+	}
+	return ""
+}
+
+// Unguarded reports whether the object is a key of claviger that could leave the token.
+func (o Object) Unguarded() bool { return o.Alarm() != "" && !o.Damaged && o.Mark != Foreign }
+
 // settingAside is the setting with the CKA_IDs that were set aside, as a JSON list.
 const settingAside = "hsm.aside"
 
