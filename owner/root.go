@@ -15,14 +15,14 @@ import (
 // RootError says that a command of root was refused, because a file belongs to another user.
 type RootError struct {
 	File string
-	name string // name of the file's owner
+	User string // the file's owner
 	sudo string // the owner, in the form of sudo -u
 }
 
 func (e *RootError) Error() string {
 	return fmt.Sprintf("this process runs as root, and %s belongs to user %s, whose server could not read what root "+
 		"makes (files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo "+
-		"-u '%s' ...), or, where root is to run the server, chown -R root %[1]s", e.File, e.name, e.sudo)
+		"-u '%s' ...), or, where root is to run the server, chown -R root %[1]s", e.File, e.User, e.sudo)
 }
 
 // RefuseRoot returns a *RootError if this process runs as root, and one of the files belongs to another user. For a

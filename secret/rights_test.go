@@ -280,5 +280,6 @@ func TestLacksFolder(t *testing.T) {
 		wants("make", u.LacksMake(dir), tt.make)
 		wants("write to a file that does not exist", u.LacksWrite(filepath.Join(dir, "new")), tt.make)
 		wants("read a file that does not exist", u.LacksRead(filepath.Join(dir, "new")), "")
+		wants("read in a folder that does not exist", u.LacksRead(filepath.Join(dir, "new", "file")), "")
 	}
 }

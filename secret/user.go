@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -132,10 +133,14 @@ func (u User) lacks(path string, need right) *Lacking {
 // missing returns the first folder above a file, or the file, to which the user lacks a right, and that right. It
 // returns "" if the user has the right that is needed.
 func (u User) missing(path string, need right) (string, right) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) && need != toWrite {
+		return "", right{}
+	}
 	if folder := u.closedFolder(path); folder != "" {
 		return folder, toEnter
 	}
-	switch info, err := os.Stat(path); {
+	switch {
 	case err != nil && need == toWrite:
 		return u.missing(filepath.Dir(path), toMake)
 	case err != nil:
