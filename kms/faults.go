@@ -13,7 +13,6 @@ import (
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/hsm"
-	"claviger/secret"
 )
 
 // Faults returns what keeps a server with this configuration from starting, as far as the files of this host show it.
@@ -149,6 +148,3 @@ func (r *reader) shared(log *slog.Logger) {
 		r.keep(err)
 	}
 }
-
-// SecretFiles returns the files of a KMS's configuration that other users of this machine must not read or change.
-func SecretFiles(conf *hadoopconf.Conf) []secret.File { return secretFiles(conf) }

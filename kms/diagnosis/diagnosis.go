@@ -1,0 +1,118 @@
+// Package diagnosis has the checks of `claviger doctor` for a KMS. Each group of checks has a file. The checks use the
+// code with which the server starts, checks its readiness and plans a migration, and change nothing.
+package diagnosis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"claviger/doctor"
+	"claviger/hadoopconf"
+	"claviger/secret"
+	"claviger/terminal"
+)
+
+// Role is the KMS as a role of claviger doctor.
+func Role() doctor.Role { return doctor.Role{Name: "kms", Groups: groups, User: userOf} }
+
+// site is the KMS that is checked. A check stores what it has opened or read, for the checks that need it.
+type site struct {
+	options *doctor.Options
+	user    secret.User      // that the server runs as
+	conf    *hadoopconf.Conf // set by D-conf-read
+	closers []func() error   // the newest part is closed first
+}
+
+// groups returns the checks of a KMS.
+func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
+	s := &site{options: o, user: secret.Self()}
+	return []doctor.Group{s.configuration()}, s.close, nil
+}
+
+// Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.
+func Configuration() (ids []string) {
+	for _, c := range (&site{}).configuration().Checks {
+		ids = append(ids, c.ID)
+	}
+	return ids
+}
+
+// close closes what the checks have opened.
+func (s *site) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// userOf returns the name of the user that the server runs as.
+func userOf(o *doctor.Options) (string, error) {
+	if o.User == "" {
+		return secret.CurrentUser(), nil
+	}
+	u, err := secret.UserNamed(o.User)
+	if err != nil {
+		return "", &terminal.UsageError{Err: fmt.Errorf("--user: %w", err)}
+	}
+	return u.Name, nil
+}
+
+// failed returns a failure with the text of an error. If the system has refused a right to this process, the cure is
+// the command that grants it.
+func failed(err error, cure string) []doctor.Finding {
+	if errors.Is(err, fs.ErrPermission) {
+		if remedy := secret.Admit(err); remedy != "" {
+			cure = remedy
+		}
+	}
+	return doctor.Fail(err.Error(), cure)
+}
+
+// withCure splits a text of the form "fault; cure: command".
+func withCure(status doctor.Status, text string) doctor.Finding {
+	measured, cure, _ := strings.Cut(text, "; cure: ")
+	return doctor.Finding{Status: status, Measured: measured, Cure: cure}
+}
+
+// warnings is a log that collects the texts of warnings and errors.
+type warnings struct {
+	texts *[]string
+	attrs []slog.Attr
+}
+
+// collect returns a log and the texts of its warnings.
+func collect() (*slog.Logger, *[]string) {
+	texts := new([]string)
+	return slog.New(warnings{texts: texts}), texts
+}
+
+// Enabled lets warnings and errors pass.
+func (w warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+// Handle keeps the text of a record, with its attributes.
+func (w warnings) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	add := func(a slog.Attr) bool {
+		text += fmt.Sprintf("; %s: %s", a.Key, a.Value)
+		return true
+	}
+	for _, a := range w.attrs {
+		add(a)
+	}
+	r.Attrs(add)
+	*w.texts = append(*w.texts, text)
+	return nil
+}
+
+// WithAttrs returns a handler that adds attributes to each text.
+func (w warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return warnings{w.texts, append(w.attrs[:len(w.attrs):len(w.attrs)], attrs...)}
+}
+
+// WithGroup returns the handler: a text needs no groups.
+func (w warnings) WithGroup(string) slog.Handler { return w }
