@@ -187,11 +187,11 @@ func TestMissingByTheJournal(t *testing.T) {
 		{Key: "left", Source: farURI, Finished: at},
 		{Key: "waits", Source: farURI},
 		{Key: "deleted", Source: farURI, TakenOver: true},
-		{Key: "shelved", Source: farURI, TakenOver: true, Finished: at},
+		{Key: "deleted", Source: farURI, TakenOver: true, Finished: at},
 		{Key: "purged", Source: farURI, TakenOver: true, Finished: at, Made: []string{"purged@1"}},
 	}
-	made := create(t, l.primary, "shelved")
-	if err := l.primary.Delete(t.Context(), "shelved"); err != nil {
+	made := create(t, l.primary, "deleted")
+	if err := l.primary.Delete(t.Context(), "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	e := func(version string) claviger.EDEK {
@@ -221,10 +221,10 @@ func TestMissingByTheJournal(t *testing.T) {
 		{generate("deleted"), claviger.KeyNotFound,
 			[]string{"'deleted' was migrated from " + farURI + " and has been " +
 				"deleted here since"}},
-		{decrypt("shelved", made.Name), claviger.VersionNotFound,
-			[]string{"a version of key 'shelved' here, which was " +
+		{decrypt("deleted", made.Name), claviger.VersionNotFound,
+			[]string{"a version of key 'deleted' here, which was " +
 				"deleted", "claviger key undelete"}},
-		{decrypt("shelved", "shelved@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a " +
+		{decrypt("deleted", "deleted@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a " +
 			"source"}},
 		{decrypt("purged", "purged@1"), claviger.VersionNotFound, []string{"made here for key 'purged'",
 			"gone for ever", farURI + " never had it"}},

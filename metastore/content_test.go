@@ -51,9 +51,9 @@ func fill(t *testing.T, s full) {
 		func() error { return s.Prepend(ctx, "zone", version("2")) },
 		func() error { return s.Append(ctx, "zone", version("7")) },
 		func() error { return s.Insert(ctx, key("gone", nil, nil, "0")) },
-		func() error { return s.Shelve(ctx, "gone") },
+		func() error { return s.SoftDelete(ctx, "gone") },
 		func() error { return s.Insert(ctx, key("gone", nil, map[string]string{"a": "b"}, "1")) },
-		func() error { return s.Shelve(ctx, "gone") },
+		func() error { return s.SoftDelete(ctx, "gone") },
 		func() error { return s.SkipNumbers(ctx, "elsewhere", 40) },
 		func() error {
 			_, err := s.Begin(ctx, metastore.Intent{Key: "begun", Op: "create",
@@ -104,8 +104,8 @@ func readAll(t *testing.T, s full) map[string]any {
 	add("names", names, err)
 	keys, err := s.Get(ctx, "zone", "old")
 	add("keys", keys, err)
-	shelved, err := s.Shelved(ctx)
-	add("shelved", shelved, err)
+	deleted, err := s.DeletedKeys(ctx)
+	add("deleted", deleted, err)
 	for _, name := range []string{"zone", "old", "gone", "elsewhere", "begun"} {
 		next, err := s.NextNumber(ctx, name)
 		add("next "+name, next, err)
@@ -210,10 +210,11 @@ func useCopy(ctx context.Context, t *testing.T, s full) {
 	if id, err := s.NextKeyID(ctx); err != nil || id != 2 {
 		t.Errorf("the next master key is %d, %v", id, err)
 	}
-	if err := s.Shelve(ctx, "zone"); err != nil {
+	if err := s.SoftDelete(ctx, "zone"); err != nil {
 		t.Error(err)
 	}
-	if list, err := s.Shelved(ctx); err != nil || len(list) != 3 || list[2].Name != "zone" || len(list[2].List) != 4 {
+	if list, err := s.DeletedKeys(ctx); err != nil || len(list) != 3 || list[2].Name != "zone" ||
+		len(list[2].List) != 4 {
 		t.Errorf("%+v, %v", list, err)
 	}
 	in, err := s.Begin(ctx, metastore.Intent{Key: "zone", Op: "create",

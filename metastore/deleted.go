@@ -5,27 +5,27 @@ import (
 	"time"
 )
 
-// Shelved is a key that was deleted and whose HSM objects are kept.
-type Shelved struct {
+// DeletedKey is a key that was deleted and whose HSM objects are kept.
+type DeletedKey struct {
 	Key
 	Since time.Time // when the key was deleted; whole milliseconds
 }
 
-// Shelf keeps deleted keys. Names, Get and ByVersion of Keys do not find them, and their names are free:
-// several shelved keys may have one name.
-type Shelf interface {
-	// Shelve moves a key, with its versions, to the shelf. Since is the later of this
+// DeletedKeys keeps deleted keys. Names, Get and ByVersion of Keys do not find them, and their names are free:
+// several deleted keys may have one name.
+type DeletedKeys interface {
+	// SoftDelete moves a key, with its versions, to the deleted keys. Since is the later of this
 	// process's clock and the store's clock (see Clock). Kinds KeyNotFound; Unavailable if a
 	// step of a key of that name is unfinished.
-	Shelve(ctx context.Context, key string) error
-	// Shelved returns the shelved keys of these names, in the order in which they were
-	// shelved. Without names it returns all shelved keys.
-	Shelved(ctx context.Context, names ...string) ([]Shelved, error)
-	// Unshelve brings back the shelved key of that name that has a version with that ID.
+	SoftDelete(ctx context.Context, key string) error
+	// DeletedKeys returns the deleted keys of these names, in the order in which they were
+	// deleted. Without names it returns all deleted keys.
+	DeletedKeys(ctx context.Context, names ...string) ([]DeletedKey, error)
+	// Undelete brings back the deleted key of that name that has a version with that ID.
 	// Kinds KeyNotFound if there is no such key; KeyExists if a live key has the name;
-	// Unavailable as in Shelve.
-	Unshelve(ctx context.Context, key, id string) error
-	// Discard removes the shelved keys of that name that have a version with one of these
+	// Unavailable as in SoftDelete.
+	Undelete(ctx context.Context, key, id string) error
+	// Discard removes the deleted keys of that name that have a version with one of these
 	// IDs. Like Keys.Remove it writes an intent of Op "delete" with the refs of all their
 	// versions. Kinds KeyNotFound if there is no such key; Unavailable if a step of another
 	// Op is unfinished.

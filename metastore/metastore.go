@@ -95,7 +95,7 @@ type Keys interface {
 
 // Numbers keeps the next version number of each name that a key ever had in this store. The next number only rises. No
 // number is given twice for a name, also not after the step that reserved it was dropped, or after the key was deleted,
-// shelved, discarded or created again, because EDEKs keep the names of such versions for ever.
+// deleted, discarded or created again, because EDEKs keep the names of such versions for ever.
 type Numbers interface {
 	// NextNumber returns the lowest number that no version of that name has had or
 	// reserved; 0 for a name that was never numbered.
@@ -190,7 +190,7 @@ type Store interface {
 	Usage
 	Journal
 	Settings
-	Shelf
+	DeletedKeys
 	LastUses
 	Clock
 	Claims

@@ -25,8 +25,8 @@ type Freed struct {
 type FreedNames struct {
 	Format string  `json:"format"` // "claviger migrate free 1"
 	Freed  []Freed `json:"freed"`
-	// Shelved are the newest versions of deleted keys of these names that can still be undeleted.
-	Shelved []string `json:"shelved,omitempty"`
+	// Deleted are the newest versions of deleted keys of these names that can still be undeleted.
+	Deleted []string `json:"deleted,omitempty"`
 }
 
 // FreeNames frees names that the journal keeps for keys of sources whose migration was finished. It frees all
@@ -53,13 +53,13 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			return nil, err
 		}
 		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
-		shelved, err := e.cfg.Store.Shelved(ctx, key)
+		deleted, err := e.cfg.Store.DeletedKeys(ctx, key)
 		if err != nil {
 			return nil, err
 		}
-		for _, k := range shelved {
+		for _, k := range deleted {
 			if n := len(k.List); n > 0 {
-				report.Shelved = append(report.Shelved, claviger.VersionName(key, k.List[n-1].ID))
+				report.Deleted = append(report.Deleted, claviger.VersionName(key, k.List[n-1].ID))
 			}
 		}
 	}

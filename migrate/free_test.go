@@ -80,8 +80,8 @@ func TestFreeNamesRefuses(t *testing.T) {
 func TestFreeNames(t *testing.T) {
 	b := newFreeBench(t)
 	b.finish(t)
-	b.cfg.Store = shelved{b.store, metastore.Shelved{Key: metastore.Key{Metadata: claviger.Metadata{Name: "gone"},
-		List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
+	b.cfg.Store = withDeletedKey{b.store, metastore.DeletedKey{Key: metastore.Key{
+		Metadata: claviger.Metadata{Name: "gone"}, List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
 	names, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
 	if text := textOf(report.Freed, names); !strings.Contains(text, "The name gone is free") ||
 		!strings.Contains(text, "(claviger key undelete gone --key-version gone@1)") {
@@ -117,12 +117,12 @@ func TestFreeNames(t *testing.T) {
 	b.wantFreed(t, "")
 }
 
-// shelved is a store with one deleted key.
-type shelved struct {
+// withDeletedKey is a store with one deleted key.
+type withDeletedKey struct {
 	migrate.Store
-	key metastore.Shelved
+	key metastore.DeletedKey
 }
 
-func (s shelved) Shelved(context.Context, ...string) ([]metastore.Shelved, error) {
-	return []metastore.Shelved{s.key}, nil
+func (s withDeletedKey) DeletedKeys(context.Context, ...string) ([]metastore.DeletedKey, error) {
+	return []metastore.DeletedKey{s.key}, nil
 }

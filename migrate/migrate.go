@@ -68,7 +68,7 @@ type Store interface {
 	metastore.Settings
 	metastore.Numbers
 	metastore.LastUses
-	metastore.Shelf
+	metastore.DeletedKeys
 	metastore.Clock
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)

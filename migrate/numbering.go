@@ -296,9 +296,9 @@ func (e *Engine) oursValue(ctx context.Context, version string, more []string) s
 	return claviger.NamesWith(e.cfg.Ours, more...)
 }
 
-// shelvedUsed returns one of the versions that belongs to a deleted key and may have been used, or "".
-func (e *Engine) shelvedUsed(ctx context.Context, key string, versions []string) (string, error) {
-	keys, err := e.cfg.Store.Shelved(ctx, key)
+// deletedUsed returns one of the versions that belongs to a deleted key and may have been used, or "".
+func (e *Engine) deletedUsed(ctx context.Context, key string, versions []string) (string, error) {
+	keys, err := e.cfg.Store.DeletedKeys(ctx, key)
 	if err != nil {
 		return "", err
 	}

@@ -163,7 +163,7 @@ func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, e
 		return deletedHere(k.before), nil
 	}
 	if again {
-		switch used, err := e.shelvedUsed(ctx, k.name, k.before.TargetVersions); {
+		switch used, err := e.deletedUsed(ctx, k.name, k.before.TargetVersions); {
 		case err != nil:
 			return it, err
 		case used != "":

@@ -43,26 +43,26 @@ func TestUndoes(t *testing.T) {
 		}
 	}
 	both := []*sqlite.Store{backup, current}
-	for _, name := range []string{"same", "deleted", "destroyed", "back", "again", "shelf"} {
+	for _, name := range []string{"same", "deleted", "destroyed", "back", "again", "purged"} {
 		insert(name, nil, 0, both...)
 	}
 	insert("newer", nil, 0, backup)
-	check(current.Shelve(ctx, "deleted"))
+	check(current.SoftDelete(ctx, "deleted"))
 	_, err := current.Remove(ctx, "destroyed")
 	check(err)
 	check(current.Drop(ctx, "destroyed"))
-	check(backup.Shelve(ctx, "back"))
-	check(current.Shelve(ctx, "again"))
+	check(backup.SoftDelete(ctx, "back"))
+	check(current.SoftDelete(ctx, "again"))
 	insert("again", map[string]string{"key.acl.name": "closed"}, 1, current)
 	for _, s := range both {
-		check(s.Shelve(ctx, "shelf"))
+		check(s.SoftDelete(ctx, "purged"))
 	}
-	_, err = current.Discard(ctx, "shelf", "0")
+	_, err = current.Discard(ctx, "purged", "0")
 	check(err)
 
 	u, err := undoes(ctx, backup, current)
 	check(err)
-	if want := []string{"again@0", "deleted@0", "destroyed@0", "shelf@0"}; !slices.Equal(u.revived, want) {
+	if want := []string{"again@0", "deleted@0", "destroyed@0", "purged@0"}; !slices.Equal(u.revived, want) {
 		t.Errorf("revived: %q, want %q", u.revived, want)
 	}
 	if want := []string{"back@0"}; !slices.Equal(u.deleted, want) {

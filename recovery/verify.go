@@ -85,7 +85,7 @@ func factsOf(ctx context.Context, s metastore.Store) (f sqlite.Facts, err error)
 	if err != nil {
 		return f, err
 	}
-	shelved, err := s.Shelved(ctx)
+	deleted, err := s.DeletedKeys(ctx)
 	if err != nil {
 		return f, err
 	}
@@ -97,9 +97,9 @@ func factsOf(ctx context.Context, s metastore.Store) (f sqlite.Facts, err error)
 	if err != nil {
 		return f, err
 	}
-	f.Keys, f.Deleted, f.Pending, f.Runs = len(names), len(shelved), len(pending), len(runs)
+	f.Keys, f.Deleted, f.Pending, f.Runs = len(names), len(deleted), len(pending), len(runs)
 	for _, v := range versions {
-		if !v.shelved {
+		if !v.deleted {
 			f.Versions++
 		}
 	}

@@ -11,7 +11,7 @@ import (
 type storedVersion struct {
 	name    string
 	object  string // CKA_ID in hex
-	shelved bool
+	deleted bool
 }
 
 // versionsOf returns all versions of a store, including those of deleted keys.
@@ -24,11 +24,11 @@ func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, er
 	if err != nil {
 		return nil, err
 	}
-	shelved, err := s.Shelved(ctx)
+	deleted, err := s.DeletedKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range shelved {
+	for _, k := range deleted {
 		for _, v := range k.List {
 			all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, true})
 		}
@@ -41,7 +41,7 @@ type state int
 
 const (
 	absent state = iota
-	shelved
+	deleted
 	live
 )
 
@@ -55,10 +55,10 @@ func versionStates(ctx context.Context, s metastore.Store) (keys map[string]*met
 	all, err := versionsOf(ctx, s)
 	for _, v := range all {
 		at := live
-		if v.shelved {
-			at = shelved
+		if v.deleted {
+			at = deleted
 		}
-		v.shelved = false
+		v.deleted = false
 		states[v] = at
 	}
 	return keys, states, err

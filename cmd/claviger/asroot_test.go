@@ -35,7 +35,7 @@ func TestNotAsRoot(t *testing.T) {
 	}
 	jceks := filepath.Join(dir, "kms.jceks")
 	store := filepath.Join(dir, "claviger.db")
-	shelf := t.TempDir()
+	folder := t.TempDir()
 	for _, c := range []struct {
 		what, provider, store string
 		foreign               string // a file that belongs to another user
@@ -45,8 +45,8 @@ func TestNotAsRoot(t *testing.T) {
 		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module +
 			"&amp;pin-source=file:" + token.PINFile, store, token.PINFile, false},
 		{"the metastore", "cloudera.hsmkp://file@" + keystore, store, store, true},
-		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore, filepath.Join(shelf, "c.db"), shelf,
-			false},
+		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore,
+			filepath.Join(folder, "c.db"), folder, false},
 		{"the Java keystore", "jceks://file@" + jceks, store, jceks, true},
 	} {
 		t.Run(c.what, func(t *testing.T) {

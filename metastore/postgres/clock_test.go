@@ -52,10 +52,10 @@ func TestClocks(t *testing.T) {
 		if err := s.RecordUses(ctx, []metastore.LastUse{{Version: "k@0", Last: time.Now()}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Shelve(ctx, "k"); err != nil {
+		if err := s.SoftDelete(ctx, "k"); err != nil {
 			t.Fatal(err)
 		}
-		list, err := s.Shelved(ctx)
+		list, err := s.DeletedKeys(ctx)
 		if err != nil || len(list) != 1 || list[0].Since.Sub(c.Latest()).Abs() > 10*time.Second {
 			t.Errorf("%s: deleted %+v, want %v (%v)", by, list, c.Latest(), err)
 		}

@@ -23,7 +23,7 @@ func TestDamagedAttributes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Shelve(t.Context(), "deleted"); err != nil {
+	if err := s.SoftDelete(t.Context(), "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	exec(t, uri, `UPDATE ez_key SET attributes = '{"a": 1}'; UPDATE deleted_key SET attributes = '{"a": 1}'`)
@@ -32,8 +32,8 @@ func TestDamagedAttributes(t *testing.T) {
 	for range 10 { // more often than the pool has connections
 		_, get := s.Get(ctx, "k")
 		_, _, byVersion := s.ByVersion(ctx, "k@k1")
-		_, shelved := s.Shelved(ctx)
-		for name, err := range map[string]error{"Get": get, "ByVersion": byVersion, "Shelved": shelved} {
+		_, deleted := s.DeletedKeys(ctx)
+		for name, err := range map[string]error{"Get": get, "ByVersion": byVersion, "DeletedKeys": deleted} {
 			if err == nil || !strings.Contains(err.Error(), "attributes of the key are damaged") {
 				t.Fatalf("%s: %v", name, err)
 			}

@@ -15,9 +15,9 @@ import (
 	"claviger/pgdb"
 )
 
-// Shelve moves a key to the deleted keys, and announces a deletion.
-func (s *Store) Shelve(ctx context.Context, key string) error {
-	const op = "metastore/postgres.Shelve"
+// SoftDelete moves a key to the deleted keys, and announces a deletion.
+func (s *Store) SoftDelete(ctx context.Context, key string) error {
+	const op = "metastore/postgres.SoftDelete"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
@@ -57,19 +57,19 @@ func requireNoStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
 		pending[0].Op, pending[0].Begun.Format(time.RFC3339), what)
 }
 
-// Shelved returns the deleted keys of these names, or all deleted keys if there are no names.
-func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.Shelved, err error) {
+// DeletedKeys returns the deleted keys of these names, or all deleted keys if there are no names.
+func (s *Store) DeletedKeys(ctx context.Context, names ...string) (all []metastore.DeletedKey, err error) {
 	where, args := "", []any(nil)
 	if len(names) > 0 {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !storable(n) })
 		if len(names) == 0 {
-			return nil, s.db.Usable("metastore/postgres.Shelved")
+			return nil, s.db.Usable("metastore/postgres.DeletedKeys")
 		}
 		// Without names the query has no such condition, because PostgreSQL would not use the index for an optional
 		// one.
 		where, args = "WHERE k.name = ANY($1) ", []any{names}
 	}
-	err = s.db.Read(ctx, "metastore/postgres.Shelved", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.DeletedKeys", "", func(ctx context.Context) error {
 		all = nil
 		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id,
@@ -93,7 +93,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 				if err != nil {
 					return err
 				}
-				all = append(all, metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)})
+				all = append(all, metastore.DeletedKey{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)})
 				last = id
 			}
 			v.Created = fromMillis(created)
@@ -106,9 +106,9 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 	return all, err
 }
 
-// Unshelve moves the deleted key that has that version back to the live keys, and announces a creation.
-func (s *Store) Unshelve(ctx context.Context, key, version string) error {
-	const op = "metastore/postgres.Unshelve"
+// Undelete moves the deleted key that has that version back to the live keys, and announces a creation.
+func (s *Store) Undelete(ctx context.Context, key, version string) error {
+	const op = "metastore/postgres.Undelete"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) || !storable(version) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)

@@ -79,8 +79,10 @@ func eachCallFails(t *testing.T, operations []storetest.Operation) {
 	storetest.EachFails(t, s, eachFault(t, f), operations)
 }
 
-func TestEachCallForKeysFails(t *testing.T)    { eachCallFails(t, storetest.KeyOperations()) }
-func TestEachCallForShelfFails(t *testing.T)   { eachCallFails(t, storetest.ShelfOperations()) }
+func TestEachCallForKeysFails(t *testing.T) { eachCallFails(t, storetest.KeyOperations()) }
+func TestEachCallForDeletedKeysFails(t *testing.T) {
+	eachCallFails(t, storetest.DeletedKeyOperations())
+}
 func TestEachCallForTokensFails(t *testing.T)  { eachCallFails(t, storetest.TokenOperations()) }
 func TestEachCallForRecordsFails(t *testing.T) { eachCallFails(t, storetest.RecordOperations()) }
 func TestEachCallOfNodesFails(t *testing.T)    { eachCallFails(t, moreOperations()) }

@@ -111,7 +111,7 @@ func TestPromotedBehind(t *testing.T) {
 			"a new key":              func() error { return s.Insert(ctx, key("other", "ee")) },
 			"a key of the lost name": func() error { return s.Insert(ctx, key("new", "ff")) },
 			"a roll":                 func() error { return s.Append(ctx, "rolled", key("rolled", "ab").List[0]) },
-			"a deletion":             func() error { return s.Shelve(ctx, "old") },
+			"a deletion":             func() error { return s.SoftDelete(ctx, "old") },
 			"the step of a change": func() error {
 				_, err := s.Begin(ctx, metastore.Intent{Key: "other", Op: "create"})
 				return err

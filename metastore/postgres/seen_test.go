@@ -263,7 +263,7 @@ func TestRestoredUnderANode(t *testing.T) {
 	dump := server.Dump(t, database)
 	err := node.Append(ctx, "rolled", key("rolled", "dd").List[0])
 	if err == nil {
-		err = node.Shelve(ctx, "deleted")
+		err = node.SoftDelete(ctx, "deleted")
 	}
 	if err == nil {
 		err = node.Insert(ctx, key("made", "ee"))

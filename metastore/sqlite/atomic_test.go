@@ -20,16 +20,16 @@ func refuseInserts(t *testing.T, s *Store, table string) {
 	}
 }
 
-// TestUnshelveIsAtomic checks that Unshelve changes nothing if it cannot write the versions: the key stays deleted.
-func TestUnshelveIsAtomic(t *testing.T) {
+// TestUndeleteIsAtomic checks that Undelete changes nothing if it cannot write the versions: the key stays deleted.
+func TestUndeleteIsAtomic(t *testing.T) {
 	s, _ := newStore(t)
 	ctx := t.Context()
 	mustInsert(t, s, "k", "01")
-	if err := s.Shelve(ctx, "k"); err != nil {
+	if err := s.SoftDelete(ctx, "k"); err != nil {
 		t.Fatal(err)
 	}
 	refuseInserts(t, s, "key_version")
-	if err := s.Unshelve(ctx, "k", "01"); err == nil || !strings.Contains(err.Error(), "refused by the test") {
+	if err := s.Undelete(ctx, "k", "01"); err == nil || !strings.Contains(err.Error(), "refused by the test") {
 		t.Errorf("undeletion: %v", err)
 	}
 	if keys, err := s.Get(ctx, "k"); err != nil || keys[0] != nil {
@@ -38,7 +38,7 @@ func TestUnshelveIsAtomic(t *testing.T) {
 	if _, err := s.db.Writer.ExecContext(ctx, `DROP TRIGGER refusing`); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Unshelve(ctx, "k", "01"); err != nil {
+	if err := s.Undelete(ctx, "k", "01"); err != nil {
 		t.Errorf("undeletion: %v", err)
 	}
 	if keys, err := s.Get(ctx, "k"); err != nil || keys[0] == nil || len(keys[0].List) != 1 {

@@ -44,10 +44,10 @@ func TestClockBehind(t *testing.T) {
 		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Check() == nil || !c.Store.Equal(to) {
 			t.Errorf("%s: %+v, %v: %v", what, c, err, c.Check())
 		}
-		if err := s.Shelve(t.Context(), "k"); err != nil {
+		if err := s.SoftDelete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := s.Shelved(t.Context()); err != nil || len(list) != 1 || !list[0].Since.Equal(to) {
+		if list, err := s.DeletedKeys(t.Context()); err != nil || len(list) != 1 || !list[0].Since.Equal(to) {
 			t.Errorf("%s: deleted %+v, want %v (%v)", what, list, to, err)
 		}
 		// If the clock is right now, it was ahead before. ResetFutureTimes then corrects the times that it wrote.
@@ -62,7 +62,7 @@ func TestClockBehind(t *testing.T) {
 			t.Errorf("%s: %v, %v", what, err, c.Check())
 		}
 		near := func(at time.Time) bool { return time.Since(at).Abs() < 10*time.Second }
-		list, err := s.Shelved(t.Context())
+		list, err := s.DeletedKeys(t.Context())
 		_, began, lastErr := s.LastUses(t.Context(), "other@0")
 		if err != nil || lastErr != nil || !near(list[0].Since) || !near(began) {
 			t.Errorf("%s: deleted %+v, record since %v (%v, %v)", what, list, began, err, lastErr)

@@ -15,9 +15,9 @@ import (
 	"claviger/sqlitedb"
 )
 
-// Shelve moves a key to the deleted keys.
-func (s *Store) Shelve(ctx context.Context, key string) error {
-	const op = "metastore/sqlite.Shelve"
+// SoftDelete moves a key to the deleted keys.
+func (s *Store) SoftDelete(ctx context.Context, key string) error {
+	const op = "metastore/sqlite.SoftDelete"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var id int64
 		err := tx.QueryRowContext(ctx, `
@@ -62,15 +62,15 @@ func jsonList(names []string) string {
 	return string(list)
 }
 
-// Shelved returns the deleted keys of these names, or all deleted keys if there are no names.
-func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
-	const op = "metastore/sqlite.Shelved"
+// DeletedKeys returns the deleted keys of these names, or all deleted keys if there are no names.
+func (s *Store) DeletedKeys(ctx context.Context, names ...string) ([]metastore.DeletedKey, error) {
+	const op = "metastore/sqlite.DeletedKeys"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
 	type row struct {
 		id  int64
-		key metastore.Shelved
+		key metastore.DeletedKey
 		v   metastore.Version
 	}
 	where, args := "", []any(nil)
@@ -88,7 +88,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 			return x, err
 		}
 		md, err := m.metadata(name)
-		x.key = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)}
+		x.key = metastore.DeletedKey{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)}
 		x.v.Created = fromMillis(created)
 		return x, err
 	}, `
@@ -98,7 +98,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}
-	var all []metastore.Shelved
+	var all []metastore.DeletedKey
 	var last int64
 	for _, x := range rows {
 		if len(all) == 0 || x.id != last {
@@ -111,9 +111,9 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 	return all, nil
 }
 
-// Unshelve moves the deleted key that has that version back to the live keys.
-func (s *Store) Unshelve(ctx context.Context, key, version string) error {
-	const op = "metastore/sqlite.Unshelve"
+// Undelete moves the deleted key that has that version back to the live keys.
+func (s *Store) Undelete(ctx context.Context, key, version string) error {
+	const op = "metastore/sqlite.Undelete"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var from, id int64
 		err := tx.QueryRowContext(ctx, `

@@ -141,7 +141,7 @@ func TestWrittenOver(t *testing.T) {
 			waitDetected(t, s, path, "was written over in place")
 			for what, err := range map[string]error{
 				"insert":                s.Insert(t.Context(), testKey("lost", "04")),
-				"delete":                s.Shelve(t.Context(), "old"),
+				"delete":                s.SoftDelete(t.Context(), "old"),
 				"readiness":             s.Check(t.Context()),
 				"readiness for changes": s.CheckWrites(t.Context()),
 			} {

@@ -76,14 +76,14 @@ func TestDamagedAttributes(t *testing.T) {
 	s, path := newStore(t)
 	mustInsert(t, s, "deleted", "1")
 	mustInsert(t, s, "k", "0")
-	if err := s.Shelve(t.Context(), "deleted"); err != nil {
+	if err := s.SoftDelete(t.Context(), "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	change(t, path, `UPDATE ez_key SET attributes = '{"a": 1}'`, `UPDATE deleted_key SET attributes = '{"a": 1}'`)
 	_, get := s.Get(t.Context(), "k")
 	_, _, byVersion := s.ByVersion(t.Context(), "k@0")
-	_, shelved := s.Shelved(t.Context())
-	for name, err := range map[string]error{"Get": get, "ByVersion": byVersion, "Shelved": shelved} {
+	_, deleted := s.DeletedKeys(t.Context())
+	for name, err := range map[string]error{"Get": get, "ByVersion": byVersion, "DeletedKeys": deleted} {
 		if err == nil || !strings.Contains(err.Error(), "attributes of the key are damaged") {
 			t.Errorf("%s: %v", name, err)
 		}

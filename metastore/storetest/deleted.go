@@ -11,19 +11,19 @@ import (
 	"claviger/metastore"
 )
 
-func shelved(t *testing.T, s metastore.Store) []metastore.Shelved {
+func deletedKeys(t *testing.T, s metastore.Store) []metastore.DeletedKey {
 	t.Helper()
-	list, err := s.Shelved(t.Context())
+	list, err := s.DeletedKeys(t.Context())
 	must(t, err)
 	return list
 }
 
-// shelve inserts keys and shelves each of them, in order.
-func shelve(t *testing.T, s metastore.Store, keys ...metastore.Key) {
+// insertDeleted inserts keys and deletes each of them, in order.
+func insertDeleted(t *testing.T, s metastore.Store, keys ...metastore.Key) {
 	t.Helper()
 	for _, k := range keys {
 		must(t, s.Insert(t.Context(), k))
-		must(t, s.Shelve(t.Context(), k.Name))
+		must(t, s.SoftDelete(t.Context(), k.Name))
 	}
 }
 
@@ -35,10 +35,10 @@ func wantLive(t *testing.T, s metastore.Store, want metastore.Key) {
 	wantKey(t, got[0], want)
 }
 
-func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
+func testSoftDelete(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
-	wantKind(t, s.Shelve(ctx, "k"), claviger.KeyNotFound)
-	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyNotFound)
+	wantKind(t, s.SoftDelete(ctx, "k"), claviger.KeyNotFound)
+	wantKind(t, s.Undelete(ctx, "k", "01"), claviger.KeyNotFound)
 	for _, name := range []string{"k", "\x00"} { // the second name is one that PostgreSQL cannot store
 		_, err := s.Discard(ctx, name, "01")
 		wantKind(t, err, claviger.KeyNotFound)
@@ -46,9 +46,9 @@ func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
 
 	other := key("other", "0a")
 	must(t, s.Insert(ctx, other))
-	shelve(t, s, key("k", "03", "01", "02"))
+	insertDeleted(t, s, key("k", "03", "01", "02"))
 	if got, err := s.Get(ctx, "k"); err != nil || got[0] != nil {
-		t.Errorf("Get returns a shelved key: %+v, %v", got[0], err)
+		t.Errorf("Get returns a deleted key: %+v, %v", got[0], err)
 	}
 	wantLive(t, s, other)
 	if names, err := s.Names(ctx); err != nil || !slices.Equal(names, []string{"other"}) {
@@ -57,70 +57,70 @@ func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	_, _, err := s.ByVersion(ctx, "k@01")
 	wantKind(t, err, claviger.VersionNotFound)
 	if p, err := s.Pending(ctx); err != nil || len(p) != 0 {
-		t.Errorf("Pending after Shelve: %+v, %v", p, err)
+		t.Errorf("Pending after SoftDelete: %+v, %v", p, err)
 	}
-	wantKind(t, s.Shelve(ctx, "k"), claviger.KeyNotFound)
+	wantKind(t, s.SoftDelete(ctx, "k"), claviger.KeyNotFound)
 	_, err = s.Remove(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
 	wantKind(t, s.Append(ctx, "k", version("05", 1)), claviger.KeyNotFound)
 }
 
-func testShelved(t *testing.T, b Backend, s metastore.Store, location string) {
+func testDeletedKeys(t *testing.T, b Backend, s metastore.Store, location string) {
 	ctx := t.Context()
 	before := time.Now().Add(-10 * time.Second)
 	must(t, s.Insert(ctx, key("other", "0a")))
 	first, second := key("k", "03", "01", "02"), key("k", "04")
-	shelve(t, s, first, second)
+	insertDeleted(t, s, first, second)
 	must(t, s.Close())
 	s = b.open(t, location)
-	list := shelved(t, s)
+	list := deletedKeys(t, s)
 	if len(list) != 2 {
-		t.Fatalf("shelved keys: %+v", list)
+		t.Fatalf("deleted keys: %+v", list)
 	}
 	wantKey(t, &list[0].Key, first)
 	wantKey(t, &list[1].Key, second)
 	for _, k := range list {
 		if k.Since.Before(before) || k.Since.After(time.Now().Add(10*time.Second)) ||
 			!k.Since.Equal(k.Since.Truncate(time.Millisecond)) {
-			t.Errorf("shelved at %v", k.Since)
+			t.Errorf("deleted at %v", k.Since)
 		}
 	}
 	for names, want := range map[string]int{"k": 2, "other": 0, "k,other": 2, "\xff": 0, "a\x00": 0} {
-		some, err := s.Shelved(ctx, strings.Split(names, ",")...)
+		some, err := s.DeletedKeys(ctx, strings.Split(names, ",")...)
 		if err != nil || len(some) != want {
-			t.Errorf("shelved keys of the names %q: %+v, %v; want %d", names, some, err, want)
+			t.Errorf("deleted keys of the names %q: %+v, %v; want %d", names, some, err, want)
 		}
 	}
 }
 
-// testUnshelve checks that Unshelve picks the shelved key that has the given version, whether another key of the name
-// was shelved earlier or later, and that Unshelve does not replace a live key.
-func testUnshelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
+// testUndelete checks that Undelete picks the deleted key that has the given version, whether another key of the name
+// was deleted earlier or later, and that Undelete does not replace a live key.
+func testUndelete(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	first, second := key("k", "03", "01", "02"), key("k", "04")
 	must(t, s.Insert(ctx, key("other", "0a")))
-	shelve(t, s, first)
+	insertDeleted(t, s, first)
 	must(t, s.Insert(ctx, second))
-	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyExists)
-	must(t, s.Shelve(ctx, "k"))
+	wantKind(t, s.Undelete(ctx, "k", "01"), claviger.KeyExists)
+	must(t, s.SoftDelete(ctx, "k"))
 	for _, none := range []string{"", "05", "0a", "k@01", "\xff", "a\x00"} {
-		wantKind(t, s.Unshelve(ctx, "k", none), claviger.KeyNotFound)
+		wantKind(t, s.Undelete(ctx, "k", none), claviger.KeyNotFound)
 	}
-	wantKind(t, s.Unshelve(ctx, "other", "01"), claviger.KeyNotFound)
-	must(t, s.Unshelve(ctx, "k", "01"))
+	wantKind(t, s.Undelete(ctx, "other", "01"), claviger.KeyNotFound)
+	must(t, s.Undelete(ctx, "k", "01"))
 	wantLive(t, s, first)
-	must(t, s.Shelve(ctx, "k")) // now first is the key that was shelved later
-	must(t, s.Unshelve(ctx, "k", "04"))
+	must(t, s.SoftDelete(ctx, "k")) // now first is the key that was deleted later
+	must(t, s.Undelete(ctx, "k", "04"))
 	wantLive(t, s, second)
 	must(t, s.Append(ctx, "k", version("05", 1)))
-	wantKind(t, s.Unshelve(ctx, "k", "02"), claviger.KeyExists)
+	wantKind(t, s.Undelete(ctx, "k", "02"), claviger.KeyExists)
 }
 
-// testDiscard checks that Discard removes the shelved key that has a given version, that the removal is written as an
+// testDiscard checks that Discard removes the deleted key that has a given version, that the removal is written as an
 // intent, and that the live key of the same name stays.
 func testDiscard(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
-	shelve(t, s, key("k", "03", "01", "02"))
+	insertDeleted(t, s, key("k", "03", "01", "02"))
 	must(t, s.Insert(ctx, key("k", "04", "05")))
 	_, err := s.Discard(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
@@ -135,30 +135,30 @@ func testDiscard(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		!slices.Equal(p[0].Refs, in.Refs) {
 		t.Errorf("Pending after Discard: %+v, %v", p, err)
 	}
-	if list := shelved(t, s); len(list) != 0 {
-		t.Errorf("shelved keys after Discard: %+v", list)
+	if list := deletedKeys(t, s); len(list) != 0 {
+		t.Errorf("deleted keys after Discard: %+v", list)
 	}
 	if _, v, err := s.ByVersion(ctx, "k@05"); err != nil || v.ID != "05" {
 		t.Errorf("version of the live key after Discard: %+v, %v", v, err)
 	}
 }
 
-// testShelfDuringStep checks that no key is shelved, unshelved or discarded while a step of its name is unfinished.
-func testShelfDuringStep(t *testing.T, _ Backend, s metastore.Store, _ string) {
+// testDeletedDuringStep checks that no key is deleted, undeleted or discarded while a step of its name is unfinished.
+func testDeletedDuringStep(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	must(t, s.Insert(ctx, key("k", "04", "05")))
 	_, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("01")})
 	must(t, err)
-	wantKind(t, s.Shelve(ctx, "k"), claviger.Unavailable)
+	wantKind(t, s.SoftDelete(ctx, "k"), claviger.Unavailable)
 	must(t, s.Drop(ctx, "k"))
-	must(t, s.Shelve(ctx, "k"))
+	must(t, s.SoftDelete(ctx, "k"))
 	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("06")})
 	must(t, err)
-	wantKind(t, s.Unshelve(ctx, "k", "04"), claviger.Unavailable)
+	wantKind(t, s.Undelete(ctx, "k", "04"), claviger.Unavailable)
 	_, err = s.Discard(ctx, "k", "04")
 	wantKind(t, err, claviger.Unavailable)
-	if list := shelved(t, s); len(list) != 1 || len(list[0].List) != 2 {
-		t.Errorf("shelved keys after refusals: %+v", list)
+	if list := deletedKeys(t, s); len(list) != 1 || len(list[0].List) != 2 {
+		t.Errorf("deleted keys after refusals: %+v", list)
 	}
 }
 
@@ -166,7 +166,7 @@ func testShelfDuringStep(t *testing.T, _ Backend, s metastore.Store, _ string) {
 // that was begun before, and that the keys that were not given stay.
 func testDiscardSeveral(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
-	shelve(t, s, key("k", "04", "05"), key("k", "09"), key("k", "07"))
+	insertDeleted(t, s, key("k", "04", "05"), key("k", "09"), key("k", "07"))
 	_, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("08")})
 	must(t, err)
 	in, err := s.Discard(ctx, "k", "07", "05")
@@ -174,8 +174,8 @@ func testDiscardSeveral(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if !slices.Equal(in.Refs, refs("08", "04", "05", "07")) {
 		t.Errorf("Discard of two keys: refs %q", in.Refs)
 	}
-	if list := shelved(t, s); len(list) != 1 || list[0].List[0].ID != "09" {
-		t.Errorf("shelved keys after a Discard of two others: %+v", list)
+	if list := deletedKeys(t, s); len(list) != 1 || list[0].List[0].ID != "09" {
+		t.Errorf("deleted keys after a Discard of two others: %+v", list)
 	}
 }
 
@@ -200,7 +200,7 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want([]string{"k@02", "none", "k@01", "k@02"}, at(9), time.Time{}, at(8), at(9))
 	// Discard and Remove both remove the times of the versions that they remove.
 	must(t, s.Insert(ctx, key("k", "01")))
-	must(t, s.Shelve(ctx, "k"))
+	must(t, s.SoftDelete(ctx, "k"))
 	want([]string{"k@01"}, at(8))
 	_, err = s.Discard(ctx, "k", "01")
 	must(t, err)
@@ -231,7 +231,7 @@ func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want("after the creation", "k@0", "k@1")
 	must(t, s.RecordUses(ctx, []metastore.LastUse{{Version: "k@1", Last: at(5)}, {Version: "old@0", Last: at(5)}}))
 	want("after a use", "k@0")
-	must(t, s.Shelve(ctx, "k"))
+	must(t, s.SoftDelete(ctx, "k"))
 	want("after the deletion", "k@0")
 	_, err = s.Discard(ctx, "k", "0")
 	must(t, err)
@@ -275,13 +275,13 @@ func checkClocks(t *testing.T, s metastore.Clock) {
 	}
 }
 
-// shelfCalls returns the calls of Shelf, LastUses and Clock, as in calls.
-func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
+// deletedKeysCalls returns the calls of DeletedKeys, LastUses and Clock, as in calls.
+func deletedKeysCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"Shelve":   func(ctx context.Context) error { return s.Shelve(ctx, "k") },
-		"Shelved":  func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
-		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
-		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
+		"SoftDelete":  func(ctx context.Context) error { return s.SoftDelete(ctx, "k") },
+		"DeletedKeys": func(ctx context.Context) error { _, err := s.DeletedKeys(ctx); return err },
+		"Undelete":    func(ctx context.Context) error { return s.Undelete(ctx, "k", "01") },
+		"Discard":     func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
 		"RecordUses": func(ctx context.Context) error {
 			return s.RecordUses(ctx, []metastore.LastUse{{Version: "k@01"}})
 		},

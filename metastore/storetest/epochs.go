@@ -9,7 +9,7 @@ import (
 // EpochStore has the methods that the suite of epochs calls.
 type EpochStore interface {
 	metastore.Keys
-	metastore.Shelf
+	metastore.DeletedKeys
 	metastore.Epochs
 }
 
@@ -51,9 +51,9 @@ func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	wantNew("the key was rolled")
 	must(t, b.Amend(ctx, key("k", "aa").Metadata))
 	wantNew("the key was amended")
-	must(t, b.Shelve(ctx, "k"))
+	must(t, b.SoftDelete(ctx, "k"))
 	wantNone()
-	must(t, b.Unshelve(ctx, "k", "aa"))
+	must(t, b.Undelete(ctx, "k", "aa"))
 	wantNew("the key was undeleted")
 	_, err := b.Remove(ctx, "k")
 	must(t, err)

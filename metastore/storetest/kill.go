@@ -48,8 +48,8 @@ const (
 	stepAppend
 	stepUse
 	stepPut
-	stepShelve
-	stepUnshelve
+	stepSoftDelete
+	stepUndelete
 	stepRemove
 	steps
 )
@@ -100,10 +100,10 @@ func writeStep(ctx context.Context, s metastore.Store, n, step int) (number stri
 			Last: at(int64(n))}, {Source: "s", Version: k, Op: "reencrypt", Count: 1, Last: at(int64(n))}})
 	case stepPut:
 		err = s.Put(ctx, "run", k, []byte(k))
-	case stepShelve:
-		err = s.Shelve(ctx, k)
-	case stepUnshelve:
-		err = s.Unshelve(ctx, k, k+"a")
+	case stepSoftDelete:
+		err = s.SoftDelete(ctx, k)
+	case stepUndelete:
+		err = s.Undelete(ctx, k, k+"a")
 	case stepRemove:
 		_, err = s.Remove(ctx, k)
 	}
@@ -213,7 +213,7 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 	seen := stepOf(t, s, name)
 	switch {
 	case done >= stepUse && done < stepRemove:
-		next := map[int]int{stepPut: stepShelve, stepShelve: stepShelve, stepUnshelve: stepRemove}
+		next := map[int]int{stepPut: stepSoftDelete, stepSoftDelete: stepSoftDelete, stepUndelete: stepRemove}
 		if n, ok := next[done]; seen != stepAppend && (!ok || seen != n) {
 			t.Errorf("%s: seen %d after step %d", name, seen, done)
 		}
@@ -241,8 +241,8 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 	}
 }
 
-// stepOf returns the last step whose result is visible in the key, its intent and the shelf. A step that changes none
-// of them counts as the step before it.
+// stepOf returns the last step whose result is visible in the key, its intent and the deleted keys. A step that changes
+// none of them counts as the step before it.
 func stepOf(t *testing.T, s metastore.Store, name string) int {
 	t.Helper()
 	ctx := t.Context()
@@ -256,15 +256,15 @@ func stepOf(t *testing.T, s metastore.Store, name string) int {
 			intent = &pending[i]
 		}
 	}
-	deleted, err := s.Shelved(ctx)
+	deleted, err := s.DeletedKeys(ctx)
 	must(t, err)
-	onShelf := slices.IndexFunc(deleted, func(d metastore.Shelved) bool { return d.Name == name })
+	inDeleted := slices.IndexFunc(deleted, func(d metastore.DeletedKey) bool { return d.Name == name })
 	switch {
-	case onShelf >= 0:
-		if got[0] != nil || intent != nil || len(deleted[onShelf].List) != 2 {
-			t.Errorf("%s: shelved %+v, and also key %v, intent %v", name, deleted[onShelf], got[0], intent)
+	case inDeleted >= 0:
+		if got[0] != nil || intent != nil || len(deleted[inDeleted].List) != 2 {
+			t.Errorf("%s: deleted %+v, and also key %v, intent %v", name, deleted[inDeleted], got[0], intent)
 		}
-		return stepShelve
+		return stepSoftDelete
 	case got[0] == nil && intent == nil:
 		return stepNumber
 	case got[0] == nil && intent.Op == "create":

@@ -186,7 +186,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"Check":      s.Check,
 	}
 	maps.Copy(all, stepCalls(s))
-	maps.Copy(all, shelfCalls(s))
+	maps.Copy(all, deletedKeysCalls(s))
 	maps.Copy(all, claimCalls(s))
 	maps.Copy(all, numberCalls(s))
 	return all
@@ -202,7 +202,7 @@ func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 	wantKind(t, s.AddUse(t.Context(), nil), claviger.Closed)
 	wantKind(t, s.RecordUses(t.Context(), nil), claviger.Closed)
-	_, err := s.Shelved(t.Context(), "\x00")
+	_, err := s.DeletedKeys(t.Context(), "\x00")
 	wantKind(t, err, claviger.Closed)
 	_, err = s.Pending(t.Context(), "\x00")
 	wantKind(t, err, claviger.Closed)

@@ -52,11 +52,11 @@ func testLongKeyName(t *testing.T, b Backend, s metastore.Store, location string
 	must(t, s.Insert(ctx, k))
 	wantKind(t, s.Insert(ctx, key(name, "9")), claviger.KeyExists)
 	must(t, s.Append(ctx, name, version("a1", 9)))
-	must(t, s.Shelve(ctx, name))
-	if list, err := s.Shelved(ctx, name); err != nil || len(list) != 1 {
-		t.Errorf("Shelved %d, %v", len(list), err)
+	must(t, s.SoftDelete(ctx, name))
+	if list, err := s.DeletedKeys(ctx, name); err != nil || len(list) != 1 {
+		t.Errorf("DeletedKeys %d, %v", len(list), err)
 	}
-	must(t, s.Unshelve(ctx, name, "7"))
+	must(t, s.Undelete(ctx, name, "7"))
 	got, err := s.Get(ctx, twin, name)
 	must(t, err)
 	if got[0] != nil || got[1] == nil || len(got[1].List) != 3 {

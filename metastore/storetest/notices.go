@@ -17,7 +17,7 @@ import (
 type NoticeStore interface {
 	metastore.Keys
 	metastore.Intents
-	metastore.Shelf
+	metastore.DeletedKeys
 	metastore.Notices
 }
 
@@ -116,9 +116,9 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	both(metastore.Notice{Key: name, Change: metastore.Invalidated})
 	must(t, b.Announce(ctx, metastore.Notice{Key: "other", Change: metastore.Invalidated}))
 	both(metastore.Notice{Key: "other", Change: metastore.Invalidated})
-	must(t, a.Shelve(ctx, name))
+	must(t, a.SoftDelete(ctx, name))
 	both(metastore.Notice{Key: name, Change: metastore.Deleted})
-	must(t, b.Unshelve(ctx, name, "bb"))
+	must(t, b.Undelete(ctx, name, "bb"))
 	both(metastore.Notice{Key: name, Change: metastore.Created})
 	_, err := a.Remove(ctx, name)
 	must(t, err)

@@ -166,7 +166,7 @@ func testNumbers(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 }
 
-// testNumbersOfDeletedKeys checks that a shelved key keeps its numbers, that a new key of the same name gets others,
+// testNumbersOfDeletedKeys checks that a deleted key keeps its numbers, that a new key of the same name gets others,
 // and that no number is given again after the keys are discarded or removed.
 func testNumbersOfDeletedKeys(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
@@ -174,14 +174,14 @@ func testNumbersOfDeletedKeys(t *testing.T, _ Backend, s metastore.Store, _ stri
 	old := k.roll(k.create("0"), "1")
 	k.skip(6)
 	old = k.roll(old, "6")
-	must(t, s.Shelve(ctx, k.name))
+	must(t, s.SoftDelete(ctx, k.name))
 	fresh := k.create("7")
-	must(t, s.Shelve(ctx, k.name))
-	if sh := shelved(t, s); len(sh) != 2 || sh[0].Versions != 7 || sh[1].Versions != 8 ||
+	must(t, s.SoftDelete(ctx, k.name))
+	if sh := deletedKeys(t, s); len(sh) != 2 || sh[0].Versions != 7 || sh[1].Versions != 8 ||
 		!slices.EqualFunc(sh[0].List, old, sameVersion) {
-		t.Errorf("shelved %+v", sh)
+		t.Errorf("deleted %+v", sh)
 	}
-	must(t, s.Unshelve(ctx, k.name, fresh[0].ID))
+	must(t, s.Undelete(ctx, k.name, fresh[0].ID))
 	k.wantVersions(8, fresh...)
 	in, err := s.Discard(ctx, k.name, old[0].ID)
 	must(t, err)

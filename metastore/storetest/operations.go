@@ -36,7 +36,7 @@ type Operation struct {
 // Operations returns the calls of all groups below, which call all methods except Fill. In their order, the calls of a
 // group succeed on a new store, and on a store on which the other groups have run.
 func Operations() []Operation {
-	return slices.Concat(RecordOperations(), KeyOperations(), ShelfOperations(), TokenOperations())
+	return slices.Concat(RecordOperations(), KeyOperations(), DeletedKeyOperations(), TokenOperations())
 }
 
 // RecordOperations returns calls for settings, uses and the journal.
@@ -99,16 +99,19 @@ func KeyOperations() []Operation {
 	}...)
 }
 
-// ShelfOperations returns calls for deleted keys.
-func ShelfOperations() []Operation {
-	shelve := func(ctx context.Context, s Full) error { return s.Shelve(ctx, "d") }
+// DeletedKeyOperations returns calls for deleted keys.
+func DeletedKeyOperations() []Operation {
+	softDelete := func(ctx context.Context, s Full) error { return s.SoftDelete(ctx, "d") }
 	return []Operation{
-		{"Insert to shelve", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("d", "33", "34")) }},
-		{"Shelve", shelve},
-		{"Shelved", func(ctx context.Context, s Full) error { _, err := s.Shelved(ctx); return err }},
-		{"Shelved of a name", func(ctx context.Context, s Full) error { _, err := s.Shelved(ctx, "d"); return err }},
-		{"Unshelve", func(ctx context.Context, s Full) error { return s.Unshelve(ctx, "d", "34") }},
-		{"Shelve again", shelve},
+		{"Insert to delete", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("d", "33", "34")) }},
+		{"SoftDelete", softDelete},
+		{"DeletedKeys", func(ctx context.Context, s Full) error { _, err := s.DeletedKeys(ctx); return err }},
+		{"DeletedKeys of a name", func(ctx context.Context, s Full) error {
+			_, err := s.DeletedKeys(ctx, "d")
+			return err
+		}},
+		{"Undelete", func(ctx context.Context, s Full) error { return s.Undelete(ctx, "d", "34") }},
+		{"SoftDelete again", softDelete},
 		{"Insert a second key", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("d", "40")) }},
 		{"Remove", func(ctx context.Context, s Full) error { _, err := s.Remove(ctx, "d"); return err }},
 		{"Discard", func(ctx context.Context, s Full) error { _, err := s.Discard(ctx, "d", "34"); return err }},

@@ -30,13 +30,13 @@ func Upgraded(t *testing.T, s metastore.Store) {
 		}
 		wantNext(t, s, k.name, k.next)
 	}
-	shelf := shelved(t, s)
-	if len(shelf) != 2 {
-		t.Fatalf("shelved %+v", shelf)
+	deleted := deletedKeys(t, s)
+	if len(deleted) != 2 {
+		t.Fatalf("deleted %+v", deleted)
 	}
-	wantUpgraded(t, &shelf[0].Key, "rolled", 4, upgradedList("a0f1000000000001", "a0f1000000000002",
+	wantUpgraded(t, &deleted[0].Key, "rolled", 4, upgradedList("a0f1000000000001", "a0f1000000000002",
 		"a0f1000000000003", "a0f1000000000004"))
-	wantUpgraded(t, &shelf[1].Key, "shelf", 2, upgradedList("d0f1000000000001", "d0f1000000000002"))
+	wantUpgraded(t, &deleted[1].Key, "shelf", 2, upgradedList("d0f1000000000001", "d0f1000000000002"))
 	wantNext(t, s, "shelf", 2)
 	wantNext(t, s, "gone", 4) // a source has, or had, a key of this name
 	wantNext(t, s, "dying", 0)
@@ -67,7 +67,7 @@ var upgradedKeys = []struct {
 	{"k@0", slices.Concat(upgradedList("b0f1000000000001"), upgradedList("b0f1000000000002")), 2},
 	{"migrated", upgradedList("c0f1000000000001"), 5}, // its source has five versions
 	{"plain", upgradedList(upgradedDigits), 1},
-	// The shelved key of this name has four versions.
+	// The deleted key of this name has four versions.
 	{"rolled", upgradedList("a0f1000000000005", "a0f1000000000006", "a0f1000000000007"), 4},
 }
 

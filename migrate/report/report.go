@@ -387,7 +387,7 @@ func Freed(w io.Writer, f *migrate.FreedNames) {
 		l.line("The name %s is free: each user who may create keys can make a key of that name.",
 			claviger.Printable(k.Key))
 	}
-	for _, v := range f.Shelved {
+	for _, v := range f.Deleted {
 		key, _ := claviger.KeyOfVersion(v)
 		l.line("The deleted key of version %s stays, and its files open again once it is undeleted "+
 			"(claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.",

@@ -129,8 +129,8 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 			return c, err
 		}
 		c.Keys = keysOf(versions, nil)
-		shelved, err := p.store.Shelved(ctx, key)
-		for _, k := range shelved {
+		deleted, err := p.store.DeletedKeys(ctx, key)
+		for _, k := range deleted {
 			if c.Why == "" && len(keysOf(versions, k.List)) < max(1, len(c.Keys)) {
 				c.Why = fmt.Sprintf("some of its versions belong to the deleted key that has %s; bring that key back "+
 					"first, by claviger key undelete", claviger.VersionName(key, k.List[0].ID))

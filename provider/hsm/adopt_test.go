@@ -165,7 +165,7 @@ func TestAdoptBesideDeletedKey(t *testing.T) {
 	mustClose(t, p)
 	b.closeStores(t)
 	b.withStore(t, func(s metastore.Store) {
-		if err := s.Shelve(t.Context(), "k"); err != nil {
+		if err := s.SoftDelete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
 	})

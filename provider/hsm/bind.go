@@ -113,12 +113,12 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 // of the store, or no key or step depends on the former token.
 func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error {
 	info := p.tok.Info()
-	shelved, err := p.store.Shelved(ctx)
+	deleted, err := p.store.DeletedKeys(ctx)
 	if err != nil {
 		return err
 	}
-	for _, k := range shelved {
-		if err := p.verifyShelved(ctx, k); err != nil {
+	for _, k := range deleted {
+		if err := p.verifyDeleted(ctx, k); err != nil {
 			return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 				"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can "+
 					"come back, and this is token %s: %w; name the right token in the keystore file, or another "+
@@ -126,7 +126,7 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 				p.store.URI(), was.label, was.serial, tokenName(info), err)
 		}
 	}
-	if len(shelved) > 0 {
+	if len(deleted) > 0 {
 		return nil // the token is a clone
 	}
 	// Without keys, no check value can show whether this token is a clone. Taking it loses nothing, unless a step
@@ -176,12 +176,12 @@ func (p *Provider) relationOf(ctx context.Context, seen, wrong int) (r relation,
 	if seen > 0 {
 		return r, nil
 	}
-	shelved, err := p.store.Shelved(ctx)
+	deleted, err := p.store.DeletedKeys(ctx)
 	if err != nil {
 		return r, err
 	}
-	r.empty = len(shelved) == 0
-	for _, k := range shelved {
+	r.empty = len(deleted) == 0
+	for _, k := range deleted {
 		for _, v := range k.List {
 			e, err := newEntry(&k.Metadata, v)
 			if err != nil {

@@ -23,10 +23,10 @@ func softDelete(env provider.Env) (bool, error) {
 	return soft, nil
 }
 
-// shelve hides a key from clients and leaves its objects on the token. If an interrupted roll has made a version,
-// shelve finishes the roll first, so that the version comes back with the others. k is nil if there is no key. The
+// softDelete hides a key from clients and leaves its objects on the token. If an interrupted roll has made a version,
+// softDelete finishes the roll first, so that the version comes back with the others. k is nil if there is no key. The
 // key's lock is held.
-func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key) error {
+func (p *Provider) softDelete(ctx context.Context, op, key string, k *metastore.Key) error {
 	pending, err := p.store.Pending(ctx, key)
 	if err != nil {
 		return err
@@ -45,7 +45,7 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 	if k == nil {
 		return p.missingKey(ctx, op, key)
 	}
-	if err := p.store.Shelve(ctx, k.Name); err != nil {
+	if err := p.store.SoftDelete(ctx, k.Name); err != nil {
 		return err
 	}
 	for _, v := range k.List {
@@ -83,7 +83,7 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	if err := p.ready("hsm.Deleted", ""); err != nil {
 		return nil, err
 	}
-	keys, err := p.store.Shelved(ctx, names...)
+	keys, err := p.store.DeletedKeys(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	if !ok {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
-	keys, err := p.store.Shelved(ctx, key)
+	keys, err := p.store.DeletedKeys(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -125,19 +125,19 @@ func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 		if !slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
 			continue
 		}
-		if err := p.verifyShelved(ctx, k); err != nil {
+		if err := p.verifyDeleted(ctx, k); err != nil {
 			return err
 		}
 		if _, err := p.clearPending(ctx, key, false); err != nil {
 			return err
 		}
-		return p.store.Unshelve(ctx, key, id)
+		return p.store.Undelete(ctx, key, id)
 	}
 	return claviger.E(op, claviger.KeyNotFound, key, nil)
 }
 
-// verifyShelved compares the check values of a deleted key's versions.
-func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error {
+// verifyDeleted compares the check values of a deleted key's versions.
+func (p *Provider) verifyDeleted(ctx context.Context, k metastore.DeletedKey) error {
 	for _, v := range k.List {
 		e, err := newEntry(&k.Metadata, v)
 		if err != nil {

@@ -12,12 +12,12 @@ import (
 	"claviger/provider/hsm"
 )
 
-func (f *failing) Shelve(ctx context.Context, key string) error {
-	return f.do(func() error { return f.Store.Shelve(ctx, key) })
+func (f *failing) SoftDelete(ctx context.Context, key string) error {
+	return f.do(func() error { return f.Store.SoftDelete(ctx, key) })
 }
 
-func (f *failing) Unshelve(ctx context.Context, key, id string) error {
-	return f.do(func() error { return f.Store.Unshelve(ctx, key, id) })
+func (f *failing) Undelete(ctx context.Context, key, id string) error {
+	return f.do(func() error { return f.Store.Undelete(ctx, key, id) })
 }
 
 func (f *failing) Discard(ctx context.Context, key string, ids ...string) (out metastore.Intent, err error) {

@@ -109,8 +109,8 @@ func (p *Provider) storedVersions(ctx context.Context) (list []storedVersion, er
 	if err != nil {
 		return nil, err
 	}
-	shelved, err := p.store.Shelved(ctx)
-	for _, k := range shelved {
+	deleted, err := p.store.DeletedKeys(ctx)
+	for _, k := range deleted {
 		for _, v := range k.List {
 			name := claviger.VersionName(k.Name, v.ID)
 			list = append(list, storedVersion{name: name, object: v.Object, deleted: true})

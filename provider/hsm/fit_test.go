@@ -196,7 +196,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 	}
 	b.unbind(t)
 	b.withStore(t, func(s metastore.Store) { // a deleted key that cannot come back counts as a loss too
-		list, err := s.Shelved(ctx)
+		list, err := s.DeletedKeys(ctx)
 		if err != nil || len(list) != 1 {
 			t.Fatalf("%+v, %v", list, err)
 		}

@@ -162,7 +162,7 @@ func TestLeaseEndsEarly(t *testing.T) {
 		}, claviger.Unavailable},
 		"deleted elsewhere": {func(t *testing.T, b *testSite, _ *atomic.Bool) {
 			b.withStore(t, func(s metastore.Store) {
-				if err := s.Shelve(t.Context(), "k"); err != nil {
+				if err := s.SoftDelete(t.Context(), "k"); err != nil {
 					t.Error(err)
 				}
 			})

@@ -171,7 +171,7 @@ func Forget(ctx context.Context, s metastore.Settings, object string) error {
 
 // records is what a store knows about objects, by CKA_ID in hex.
 type records struct {
-	live, shelved, aside map[string]bool
+	live, deleted, aside map[string]bool
 	begun                map[string]string // Op of the interrupted step that has the object
 	// kept has the version names of deleted keys. journal returns the version names in the journal; it reads them
 	// once. An object with such a name is not an orphan, whatever its CKA_ID is.
@@ -209,7 +209,7 @@ func (p *Provider) markWith(ctx context.Context, keys []pkcs11.KeyInfo, r *recor
 			o.Mark = InUse
 		case r.begun[o.ID] != "":
 			o.Mark, o.deletes = Pending, r.begun[o.ID] == opDelete
-		case r.shelved[o.ID]:
+		case r.deleted[o.ID]:
 			o.Mark = Deleted
 		default:
 			if o.Mark, err = p.markUnreferenced(ctx, k, o, r); err != nil {
@@ -250,7 +250,7 @@ func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Obj
 
 // records reads what the store knows about the objects of these keys, or of all keys if no name is given.
 func (p *Provider) records(ctx context.Context, names ...string) (*records, error) {
-	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{},
+	r := &records{begun: map[string]string{}, live: map[string]bool{}, deleted: map[string]bool{},
 		aside: map[string]bool{}, kept: map[string]bool{}}
 	r.journal = sync.OnceValues(func() (map[string]bool, error) { return p.journalled(ctx) })
 	pending, err := p.store.Pending(ctx, names...)
@@ -281,13 +281,13 @@ func (p *Provider) records(ctx context.Context, names ...string) (*records, erro
 	if err != nil {
 		return nil, err
 	}
-	shelved, err := p.store.Shelved(ctx, names...)
+	deleted, err := p.store.DeletedKeys(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range shelved {
+	for _, k := range deleted {
 		for _, v := range k.List {
-			r.shelved[v.Object] = true
+			r.deleted[v.Object] = true
 			r.kept[claviger.VersionName(k.Name, v.ID)] = true
 		}
 	}

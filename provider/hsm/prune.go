@@ -145,7 +145,7 @@ func (p *Provider) destroyOrphan(ctx context.Context, o Object) (bool, error) {
 		return false, err
 	}
 	r, err := p.records(ctx, o.Key())
-	if err != nil || r.live[o.ID] || r.begun[o.ID] != "" || r.shelved[o.ID] {
+	if err != nil || r.live[o.ID] || r.begun[o.ID] != "" || r.deleted[o.ID] {
 		return false, err
 	}
 	if mark, err := p.markUnreferenced(ctx, found[at], o, r); err != nil || mark != Orphan {

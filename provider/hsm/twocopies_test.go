@@ -21,18 +21,18 @@ type twoCopies struct {
 	other         *hsm.Provider // serves the second copy
 }
 
-// newTwoCopies makes a store with the keys k and shelved (deleted) and an orphan, copies it, and makes a key and a
+// newTwoCopies makes a store with the key k, the deleted key deleted and an orphan, copies it, and makes a key and a
 // version with the copy.
 func newTwoCopies(t *testing.T) *twoCopies {
 	t.Helper()
 	ctx := t.Context()
 	b := newSite(t)
-	for _, key := range []string{"k", "shelved", "orphan"} {
+	for _, key := range []string{"k", "deleted", "orphan"} {
 		b.create(t, key)
 	}
 	b.soft = "true"
 	p := b.mustOpen(t)
-	if err := p.Delete(ctx, "shelved"); err != nil {
+	if err := p.Delete(ctx, "deleted"); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, p)
@@ -86,7 +86,7 @@ func TestTwoCopies(t *testing.T) {
 	if err := server.Delete(ctx, "k"); !hsm.IsStale(err) {
 		t.Errorf("delete: %v", err)
 	}
-	if err := server.Purge(ctx, "shelved", "shelved@0"); !hsm.IsStale(err) {
+	if err := server.Purge(ctx, "deleted", "deleted@0"); !hsm.IsStale(err) {
 		t.Errorf("purge: %v", err)
 	}
 	if gone, err := s.pruner.Prune(ctx, s.orphans); !hsm.IsStale(err) || len(gone) != 0 {
@@ -121,7 +121,7 @@ func TestAcceptFirstCopy(t *testing.T) {
 	mustClose(t, s.pruner)
 	acceptCopy(t, b)
 	server := b.mustOpen(t)
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "deleted@0": hsm.Deleted, "orphan@0": hsm.Unknown,
 		"new@0": hsm.Unknown, "k@1": hsm.Unknown})
 	create(t, server, "mine")
 	wantStopped(t, other, "k", "is a copy of the metastore", b.db)
@@ -129,7 +129,7 @@ func TestAcceptFirstCopy(t *testing.T) {
 	mustClose(t, other)
 	wantStale(t, c, b)
 	b.forgetWhole(t, server, "mine")
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "deleted@0": hsm.Deleted, "orphan@0": hsm.Unknown,
 		"new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
 	mustClose(t, server)
 	c.rebind(t)

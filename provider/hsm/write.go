@@ -109,7 +109,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, allow func(*clavige
 		}
 	}
 	if p.soft {
-		return p.shelve(ctx, op, key, k)
+		return p.softDelete(ctx, op, key, k)
 	}
 	if k != nil { // check that before the key is deleted in the metastore
 		if err := p.mayDestroy(ctx); err != nil {

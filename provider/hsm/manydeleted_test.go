@@ -33,11 +33,11 @@ func (r *reading) Names(ctx context.Context) ([]string, error) {
 	return r.Store.Names(ctx)
 }
 
-func (r *reading) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
+func (r *reading) DeletedKeys(ctx context.Context, names ...string) ([]metastore.DeletedKey, error) {
 	if len(names) == 0 {
 		r.count(ctx)
 	}
-	return r.Store.Shelved(ctx, names...)
+	return r.Store.DeletedKeys(ctx, names...)
 }
 
 func (r *reading) Runs(ctx context.Context) ([]string, error) {
@@ -103,9 +103,9 @@ func TestStepsReadOneName(t *testing.T) {
 	mustClose(t, p)
 }
 
-// BenchmarkCreateBesideShelf creates keys whose names were deleted before, beside 0 and 3,000 other deleted keys of 16
-// KiB each.
-func BenchmarkCreateBesideShelf(b *testing.B) {
+// BenchmarkCreateBesideDeletedKeys creates keys whose names were deleted before, beside 0 and 3,000 other deleted keys
+// of 16 KiB each.
+func BenchmarkCreateBesideDeletedKeys(b *testing.B) {
 	for _, n := range []int{0, 3000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			back := newSite(b)
@@ -125,7 +125,7 @@ func BenchmarkCreateBesideShelf(b *testing.B) {
 				if err := store.Insert(b.Context(), k); err != nil {
 					b.Fatal(err)
 				}
-				if err := store.Shelve(b.Context(), name); err != nil {
+				if err := store.SoftDelete(b.Context(), name); err != nil {
 					b.Fatal(err)
 				}
 			}
