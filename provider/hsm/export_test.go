@@ -33,6 +33,9 @@ func (p *Provider) Sweep(ctx context.Context, later time.Duration) error {
 	return p.sweepSteps(ctx, time.Now().Add(later))
 }
 
+// Failing returns the number of versions that are probed.
+func (p *Provider) Failing() int { return len(p.failing()) }
+
 // SetFirstLimit sets the limit of the first attempt to open a token.
 func SetFirstLimit(t *testing.T, limit time.Duration) {
 	was := firstLimit

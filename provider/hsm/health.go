@@ -44,6 +44,7 @@ type encryptionState struct {
 	mu      sync.Mutex
 	// failures has, by version, the last failure of each version that has not encrypted since.
 	failures map[string]Outcome
+	leases   atomic.Bool // the proof of a lease has failed since failing found none
 }
 
 // processStart is the moment from which the times of successes are counted.
@@ -61,9 +62,14 @@ func (s *encryptionState) recordSuccess(e *entry, began time.Duration) {
 	if s.failing.Load() == 0 {
 		return
 	}
+	s.forget(e.name)
+}
+
+// forget forgets the failure of a version.
+func (s *encryptionState) forget(version string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.failures, e.name)
+	delete(s.failures, version)
 	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most maxFailing
 }
 

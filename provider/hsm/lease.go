@@ -64,6 +64,13 @@ func (l *lease) prove(began time.Duration) {
 // bring the lease back, for the rest of its time.
 func (l *lease) end() { l.proved.Store(0) }
 
+// hasFailed reports whether the last proof failed.
+func (l *lease) hasFailed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed != 0 && time.Duration(l.proved.Load()) <= l.failed
+}
+
 // age returns for how long the key has not proved itself. ok is false if the version has no lease.
 func (l *lease) age(now time.Duration) (age time.Duration, ok bool) {
 	proved := l.proved.Load()
@@ -185,6 +192,7 @@ func (p *Provider) runRenewal(ctx context.Context, e *entry, r *renewal) {
 	e.lease.running, e.lease.failed, e.lease.err = nil, 0, r.err
 	if r.err != nil {
 		e.lease.failed = time.Since(processStart)
+		p.encryptions.leases.Store(true)
 	}
 	e.lease.mu.Unlock()
 	close(r.done)

@@ -289,6 +289,9 @@ func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, bac
 		soft: o.soft, log: claviger.LimitLog(o.log), stop: stop}
 	p.searches.max, p.renewals.ctx = o.searches, background
 	o.addStandby(background, p)
+	if p.access == Serve {
+		p.background.Go(func() { p.probeLater(background) })
+	}
 	return p, background
 }
 
