@@ -162,27 +162,36 @@ func (t *Token) tryToken(ctx context.Context) error {
 	t.trying = f
 	t.mu.Unlock()
 	_, _, err := t.runOnce(ctx, func(l *login, used p11.SessionHandle) error {
-		s, err := t.openSession(l.found)
-		if err != nil {
-			s = used
-		} else {
-			defer t.b.CloseSession(s) //nolint:errcheck // the calls below are what counts
-		}
-		key, err := t.sessionKey(s)
-		if err != nil {
-			return err
-		}
-		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
-		if len(t.mechanisms) == 0 {
-			return nil // the token is being opened
-		}
-		_, err = t.encryptBy(s, keyUse{}, key, []byte(checkBlock))
-		return err
+		return t.inOwnSession(l, used, t.tryNewKey)
 	})
 	t.mu.Lock()
 	t.trying = nil
 	t.mu.Unlock()
 	f.finish(err)
+	return err
+}
+
+// inOwnSession calls f with a new session, or with used if the HSM opens no other one.
+func (t *Token) inOwnSession(l *login, used p11.SessionHandle, f func(p11.SessionHandle) error) error {
+	s, err := t.openSession(l.found)
+	if err != nil {
+		return f(used)
+	}
+	defer t.b.CloseSession(s) //nolint:errcheck // what f does is what counts
+	return f(s)
+}
+
+// tryNewKey encrypts with a new session key.
+func (t *Token) tryNewKey(s p11.SessionHandle) error {
+	key, err := t.sessionKey(s)
+	if err != nil {
+		return err
+	}
+	defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
+	if len(t.mechanisms) == 0 {
+		return nil // the token is being opened
+	}
+	_, err = t.encryptBy(s, keyUse{}, key, []byte(checkBlock))
 	return err
 }
 

@@ -194,6 +194,14 @@ func (l *lateToken) Prove(ctx context.Context, id []byte, label string, check []
 	return tok.Prove(ctx, id, label, check)
 }
 
+func (l *lateToken) Unusable(ctx context.Context, id []byte, label string) (bool, error) {
+	tok, err := l.get(ctx, "hsm.Unusable")
+	if err != nil {
+		return false, err
+	}
+	return tok.Unusable(ctx, id, label)
+}
+
 func (l *lateToken) Choose(ctx context.Context, id []byte, label string, check []byte) error {
 	tok, err := l.get(ctx, "hsm.Choose")
 	if err != nil {

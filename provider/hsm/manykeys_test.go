@@ -182,6 +182,8 @@ func (m *manyToken) Prove(ctx context.Context, id []byte, label string, _ []byte
 	return err
 }
 
+func (m *manyToken) Unusable(context.Context, []byte, string) (bool, error) { return false, nil }
+
 func (m *manyToken) Choose(context.Context, []byte, string, []byte) error { return nil }
 
 func (m *manyToken) EncryptBlocks(ctx context.Context, id []byte, label string, _, blocks []byte) error {

@@ -47,6 +47,7 @@ type token interface {
 	Destroy(ctx context.Context, id []byte, label string) error
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
 	Prove(ctx context.Context, id []byte, label string, check []byte) error
+	Unusable(ctx context.Context, id []byte, label string) (bool, error)
 	Choose(ctx context.Context, id []byte, label string, check []byte) error
 	EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error
 	EncryptAlone(ctx context.Context, id []byte, label string, check, blocks []byte) error

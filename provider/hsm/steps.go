@@ -268,9 +268,13 @@ func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (name
 			return nil, err
 		}
 		_, err = p.tok.CheckValue(ctx, raw, name)
+		unusable := false
+		if errors.Is(err, pkcs11.ErrRefused) {
+			unusable, err = p.tok.Unusable(ctx, raw, name)
+		}
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
-		case errors.Is(err, pkcs11.ErrRefused): // see remakeObject
+		case unusable: // see remakeObject
 			if err = p.mayDestroyUnfinished(ctx, i.Key, ref, oneUnusable); err == nil {
 				err = p.tok.Destroy(ctx, raw, name)
 			}
@@ -429,10 +433,15 @@ func (p *Provider) removeSeveral(ctx context.Context, key string, ref metastore.
 
 // remakeObject replaces an object of a step that is not a working key, and returns the check value of the new one.
 // SoftHSM, killed within C_GenerateKey, leaves an object with all attributes but its value. No data was ever encrypted
-// with it, because no version uses it yet.
+// with it, because no version uses it yet. An object that the token has refused only once stays.
 func (p *Provider) remakeObject(ctx context.Context, key string, ref metastore.Ref, raw []byte, bits int,
 	broken error) ([]byte, error) {
 	name := claviger.VersionName(key, ref.ID)
+	if unusable, err := p.tok.Unusable(ctx, raw, name); err != nil {
+		return nil, err
+	} else if !unusable {
+		return p.tok.CheckValue(ctx, raw, name)
+	}
 	if err := p.mayDestroyUnfinished(ctx, key, ref, oneUnusable); err != nil {
 		return nil, err
 	}
