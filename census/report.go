@@ -41,7 +41,7 @@ func (c *Counts) add(o *Counts) {
 type Image struct {
 	Namespace     uint32 `json:"namespaceId"`
 	Transaction   uint64 `json:"txid"`
-	Time          string `json:"time"` // the newest modification of a file or folder, RFC 3339
+	Time          string `json:"time"` // the newest modification of a file or folder, RFC 3339 to the millisecond
 	LayoutVersion int32  `json:"layoutVersion"`
 	INodes        uint64 `json:"inodes"`
 }
@@ -162,7 +162,7 @@ func timeText(ms uint64) string {
 	if ms == 0 || ms > 1<<48 {
 		return ""
 	}
-	return time.UnixMilli(int64(ms)).UTC().Format(time.RFC3339) //nolint:gosec // checked
+	return time.UnixMilli(int64(ms)).UTC().Format(time.RFC3339Nano) //nolint:gosec // checked
 }
 
 // keysOf returns the keys of all versions with EDEKs.
