@@ -19,6 +19,8 @@ type FinishOptions struct {
 	// EDEKsDone is the operator's statement that every EDEK is re-encrypted or deleted, in snapshots and copies
 	// too.
 	EDEKsDone bool
+	// Verdict has the last recorded verdict decide in place of EDEKsDone.
+	Verdict bool
 	// SourceGone is the operator's statement that the source cannot be read any more. Keys that it got since
 	// the run are lost.
 	SourceGone bool
@@ -46,6 +48,8 @@ type Ending struct {
 	Leftovers []Leftover `json:"leftovers,omitempty"`
 	// NotReached is what the re-encryption of zones does not change. EDEKsDone does not cover it.
 	NotReached []string `json:"notReached"`
+	// EDEKs says what shows that no EDEK needs the source; nil if that is a refusal.
+	EDEKs *EDEKProof `json:"edeks,omitempty"`
 	// Finished: nothing is left to do, and the journal records the end.
 	Finished bool `json:"finished"`
 	// Compared is the time of the last comparison with the source's keys; nil: none since the run.
@@ -56,15 +60,17 @@ type Ending struct {
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// notReached names the places of EDEKs other than the extended attributes of HDFS' files.
-var notReached = []string{
+// NotReached names the places of EDEKs other than the extended attributes of HDFS' files. No image shows them.
+var NotReached = []string{
 	"ORC files with encrypted columns: the key version is in the file's footer; rewrite the files (INSERT " +
 		"OVERWRITE, CTAS)",
 	"Ozone: its own database keeps the EDEKs of an encrypted bucket; copy the bucket's keys into a new bucket",
 	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them again, from " +
 		"re-encrypted files",
-	"snapshots from before the re-encryption: delete them",
 }
+
+// notInSnapshots is what the operator's statement leaves to the operator. A verdict counts the EDEKs of snapshots.
+const notInSnapshots = "snapshots from before the re-encryption: delete them"
 
 // Leftover is a file or folder on this host that is not needed after a migration.
 type Leftover struct {
@@ -90,7 +96,7 @@ type Property struct {
 // writes the end into the journal; later calls find the migration finished.
 func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{},
-		Properties: []Property{}, NotReached: notReached}
+		Properties: []Property{}, NotReached: append(slices.Clone(NotReached), notInSnapshots)}
 	h, err := e.read(ctx, "")
 	if err != nil {
 		return nil, err
@@ -125,6 +131,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	if last.State == Finished {
 		return f, nil
 	}
+	last.Completed, last.EDEKs = last.Ended, f.EDEKs
 	last.State, last.Ended = Finished, ptr(e.now())
 	if err := e.putRun(ctx, *last); err != nil {
 		return nil, err
@@ -172,13 +179,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	if err := e.refuseUses(ctx, f, h, o.Since); err != nil {
 		return err
 	}
-	if !o.EDEKsDone {
-		f.refuse("it is not confirmed that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto " +
-			"-reencryptZone -start -path ZONE), delete snapshots from before it, then confirm it by --edeks-done. " +
-			"The re-encryption reaches only the files of HDFS: not ORC's footers, not Ozone, and no copies outside " +
-			"of HDFS")
-	}
-	return nil
+	return e.refuseEDEKs(ctx, f, h, o)
 }
 
 // refuseRun adds reasons that the last run and the clocks give. After an earlier Finish it changes the options:
@@ -196,8 +197,8 @@ func (e *Engine) refuseRun(ctx context.Context, f *Ending, last *Run, o *FinishO
 			f.refuse("the last run ended at %s, which is in the future, so a clock was ahead then: until that time it "+
 				"is not certain which uses of a source came later", last.Ended.UTC().Format(time.RFC3339))
 		}
-		// An earlier call decided by the operator's statement; only what came later counts.
-		o.EDEKsDone = true
+		// An earlier call decided by a verdict or the operator's statement; only what came later counts.
+		o.EDEKsDone, o.Verdict = true, false
 		if last.Ended.After(o.Since) {
 			o.Since = *last.Ended
 			f.Since = o.Since.UTC()

@@ -79,6 +79,10 @@ type Run struct {
 	Started  time.Time `json:"started"`
 	// Ended is the time at which it became complete, incomplete or finished.
 	Ended *time.Time `json:"ended,omitempty"`
+	// Completed is the time at which a finished run became complete; nil in records of older releases.
+	Completed *time.Time `json:"completed,omitempty"`
+	// EDEKs is the proof by which Finish ended it; nil if it is not finished, and in records of older releases.
+	EDEKs *EDEKProof `json:"edeks,omitempty"`
 	// Compared is the time at which Finish last found that every key of the source was taken over.
 	Compared *time.Time `json:"compared,omitempty"`
 	// Resumed counts the later processes that continued it.

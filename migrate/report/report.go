@@ -312,8 +312,8 @@ func (l lines) proof(f *migrate.Ending) {
 	if n := len(f.Deleted); n > 0 {
 		here = fmt.Sprintf("every key is here and can be used, except %d that were deleted here", n)
 	}
-	l.line("No version of the source was used since %s, %s, and you say that the EDEKs of all zones are re-encrypted.",
-		f.Since.Format(time.RFC3339), here)
+	l.line("No version of the source was used since %s, %s, and %s.", f.Since.Format(time.RFC3339), here,
+		edekProof(f.EDEKs))
 	if f.Compared != nil {
 		l.line("The source had no other keys at the last comparison, at %s. A roll there after that is not known here.",
 			f.Compared.UTC().Format(time.RFC3339))
