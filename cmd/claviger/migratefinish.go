@@ -123,7 +123,9 @@ func (m *migration) shred(f *migrate.Ending) error {
 			fmt.Fprintln(m.stderr, shred.Overwriting+".")
 			warned = true
 		}
-		err := shred.Leftover(l, func(doubt string) (bool, error) { return m.confirmShred(l, doubt, prompt) })
+		err := shred.Leftover(l, func(doubt string) (bool, error) {
+			return shred.Confirm(l, doubt, m.flags.yes, prompt)
+		})
 		failed = errors.Join(failed, err)
 	}
 	for _, l := range f.Leftovers {
@@ -133,36 +135,3 @@ func (m *migration) shred(f *migrate.Ending) error {
 	}
 	return failed
 }
-
-// confirmShred asks the operator to confirm that a leftover is shredded. A non-empty doubt says why a folder may be
-// the only one with a KMS's private key. Then only a sentence confirms it, not --yes or the path.
-func (m *migration) confirmShred(l *migrate.Leftover, doubt string, prompt *terminal.Prompt) (bool, error) {
-	want, what := l.Path, "its path"
-	question := fmt.Sprintf("%s\n%s\nType its path to shred it: ", l.Path, l.What)
-	switch {
-	case doubt != "":
-		want, what = shredSentence(l.Path), "that sentence"
-		if m.flags.yes {
-			l.Left = append(l.Left, "nothing proves that it is a copy ("+doubt+"), so --yes does not shred it: "+
-				"run the command again without --yes, and type the sentence for which it asks")
-			return false, nil
-		}
-		question = fmt.Sprintf("%s\n%s, as it seems: nothing proves that it is a copy (%s). If a Key Trustee KMS "+
-			"still uses this folder, all keys of that KMS are lost with it.\nTo shred it, type: %s\n",
-			l.Path, l.What, doubt, want)
-	case m.flags.yes:
-		return true, nil
-	}
-	typed, err := prompt.Ask("%s", question)
-	if err != nil {
-		return false, err
-	}
-	if typed != want {
-		l.Left = append(l.Left, fmt.Sprintf("%q is not %s, so nothing was changed", typed, what))
-		return false, nil
-	}
-	return true, nil
-}
-
-// shredSentence is what an operator types to take responsibility for shredding a folder.
-func shredSentence(dir string) string { return "no KMS needs the private key in " + dir }

@@ -94,11 +94,11 @@ func TestShredNeedsASentence(t *testing.T) {
 	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if l, err := finishWithShred(t, copied, shredSentence(dir), false); !isRefused(err) || l.Shredded ||
+	if l, err := finishWithShred(t, copied, shred.Sentence(dir), false); !isRefused(err) || l.Shredded ||
 		!hasPrivateRing(copied) {
 		t.Errorf("the sentence of another folder: %+v, %v", l, err)
 	}
-	if l, err := finishWithShred(t, copied, shredSentence(copied), false); err != nil || !l.Shredded {
+	if l, err := finishWithShred(t, copied, shred.Sentence(copied), false); err != nil || !l.Shredded {
 		t.Errorf("a copy: %+v, %v", l, err)
 	}
 }
@@ -113,7 +113,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l, err := finishWithShred(t, dir, shredSentence(dir), false); err == nil || !strings.Contains(err.Error(),
+	if l, err := finishWithShred(t, dir, shred.Sentence(dir), false); err == nil || !strings.Contains(err.Error(),
 		"is in use by a Key Trustee KMS, process ") || l.Shredded || !hasPrivateRing(dir) {
 		t.Errorf("a KMS runs: %+v, %v", l, err)
 	}
@@ -132,7 +132,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := finishWithShred(t, dir, shredSentence(dir), false); err == nil ||
+		if l, err := finishWithShred(t, dir, shred.Sentence(dir), false); err == nil ||
 			!strings.Contains(err.Error(), "is not a copy") || l.Shredded || !hasPrivateRing(dir) {
 			t.Errorf("a mark in %s: %+v, %v", place, l, err)
 		}
