@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/kms"
+	"claviger/kms/edeks"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/provider/hsm"
@@ -28,6 +29,7 @@ type migrateFlags struct {
 	asUser       string
 	nameNode     string
 	edeksDone    bool
+	verdict      bool
 	sourceGone   bool
 	sourceRolled bool
 	unused       time.Duration
@@ -50,7 +52,7 @@ func newMigrateCommand() *cobra.Command {
 HSM. Each key gets new versions there. Key material never moves. The source is only read.
 
 The usual order: plan, run (or cloudera.hsmkp.initiatemigration, which has the server do it at its start), verify;
-re-encrypt the zones; status, finish.
+re-encrypt the zones; status, verdict, finish.
 
 Exit status: 0 all is well; 1 an error; 2 the command line is wrong; 3 a person must decide something: a key cannot
 be imported, a key differs, or the source is still needed.`,
@@ -58,7 +60,7 @@ be imported, a key differs, or the source is still needed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(),
-		newMigrateFinish(), newMigrateFree())
+		newMigrateVerdict(), newMigrateFinish(), newMigrateFree())
 	return cmd
 }
 
@@ -68,7 +70,7 @@ func newMigratePlan() *cobra.Command {
 			"what a run would do.\n\n"+migrateStatuses, hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
-			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+			hdfsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.asUser, "as-user", "",
 				"short name of a user who reads files in encryption zones; plan opens an EDEK at the source for this "+
 					"user")
@@ -202,10 +204,7 @@ func newMigrateVerify() *cobra.Command {
 			if err := write(m, v, report.Verification); err != nil {
 				return err
 			}
-			if v.Empty() {
-				return &exitError{code: exitRefused}
-			}
-			if v.Different > 0 {
+			if v.Empty() || v.Different > 0 {
 				return &exitError{code: exitRefused}
 			}
 			return nil
@@ -231,6 +230,29 @@ A running server sees the change within seconds. The journal records which user 
 		})
 	cmd.Args = cobra.MinimumNArgs(1)
 	return cmd
+}
+
+func newMigrateVerdict() *cobra.Command {
+	var o edeks.VerdictOptions
+	return migrateCommand(edeks.VerdictUse, edeks.VerdictShort, edeks.VerdictLong, hsm.Journal,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			hdfsFlag(cmd, f)
+			o.Define(cmd)
+		},
+		func(m *migration) error {
+			v, err := o.Verdict(m.ctx, m.flags.conf, m.flags.hdfs, m.engine, m.stderr)
+			if err != nil {
+				return err
+			}
+			if err := write(m, v, report.Verdict); err != nil || v.Outcome == migrate.Granted {
+				return err
+			}
+			return &exitError{code: exitRefused}
+		})
+}
+
+func hdfsFlag(cmd *cobra.Command, f *migrateFlags) {
+	cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
 }
 
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {

@@ -23,8 +23,9 @@ func newMigrateFinish() *cobra.Command {
   - a key is missing here or cannot be used
   - the source has rolled a key since the run, so that clients may still use
     the new version
-  - --edeks-done does not state that all EDEKs are re-encrypted, also in
-    snapshots
+  - nothing shows that no EDEK needs the source: --verdict uses the last result of
+    claviger migrate verdict, which must be younger than the last use of the
+    source; with --edeks-done it is your word, also for snapshots
   - the source was never read after the run, while it was still configured
 
 Otherwise finish lists the properties to remove from kms-site.xml, each with its file and line. When they are removed,
@@ -44,6 +45,8 @@ from it in its present state.
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false,
 				"all EDEKs are re-encrypted or deleted, also in snapshots and copies")
+			cmd.Flags().BoolVar(&f.verdict, "verdict", false, "the last verdict shows that no EDEK needs the source")
+			cmd.MarkFlagsMutuallyExclusive("edeks-done", "verdict")
 			cmd.Flags().BoolVar(&f.sourceGone, "source-gone", false,
 				"the source is gone for good, with all keys that it got after the run")
 			cmd.Flags().BoolVar(&f.sourceRolled, "source-rolled", false,
@@ -76,8 +79,8 @@ func finishMigration(m *migration) error {
 		return err
 	}
 	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{NotRestarted: servers,
-		Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone,
-		SourceRolled: m.flags.sourceRolled, Get: m.svc.Conf.SetValue})
+		Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, Verdict: m.flags.verdict,
+		SourceGone: m.flags.sourceGone, SourceRolled: m.flags.sourceRolled, Get: m.svc.Conf.SetValue})
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (l Large) Write(to io.Writer) (map[string]*LargeCount, error) {
 	w := &largeWriter{Writer: NewWriter(to, l.Codec), Large: l,
 		random: rand.New(rand.NewPCG(1, 2)), //nolint:gosec // no secret
 		truth:  map[string]*LargeCount{}}
-	w.start(uint64(l.INodes)) //nolint:gosec // not negative
+	w.start(4711, uint64(l.INodes)) //nolint:gosec // not negative
 	w.Begin("INODE")
 	last := w.id(l.INodes - 1)
 	w.Message(number(number(nil, 1, last), 2, uint64(l.INodes))) //nolint:gosec // not negative

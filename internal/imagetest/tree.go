@@ -2,10 +2,12 @@ package imagetest
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -32,7 +34,8 @@ type Node struct {
 	Zone     string // key of the zone
 	Reencrypted
 	Children []uint64
-	Refs     []uint64 // indexes into Tree.Refs
+	Refs     []uint64  // indexes into Tree.Refs
+	Modified time.Time // zero is 2026-01-01
 }
 
 // Reencrypted is a zone's record of its last re-encryption; Version is "" if there is none.
@@ -40,6 +43,7 @@ type Reencrypted struct {
 	Version   string
 	Files     uint64
 	Failures  uint64
+	Submitted uint64 // in milliseconds since 1970, as Completed; 0 is 1000
 	Completed uint64
 }
 
@@ -85,6 +89,7 @@ type Tree struct {
 	Unpacked  bool   // lists of numbers are repeated fields
 	SubEvery  int    // messages in a sub-section; 0 for no sub-sections
 	Count     uint64 // in the header of INODE; 0 is the number of Nodes
+	Namespace uint32 // 0 is 4711
 }
 
 // AddDiffs adds the differences of an inode, the newest first.
@@ -118,7 +123,7 @@ func (t *Tree) Write(to io.Writer) ([]Section, error) {
 	if t.Layout != 0 {
 		w.Layout = t.Layout
 	}
-	w.start(uint64(len(t.Nodes)))
+	w.start(cmp.Or(t.Namespace, 4711), uint64(len(t.Nodes)))
 	w.inodes(t)
 	w.folders(t)
 	w.empty("FILES_UNDERCONSTRUCTION")
@@ -135,9 +140,9 @@ func (t *Tree) Write(to io.Writer) ([]Section, error) {
 }
 
 // start writes the sections before INODE.
-func (w *Writer) start(transaction uint64) {
+func (w *Writer) start(namespace uint32, transaction uint64) {
 	w.Begin("NS_INFO")
-	info := number(nil, 1, 4711)
+	info := number(nil, 1, uint64(namespace))
 	for num, v := range map[protowire.Number]uint64{2: 1000, 3: 1001, 4: 0, 5: 1 << 30} {
 		info = number(info, num, v)
 	}
@@ -327,8 +332,15 @@ const permission = 1<<40 | 1<<16 | 0o755
 // modified is a time of modification: 2026-01-01.
 const modified = 1767225600000
 
+func (n *Node) modified() uint64 {
+	if n.Modified.IsZero() {
+		return modified
+	}
+	return uint64(n.Modified.UnixMilli()) //nolint:gosec // after 1970
+}
+
 func (n *Node) file() []byte {
-	f := number(number(number(number(nil, 1, 1), 2, modified), 3, modified), 4, 128<<20)
+	f := number(number(number(number(nil, 1, 1), 2, n.modified()), 3, n.modified()), 4, 128<<20)
 	f = fixed64(f, 5, permission)
 	if n.Open {
 		f = message(f, 7, text(text(nil, 1, "client"), 2, "host"))
@@ -348,13 +360,13 @@ func (n *Node) file() []byte {
 
 func (n *Node) directory() []byte {
 	unset := ^uint64(0)
-	d := fixed64(number(number(number(nil, 1, modified), 2, unset), 3, unset), 4, permission)
+	d := fixed64(number(number(number(nil, 1, n.modified()), 2, unset), 3, unset), 4, permission)
 	if n.Zone == "" {
 		return d
 	}
 	z := text(number(number(nil, 1, 2), 2, 2), 3, n.Zone)
 	if n.Reencrypted.Version != "" {
-		r := number(text(nil, 1, n.Reencrypted.Version), 2, 1000)
+		r := number(text(nil, 1, n.Reencrypted.Version), 2, cmp.Or(n.Submitted, 1000))
 		r = number(number(number(r, 3, 0), 4, n.Files), 5, n.Failures)
 		z = message(z, 4, number(r, 6, n.Completed))
 	}

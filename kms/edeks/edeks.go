@@ -184,55 +184,47 @@ func (o *Options) fetchInto(ctx context.Context, m *namenode.Image, log io.Write
 	})
 }
 
-// countFetched fetches an image and counts it. The file has no name, so that it is gone when this process ends: it
-// holds secrets.
+// countFetched fetches an image and counts it.
 func (o *Options) countFetched(ctx context.Context, m *namenode.Image, log io.Writer) error {
-	f, err := os.CreateTemp("", "claviger-fsimage-")
+	f, err := o.fetchUnnamed(ctx, m, log)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		return err
-	}
-	if err := o.fetch(ctx, m, func(content func(io.Writer) error) error {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		if err := f.Truncate(0); err != nil {
-			return err
-		}
-		return content(f)
-	}, log); err != nil {
-		return fmt.Errorf("fetching into a file of %s (TMPDIR): %w", os.TempDir(), err)
-	}
 	if err := o.count(ctx, f, log); err != nil {
 		return fmt.Errorf("the image of %s: %w", m.URL, err)
 	}
 	return nil
 }
 
+// fetchUnnamed fetches an image into a file without a name, so that it is gone when this process ends: it holds
+// secrets.
+func (o *Options) fetchUnnamed(ctx context.Context, m *namenode.Image, log io.Writer) (*os.File, error) {
+	f, err := os.CreateTemp("", "claviger-fsimage-")
+	if err != nil {
+		return nil, err
+	}
+	if err = os.Remove(f.Name()); err == nil {
+		err = o.fetch(ctx, m, func(content func(io.Writer) error) error {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			if err := f.Truncate(0); err != nil {
+				return err
+			}
+			return content(f)
+		}, log)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("fetching into a file of %s (TMPDIR): %w", os.TempDir(), err)
+	}
+	return f, nil
+}
+
 // count counts an image and prints the result.
 func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return errors.New("this is no file: an image is read in any order, so a pipe or folder cannot be read")
-	}
-	image, err := fsimage.Open(f, info.Size())
-	if err != nil {
-		return err
-	}
-	progress := terminal.NewProgress(log, "inodes", o.Quiet)
-	defer progress.End()
-	rate := newRate()
-	counted, err := census.Count(ctx, image, census.Config{Workers: o.Workers, Paths: o.Paths,
-		Progress: func(done, total uint64) {
-			progress.Show(int(done), int(total), rate.text(done, total)) //nolint:gosec // fewer than 2^32
-		}})
-	progress.End()
+	counted, err := o.counted(ctx, f, log)
 	if err != nil {
 		return err
 	}
@@ -247,4 +239,26 @@ func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
 	}
 	return claviger.Refuse("the census is not complete, so it does not show that any version may be retired: %s",
 		strings.Join(report.Problems, "; "))
+}
+
+// counted counts an image.
+func (o *Options) counted(ctx context.Context, f *os.File, log io.Writer) (*census.Census, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("this is no file: an image is read in any order, so a pipe or folder cannot be read")
+	}
+	image, err := fsimage.Open(f, info.Size())
+	if err != nil {
+		return nil, err
+	}
+	progress := terminal.NewProgress(log, "inodes", o.Quiet)
+	defer progress.End()
+	rate := newRate()
+	return census.Count(ctx, image, census.Config{Workers: o.Workers, Paths: o.Paths,
+		Progress: func(done, total uint64) {
+			progress.Show(int(done), int(total), rate.text(done, total)) //nolint:gosec // fewer than 2^32
+		}})
 }

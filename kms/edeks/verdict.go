@@ -1,0 +1,208 @@
+package edeks
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/kms"
+	"claviger/migrate"
+	"claviger/migrate/verdict"
+	"claviger/terminal"
+)
+
+// VerdictUse, VerdictShort and VerdictLong describe the command claviger migrate verdict.
+const (
+	VerdictUse   = "verdict --conf DIR {--image FILE | --namenode URL}..."
+	VerdictShort = "Count in fsimages whether EDEKs still need the source"
+	VerdictLong  = `verdict counts the EDEKs of an HDFS in fsimages, as claviger edek census does. It says for each
+version of the source how many EDEKs need it, and where: in live files, in the trash, in files that are open, and in
+snapshots. It lists what to do until no EDEK needs the source, and records the result in the journal. claviger
+migrate finish --verdict ends the migration by it.
+
+Give one image of each namespace: by --image FILE, or by --namenode, which fetches it. The folder --hdfs-conf says how
+many namespaces there are; without the flag, hdfs-site.xml is read in --conf.
+
+The source is retirable only if that is shown. There is no verdict if a namespace is missing, or an image is
+incomplete, of another cluster, older than the last use of the source, or does not show that HDFS asks this KMS. The
+output then says why, and what to do. docs/census.md says what a verdict does not cover: Ozone, ORC, copies outside of
+HDFS.
+
+Exit status: 0 the source is retirable; 1 an error, for example a damaged image; 2 the command line is wrong; 3 the
+source is needed, or there is no verdict.`
+)
+
+// VerdictOptions are the flags that choose images.
+type VerdictOptions struct {
+	Images    []string
+	NameNodes []string // each item has the NameNodes of one namespace, by ','
+	Paths     int
+	Workers   int
+	Quiet     bool
+}
+
+// Define gives a command the flags.
+func (o *VerdictOptions) Define(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&o.Images, "image", nil, "the fsimage of a namespace; may be given several times")
+	f.StringArrayVar(&o.NameNodes, "namenode", nil,
+		"fetch the newest image of these NameNodes of one namespace, as in https://HOST:9871,https://HOST2:9871; "+
+			"may be "+
+			"given several times")
+	f.IntVar(&o.Paths, "paths", 3, "how many of the oldest files of each version are named")
+	f.IntVar(&o.Workers, "workers", runtime.NumCPU(), "how many processors are used")
+	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
+}
+
+// Verdict counts the images, makes a verdict, and records it in the journal. conf is the configuration folder of the
+// KMS, and hdfs that of HDFS; "" is conf. Progress goes to log.
+func (o *VerdictOptions) Verdict(ctx context.Context, conf, hdfs string, engine *migrate.Engine, log io.Writer) (
+	*migrate.Verdict, error) {
+	in, err := o.count(ctx, conf, hdfs, log)
+	if err != nil {
+		return nil, err
+	}
+	keys, versions := verdict.Names(in.Images)
+	if in.Facts, err = engine.EDEKFacts(ctx, keys, versions); err != nil {
+		return nil, err
+	}
+	v := verdict.Judge(in)
+	v.User = kms.OSUser()
+	return v, engine.RecordVerdict(ctx, v)
+}
+
+// count counts all images.
+func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Writer) (*verdict.Input, error) {
+	one := &Options{Conf: conf, Paths: o.Paths, Workers: o.Workers, Quiet: o.Quiet}
+	if len(o.Images)+len(o.NameNodes) == 0 {
+		return nil, &terminal.UsageError{Err: errors.New("give an image of each namespace by --image or --namenode")}
+	}
+	if err := one.check([]string{"FILE"}); err != nil {
+		return nil, err
+	}
+	if hdfs == "" {
+		hdfs = conf
+	}
+	site, err := readSite(hdfs)
+	if err != nil {
+		return nil, err
+	}
+	in := &verdict.Input{Nameservices: site.names, Unknown: site.unknown, Queue: site.queue}
+	for _, file := range o.Images {
+		image, err := one.readImage(ctx, file, log)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		in.Images = append(in.Images, *image)
+	}
+	for _, urls := range o.NameNodes {
+		one.NameNodes = strings.Split(urls, ",")
+		image, err := one.fetchImage(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		image.Nameservice = site.serviceOf(image.Name)
+		in.Images = append(in.Images, *image)
+	}
+	return in, nil
+}
+
+// readImage counts the image in a file.
+func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*verdict.Image, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	image, err := o.image(ctx, f, log)
+	if err != nil {
+		return nil, err
+	}
+	if image.Name, err = filepath.Abs(file); err != nil {
+		return nil, err
+	}
+	image.Cluster, image.Namespace, err = readVersion(filepath.Join(filepath.Dir(file), "VERSION"))
+	return image, err
+}
+
+// fetchImage fetches the newest image of a namespace and counts it.
+func (o *Options) fetchImage(ctx context.Context, log io.Writer) (*verdict.Image, error) {
+	newest, err := o.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f, err := o.fetchUnnamed(ctx, newest, log)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	image, err := o.image(ctx, f, log)
+	if err != nil {
+		return nil, fmt.Errorf("the image of %s: %w", newest.URL, err)
+	}
+	image.Name = newest.URL
+	return image, nil
+}
+
+// image counts an open image, and makes its digest.
+func (o *Options) image(ctx context.Context, f *os.File, log io.Writer) (*verdict.Image, error) {
+	counted, err := o.counted(ctx, f, log)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	image := &verdict.Image{Bytes: info.Size(), Written: info.ModTime(), Report: counted.Report()}
+	progress := terminal.NewProgress(log, "MB", o.Quiet)
+	defer progress.End()
+	sum, buffer := sha256.New(), make([]byte, 1<<20)
+	for at := int64(0); at < image.Bytes; {
+		n, err := f.ReadAt(buffer[:min(int64(len(buffer)), image.Bytes-at)], at)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
+			return nil, fmt.Errorf("reading the file for its digest: %w", err)
+		}
+		sum.Write(buffer[:n])
+		at += int64(n)
+		progress.Show(int(at>>20), int(image.Bytes>>20), "digest of the image")
+	}
+	image.Digest = hex.EncodeToString(sum.Sum(nil))
+	return image, nil
+}
+
+// readVersion reads the ids in the file VERSION, which is beside the image in a NameNode's folder. Both are "" if there
+// is no such file.
+func readVersion(file string) (cluster, namespace string, err error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", "", nil
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch name {
+		case "clusterID":
+			cluster = value
+		case "namespaceID":
+			namespace = value
+		}
+	}
+	return cluster, namespace, err
+}
+
+// defaultQueue is how long a NameNode keeps unused EDEKs by default.
+const defaultQueue = 12 * time.Hour
