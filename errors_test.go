@@ -46,6 +46,7 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
+// TestLogHandler: the log shows the operations of an error in an attribute of their own, and the text without them.
 func TestLogHandler(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(claviger.LogHandler(slog.NewTextHandler(&b,

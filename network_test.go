@@ -2,6 +2,7 @@ package claviger
 
 import "testing"
 
+// TestNetwork: an IPv4 address counts for itself, and an IPv6 address for its /64.
 func TestNetwork(t *testing.T) {
 	for address, want := range map[string]string{
 		"10.1.2.3:80": "10.1.2.3", "10.1.2.3": "10.1.2.3", "[::ffff:10.1.2.3]:80": "10.1.2.3",

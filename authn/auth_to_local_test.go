@@ -135,6 +135,8 @@ func TestRulesRefused(t *testing.T) {
 	}
 }
 
+// FuzzRules: rules that parse for one mechanism parse for both and give the same short name, and with mechanism hadoop
+// no short name of a principal contains "/" or "@".
 func FuzzRules(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzRules"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)

@@ -209,6 +209,7 @@ func metrics(t *testing.T, m *console.Metrics, log *slog.Logger) string {
 	return w.Body.String()
 }
 
+// TestMetrics: each event that a KMS reports appears in /metrics under the documented name, with its labels.
 func TestMetrics(t *testing.T) {
 	last := time.UnixMilli(1795442610500)
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
@@ -230,9 +231,9 @@ func TestMetrics(t *testing.T) {
 	})
 	text := metrics(t, m, nil)
 	for _, line := range []string{
-		`claviger_kms_turn_wait_seconds_bucket{class="decrypt",le="0.025"} 1`,
-		`claviger_kms_turn_wait_seconds_count{class="generate"} 1`,
-		`claviger_kms_turn_refused_total{class="generate"} 1`,
+		`claviger_kms_slot_wait_seconds_bucket{class="decrypt",le="0.025"} 1`,
+		`claviger_kms_slot_wait_seconds_count{class="generate"} 1`,
+		`claviger_kms_slot_refused_total{class="generate"} 1`,
 		`claviger_kms_refused_total{reason="impersonation"} 1`,
 		`claviger_hsm_call_seconds_bucket{result="ok",le="0.025"} 1`,
 		`claviger_hsm_call_seconds_count{result="error"} 1`,

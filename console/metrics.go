@@ -86,10 +86,10 @@ func newMetrics(service, outcome string) *Metrics {
 			Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
 		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers",
 			Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
-		slotWaits: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds",
+		slotWaits: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_slot_wait_seconds",
 			Help:    "How long requests waited for a slot, by class; requests that did not wait are not counted.",
 			Buckets: buckets}, []string{"class"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total",
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_slot_refused_total",
 			Help: "Requests sent to another node because they got no slot in time."}, []string{"class"}),
 		early: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total",
 			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a " +

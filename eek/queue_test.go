@@ -531,6 +531,7 @@ func TestQueueFillTimeout(t *testing.T) {
 	})
 }
 
+// TestNewQueueRefuses: NewQueue refuses settings with which a queue cannot work, and the error names the setting.
 func TestNewQueueRefuses(t *testing.T) {
 	for text, change := range map[string]func(*eek.QueueConfig){
 		"no fill function": func(c *eek.QueueConfig) { c.Fill = nil },

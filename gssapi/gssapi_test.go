@@ -62,6 +62,8 @@ func writeKeytab(t testing.TB, principals ...string) string {
 	return path
 }
 
+// TestKeytab: an Acceptor is made only if the keytab has a key of each principal. Otherwise the error lists the
+// principals of the keytab.
 func TestKeytab(t *testing.T) {
 	both := writeKeytab(t, "HTTP/localhost", "ftp/localhost")
 	for _, c := range []struct {
@@ -211,6 +213,7 @@ func TestNoLogin(t *testing.T) {
 	}
 }
 
+// FuzzAccept: no token from the network is accepted without a ticket, and each refusal has the message of Java's KMS.
 func FuzzAccept(f *testing.F) {
 	if found, err := os.ReadDir("testdata/fuzz/FuzzAccept"); err != nil || len(found) == 0 {
 		f.Fatalf("no seeds: %v", err)

@@ -336,7 +336,7 @@ var KMS = []Known{
 			"tickets of kinit"},
 	{"claviger.client.kerberos.keytab", "", "keytab with the keys of that principal"},
 	{"claviger.client.kerberos.ccache", "",
-		"without those two: a cache of tickets (FILE:/tmp/krb5cc_0), which is used before the server's keytab"},
+		"without those two: a ticket cache (FILE:/tmp/krb5cc_0), which is used before the server's keytab"},
 	{"claviger.source.timeout", "10s", "how long one call to a source may take"},
 	{"claviger.source.max.waiting", "256",
 		"how many requests may wait for sources at a time; one user never has more than are left for all " +

@@ -34,6 +34,8 @@ func newSoftDeleteRing(t *testing.T, change func(*Config)) *testRing {
 	return l
 }
 
+// TestUndelete: an EDEK of a deleted key does not open until a user with the right UNDELETE brings the key back, and
+// each attempt has a line in the audit log.
 func TestUndelete(t *testing.T) {
 	l := newSoftDeleteRing(t, nil)
 	ctx := t.Context()

@@ -14,6 +14,8 @@ import (
 	"claviger/secret"
 )
 
+// TestGenerate: Generate returns n different EDEKs, refuses too many, and makes a number that the queue cannot hold
+// with one call.
 func TestGenerate(t *testing.T) {
 	l := newTestRing(t, nil)
 	create(t, l.primary, "k")
@@ -101,6 +103,8 @@ func TestGenerateAfterDelete(t *testing.T) {
 	wantKind(t, err, claviger.KeyNotFound)
 }
 
+// TestDecrypt: Decrypt returns the DEK of an EDEK of the named key, and refuses another key, an unknown version and a
+// wrong length.
 func TestDecrypt(t *testing.T) {
 	for _, authorization := range []bool{true, false} {
 		t.Run(fmt.Sprintf("key authorization %t", authorization), func(t *testing.T) {

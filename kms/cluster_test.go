@@ -175,6 +175,8 @@ func TestClusterUnreachable(t *testing.T) {
 	}
 }
 
+// TestWithHost: _HOST in a principal becomes this host's name in lower case, and a principal without _HOST stays as it
+// is.
 func TestWithHost(t *testing.T) {
 	if got, err := withHost("kms/h@R"); err != nil || got != "kms/h@R" {
 		t.Errorf("%q, %v", got, err)

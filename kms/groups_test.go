@@ -132,6 +132,7 @@ func TestGroupMappingErrors(t *testing.T) {
 	})
 }
 
+// TestLDAPConfig: Hadoop's properties of LDAP become an LDAP configuration, and a changed password file is read again.
 func TestLDAPConfig(t *testing.T) {
 	dir := t.TempDir()
 	file := bindPassword(t, dir)

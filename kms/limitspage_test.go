@@ -14,7 +14,7 @@ import (
 
 // comeLater are metrics of docs/limits.md that appear only with their first event: those of
 // requests that waited, or were refused.
-var comeLater = []string{"claviger_kms_turn_wait_seconds", "claviger_kms_turn_refused_total",
+var comeLater = []string{"claviger_kms_slot_wait_seconds", "claviger_kms_slot_refused_total",
 	"claviger_kms_refused_total"}
 
 // TestLimitsPage: each property of docs/limits.md exists, each metric is in /metrics before

@@ -133,12 +133,12 @@ func limiterMetrics(m *console.Metrics, limiters *kmsapi.Limiters) {
 		}
 	}
 	const class = "class"
-	m.Gauges("claviger_kms_turns", "Slots in use of each class of requests; for class large, bytes.", class,
+	m.Gauges("claviger_kms_slots", "Slots in use of each class of requests; for class large, bytes.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.Used }))
-	m.Gauges("claviger_kms_turns_max", "Slots of each class; for class large, bytes.", class,
+	m.Gauges("claviger_kms_slots_max", "Slots of each class; for class large, bytes.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.Size }))
-	m.Gauges("claviger_kms_turns_of_one_user", "Slots of the user who has most of them.", class,
+	m.Gauges("claviger_kms_slots_of_one_user", "Slots of the user who has most of them.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.BusiestCaller }))
-	m.Gauges("claviger_kms_turns_refused_own", "Requests refused so far because their user held slots already.", class,
+	m.Gauges("claviger_kms_slots_refused_own", "Requests refused so far because their user held slots already.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.Own }))
 }

@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 	_, text := kmstest.Get(t, kms, "/metrics", "")
 	for _, want := range []string{
 		// before their first event
-		`claviger_kms_turn_refused_total{class="key management"} 0`,
+		`claviger_kms_slot_refused_total{class="key management"} 0`,
 		`claviger_kms_refused_total{reason="impersonation"} 0`,
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`,
 		"claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",

@@ -149,6 +149,7 @@ func TestKMSLimits(t *testing.T) {
 	}
 }
 
+// TestWebSettings: a wrong value of a property of the web server is refused, and the error names the property.
 func TestWebSettings(t *testing.T) {
 	for name, value := range map[string]string{
 		headerPrefix + "X Y": "a", headerPrefix + "X-Y": "a\r\nSet-Cookie: b", "claviger.http.head.timeout": "0",

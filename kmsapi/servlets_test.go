@@ -65,6 +65,7 @@ func TestConf(t *testing.T) {
 	}
 }
 
+// TestStacks: /stacks shows all goroutines in the form of Hadoop's page, and no argument of a function.
 func TestStacks(t *testing.T) {
 	addr := withKey(t, stack{})
 	a := getPage(t, addr, "/stacks")

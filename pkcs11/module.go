@@ -22,9 +22,9 @@ const (
 	// drainTimeout is the time that a reset waits for running calls, and blocks new ones. A call that runs longer
 	// counts as hung.
 	drainTimeout = 3 * time.Second
-	// gateTimeout is the time that a call waits for the end of a reset, counted from the start of the reset. It is
+	// resetTimeout is the time that a call waits for the end of a reset, counted from the start of the reset. It is
 	// longer than drainTimeout by the time that a library may need to initialise.
-	gateTimeout = 10 * time.Second
+	resetTimeout = 10 * time.Second
 )
 
 // module is a loaded library. A process may load and initialise each library only once, so all tokens of a library
@@ -45,10 +45,11 @@ type module struct {
 	generation uint64 // number of initialisations; sessions and handles are valid in one generation only
 
 	// Each call is between enter and leave, because some libraries crash if C_Finalize runs at the same time as
-	// another call. A reset closes the gate, waits until active is 0, and opens the gate again.
-	active  int
-	gate    *gate
-	allLeft chan struct{} // closed when the last call leaves; nil unless a reset waits for that
+	// another call. While resetting is not nil, no call enters: a reset sets it, waits until active is 0, and sets it
+	// to nil again.
+	active    int
+	resetting *pendingReset
+	allLeft   chan struct{} // closed when the last call leaves; nil unless a reset waits for that
 	// hung is the number of calls that a reset stopped waiting for: the calls that entered before epoch and have
 	// not left. Until all of them leave, each reset fails at once and blocks no other calls.
 	hung  int
@@ -73,19 +74,19 @@ func (m *module) kill(why string) bool {
 	return ok
 }
 
-// gate is closed while a reset is under way.
-type gate struct {
+// pendingReset is a reset that is under way.
+type pendingReset struct {
 	since time.Time
-	open  chan struct{} // closed when the reset ends
-	err   error         // result of the reset; read it after open is closed
+	done  chan struct{} // closed when the reset ends
+	err   error         // result of the reset; read it after done is closed
 }
 
-// wait waits until the reset ends, up to gateTimeout, because C_Finalize may hang.
-func (g *gate) wait(ctx context.Context) error {
-	timer := time.NewTimer(time.Until(g.since.Add(gateTimeout)))
+// wait waits until the reset ends, up to resetTimeout, because C_Finalize may hang.
+func (r *pendingReset) wait(ctx context.Context) error {
+	timer := time.NewTimer(time.Until(r.since.Add(resetTimeout)))
 	defer timer.Stop()
 	select {
-	case <-g.open:
+	case <-r.done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -180,7 +181,7 @@ func initialize(b Boundary) error {
 func (m *module) join() error {
 	m.mu.Lock()
 	unused, seen := m.users == 0, m.generation
-	if unused && (m.active > 0 || m.gate != nil) {
+	if unused && (m.active > 0 || m.resetting != nil) {
 		m.mu.Unlock()
 		return claviger.Unreachable(errHung)
 	}
@@ -207,7 +208,7 @@ func (m *module) release() error {
 	if m.users--; m.users > 0 {
 		return nil
 	}
-	if (m.active > 0 || m.gate != nil) && !m.kill("a call did not return before the token was closed") {
+	if (m.active > 0 || m.resetting != nil) && !m.kill("a call did not return before the token was closed") {
 		// C_Finalize could crash while a call runs.
 		return fmt.Errorf("PKCS#11 module %s: a call did not return; the library stays loaded", m.path)
 	}
@@ -232,15 +233,15 @@ func (m *module) current() uint64 {
 func (m *module) enter(ctx context.Context) (visit uint64, err error) {
 	for {
 		m.mu.Lock()
-		g := m.gate
-		if g == nil {
+		r := m.resetting
+		if r == nil {
 			m.active++
 			visit = m.epoch
 			m.mu.Unlock()
 			return visit, nil
 		}
 		m.mu.Unlock()
-		if err := g.wait(ctx); err != nil {
+		if err := r.wait(ctx); err != nil {
 			return 0, err
 		}
 	}
@@ -276,19 +277,19 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 		m.mu.Unlock()
 		return nil
 	}
-	if g := m.gate; g != nil {
+	if r := m.resetting; r != nil {
 		m.mu.Unlock()
-		if err := g.wait(ctx); err != nil {
+		if err := r.wait(ctx); err != nil {
 			return err
 		}
-		return g.err
+		return r.err
 	}
 	if m.hung > 0 {
 		m.mu.Unlock()
 		return errHung
 	}
-	g := &gate{since: time.Now(), open: make(chan struct{})}
-	m.gate = g
+	r := &pendingReset{since: time.Now(), done: make(chan struct{})}
+	m.resetting = r
 	allLeft := make(chan struct{})
 	if m.active == 0 {
 		close(allLeft)
@@ -311,7 +312,7 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 			m.epoch++
 			m.hung = m.active
 			m.allLeft = nil
-			m.openGate(g, errHung)
+			m.endReset(r, errHung)
 			return errHung
 		}
 		m.mu.Unlock()
@@ -323,7 +324,7 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	if err == nil {
 		m.generation++
 	}
-	m.openGate(g, err)
+	m.endReset(r, err)
 	return err
 }
 
@@ -335,8 +336,8 @@ func waitShort(c <-chan struct{}) {
 	}
 }
 
-// openGate opens the gate. The caller holds m.mu.
-func (m *module) openGate(g *gate, err error) {
-	m.gate, g.err = nil, err
-	close(g.open)
+// endReset lets calls enter again. The caller holds m.mu.
+func (m *module) endReset(r *pendingReset, err error) {
+	m.resetting, r.err = nil, err
+	close(r.done)
 }

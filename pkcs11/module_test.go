@@ -51,9 +51,10 @@ func TestModuleReset(t *testing.T) {
 	} {
 		m, b, meter := resettable(c.finalize, c.initialize)
 		err := m.reset(t.Context(), 1, b)
-		if !errors.Is(err, c.want) || (m.current() == 2) != (c.want == nil) || m.gate != nil ||
+		if !errors.Is(err, c.want) || (m.current() == 2) != (c.want == nil) || m.resetting != nil ||
 			meter.Count("Finalize") != 1 {
-			t.Errorf("%s: %v, generation %d, gate %v, calls %v", c.name, err, m.current(), m.gate, meter.Counts())
+			t.Errorf("%s: %v, generation %d, resetting %v, calls %v", c.name, err, m.current(), m.resetting,
+				meter.Counts())
 		}
 		if c.want != nil {
 			continue
@@ -79,7 +80,7 @@ func TestResetTogether(t *testing.T) {
 	eventually(t, func() error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.gate == nil {
+		if m.resetting == nil {
 			return errors.New("no reset is under way")
 		}
 		return nil
@@ -146,21 +147,22 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestGate: a gate is waited for until it opens, until the context ends, or up to gateTimeout after its start.
-func TestGate(t *testing.T) {
-	g := &gate{since: time.Now().Add(-gateTimeout), open: make(chan struct{})}
-	if err := g.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "does not come back") {
-		t.Errorf("an old gate: %v", err)
+// TestWaitForReset: a call waits until the reset ends, until its context ends, or up to resetTimeout after the start of
+// the reset.
+func TestWaitForReset(t *testing.T) {
+	r := &pendingReset{since: time.Now().Add(-resetTimeout), done: make(chan struct{})}
+	if err := r.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "does not come back") {
+		t.Errorf("an old reset: %v", err)
 	}
-	g.since = time.Now()
+	r.since = time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := g.wait(ctx); !errors.Is(err, context.Canceled) {
+	if err := r.wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("an ended context: %v", err)
 	}
-	close(g.open)
-	if err := g.wait(t.Context()); err != nil {
-		t.Errorf("an open gate: %v", err)
+	close(r.done)
+	if err := r.wait(t.Context()); err != nil {
+		t.Errorf("an ended reset: %v", err)
 	}
 }
 

@@ -108,7 +108,7 @@ func TestResetIsShared(t *testing.T) {
 func TestNoCallDuringReset(t *testing.T) {
 	tok, _ := resetToken(0)
 	tok.login = &login{generation: 1, idle: []p11.SessionHandle{2}}
-	tok.module.gate = &gate{since: time.Now(), open: make(chan struct{})}
+	tok.module.resetting = &pendingReset{since: time.Now(), done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, _, err := tok.runOnce(ctx, func(*login, p11.SessionHandle) error {

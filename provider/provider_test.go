@@ -197,6 +197,7 @@ func seeds(f *testing.F, dir string) {
 	}
 }
 
+// FuzzSplitURIs: each URI of a list has a scheme, and the URIs joined by commas split into the same URIs.
 func FuzzSplitURIs(f *testing.F) {
 	seeds(f, "FuzzSplitURIs")
 	f.Fuzz(func(t *testing.T, list string) {
@@ -217,6 +218,7 @@ func FuzzSplitURIs(f *testing.F) {
 	})
 }
 
+// FuzzUnnestPath: a path is absolute, clean, and not the root.
 func FuzzUnnestPath(f *testing.F) {
 	seeds(f, "FuzzUnnestPath")
 	f.Fuzz(func(t *testing.T, uri string) {
@@ -228,6 +230,7 @@ func FuzzUnnestPath(f *testing.F) {
 	})
 }
 
+// FuzzParseKMS: a kms:// URI that is parsed and written again is the same URI.
 func FuzzParseKMS(f *testing.F) {
 	seeds(f, "FuzzParseKMS")
 	f.Fuzz(func(t *testing.T, uri string) {

@@ -18,6 +18,8 @@ const aToken = "HgAFYWxpY2UFYWxpY2UAigGiIrHneIoBoka-a3gBARSUcP-chFvUeqa-b_BQEXar
 
 const aCookie = "u=alice&p=alice@EXAMPLE.COM&t=kerberos&e=1795903200000&s=6fZtUaTqmq0nFQ3W6Z5gUnk3Jw6WcB0v2aYc9Jm6E7s="
 
+// TestMask: delegation tokens and signatures of cookies are masked, also percent-encoded and cut, and ordinary text is
+// not.
 func TestMask(t *testing.T) {
 	standard := strings.NewReplacer("-", "+", "_", "/").Replace(aToken)
 	for _, c := range []struct{ text, want string }{
@@ -50,6 +52,7 @@ func TestMask(t *testing.T) {
 	}
 }
 
+// TestLogHandler: no attribute of a log line, whatever its type, shows a delegation token.
 func TestLogHandler(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(secret.LogHandler(slog.NewJSONHandler(&b, nil))).With("with", aToken).WithGroup("g")

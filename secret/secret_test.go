@@ -11,6 +11,7 @@ import (
 	"claviger/secret"
 )
 
+// TestNeverPrints: neither fmt, slog nor JSON writes the content of Bytes.
 func TestNeverPrints(t *testing.T) {
 	b := secret.Bytes("hunter2-hunter2")
 	var log bytes.Buffer
@@ -34,6 +35,7 @@ func TestNeverPrints(t *testing.T) {
 	}
 }
 
+// TestWipeAndEqual: Equal compares content and length, and Wipe overwrites the content with zeros.
 func TestWipeAndEqual(t *testing.T) {
 	b := secret.Bytes{1, 2, 3}
 	if !b.Equal(secret.Bytes{1, 2, 3}) || b.Equal(secret.Bytes{1, 2}) || b.Equal(secret.Bytes{1, 2, 4}) {

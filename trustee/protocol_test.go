@@ -210,6 +210,8 @@ func TestHostileAnswers(t *testing.T) {
 	}
 }
 
+// TestStatement: a sealed deposit reads back as it was, and one that was changed, is not valid or is another client's
+// is refused.
 func TestStatement(t *testing.T) {
 	owner, other := pair()
 	now := time.Now()
@@ -351,6 +353,8 @@ func resealed(id *Identity, d Deposit, now time.Time) (Sealed, error) {
 	return *s, nil
 }
 
+// FuzzRequest: nobody without the client's key can make a request that the server accepts, nor without the server's key
+// an answer.
 func FuzzRequest(f *testing.F) {
 	client, server := pair()
 	now := time.Now()

@@ -125,6 +125,8 @@ func (r remote) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(r.addr), 1))
 }
 
+// TestCountedAddresses: connections count by IPv4 address or IPv6 network, and those of unlimited addresses do not
+// count.
 func TestCountedAddresses(t *testing.T) {
 	unlimited, err := ParseAddresses("10.1.0.0/16, 2001:db8:2::7, ::ffff:10.2.0.0/112, ::ffff:10.3.0.1")
 	if err != nil {

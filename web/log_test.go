@@ -10,6 +10,7 @@ import (
 	"claviger"
 )
 
+// TestNewLogger: a logger in JSON shows the operation of an error, hides secrets, and follows a change of its level.
 func TestNewLogger(t *testing.T) {
 	var b bytes.Buffer
 	log, level, err := NewLogger(&b, "info", "json")
@@ -29,6 +30,7 @@ func TestNewLogger(t *testing.T) {
 	}
 }
 
+// TestNewLoggerRefusesValues: an unknown level or format is refused, and the error names the flag.
 func TestNewLoggerRefusesValues(t *testing.T) {
 	for _, f := range []struct{ level, format, flag string }{{"loud", "text", "--log-level"},
 		{"info", "xml", "--log-format"}, {"", "text", "--log-level"}} {

@@ -127,6 +127,7 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
+// TestURL: the URL of a server that listens on all addresses has the host localhost.
 func TestURL(t *testing.T) {
 	for address, host := range map[string]string{":0": "localhost", "0.0.0.0:0": "localhost",
 		"127.0.0.1:0": "127.0.0.1", "localhost:0": "localhost", "[::]:0": "localhost"} {
@@ -236,6 +237,7 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// TestHandle: Handle replaces the handler of a running server.
 func TestHandle(t *testing.T) {
 	s := newServer()
 	s.Handler = http.NotFoundHandler()

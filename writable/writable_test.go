@@ -29,6 +29,7 @@ func TestLong(t *testing.T) {
 	}
 }
 
+// TestReaderFails: a Reader fails at bytes that are cut off or out of range, and then reads only zero values.
 func TestReaderFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		hex  string
@@ -54,6 +55,7 @@ func TestReaderFails(t *testing.T) {
 	}
 }
 
+// FuzzReader: what a Reader reads is the same after it was written and read again.
 func FuzzReader(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzReader"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)

@@ -18,6 +18,8 @@ import (
 	"claviger/secret"
 )
 
+// TestParseEnsemble: a connection string becomes servers with ports and a chroot, and a string that ZooKeeper's client
+// refuses is refused.
 func TestParseEnsemble(t *testing.T) {
 	for text, want := range map[string]Ensemble{
 		"h1":                          {Servers: []string{"h1:2181"}},
@@ -109,6 +111,7 @@ func requireSeeds(f *testing.F, name string) {
 	}
 }
 
+// FuzzToken: a delegation token that is parsed and written again is the same token.
 func FuzzToken(f *testing.F) {
 	requireSeeds(f, "FuzzToken")
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -123,6 +126,7 @@ func FuzzToken(f *testing.F) {
 	})
 }
 
+// FuzzMasterKey: a master key that is parsed and written again is the same key.
 func FuzzMasterKey(f *testing.F) {
 	requireSeeds(f, "FuzzMasterKey")
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -137,6 +141,7 @@ func FuzzMasterKey(f *testing.F) {
 	})
 }
 
+// FuzzSecrets: signer secrets that are parsed and written again are the same secrets.
 func FuzzSecrets(f *testing.F) {
 	requireSeeds(f, "FuzzSecrets")
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -151,6 +156,7 @@ func FuzzSecrets(f *testing.F) {
 	})
 }
 
+// FuzzEnsemble: a connection string that is parsed and written again is the same ensemble.
 func FuzzEnsemble(f *testing.F) {
 	requireSeeds(f, "FuzzEnsemble")
 	f.Fuzz(func(t *testing.T, s string) {

@@ -387,6 +387,8 @@ func TestEnsemble(t *testing.T) {
 	}
 }
 
+// TestTLS: a client with a certificate of the server's authority is served over TLS. Any other client gets kind
+// Unavailable.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{TLS: true, TLSClients: true})
@@ -421,6 +423,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestNoServer: without a server each call fails with kind Unavailable within RetryTimeout, and after Close with kind
+// Closed.
 func TestNoServer(t *testing.T) {
 	c := open(t, "127.0.0.1:1", func(c *Config) { c.RetryTimeout = 300 * time.Millisecond })
 	err := c.Check(t.Context())

@@ -89,6 +89,8 @@ func tokenAnswer(code int32, token string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(token))), token...)
 }
 
+// TestSASLExchange: the client finishes the SASL exchange only with an answer that proves the server and offers to go
+// on without a security layer.
 func TestSASLExchange(t *testing.T) {
 	t.Parallel()
 	offer := tokenAnswer(0, "[\x07\x00\x00\x00]")

@@ -28,6 +28,7 @@ func sayDumpable() int {
 	return 0
 }
 
+// TestNoCoreDumps: the process writes no core dump and cannot be traced, unless the environment allows core dumps.
 func TestNoCoreDumps(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {

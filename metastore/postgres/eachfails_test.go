@@ -79,14 +79,24 @@ func eachCallFails(t *testing.T, operations []storetest.Operation) {
 	storetest.EachFails(t, s, eachFault(t, f), operations)
 }
 
+// TestEachCallForKeysFails: see eachCallFails; these calls change and read keys.
 func TestEachCallForKeysFails(t *testing.T) { eachCallFails(t, storetest.KeyOperations()) }
+
+// TestEachCallForDeletedKeysFails: see eachCallFails; these calls change and read deleted keys.
 func TestEachCallForDeletedKeysFails(t *testing.T) {
 	eachCallFails(t, storetest.DeletedKeyOperations())
 }
-func TestEachCallForTokensFails(t *testing.T)  { eachCallFails(t, storetest.TokenOperations()) }
-func TestEachCallForRecordsFails(t *testing.T) { eachCallFails(t, storetest.RecordOperations()) }
-func TestEachCallOfNodesFails(t *testing.T)    { eachCallFails(t, moreOperations()) }
 
+// TestEachCallForTokensFails: see eachCallFails; these calls change and read delegation tokens.
+func TestEachCallForTokensFails(t *testing.T) { eachCallFails(t, storetest.TokenOperations()) }
+
+// TestEachCallForRecordsFails: see eachCallFails; these calls change and read settings and records of runs and uses.
+func TestEachCallForRecordsFails(t *testing.T) { eachCallFails(t, storetest.RecordOperations()) }
+
+// TestEachCallOfNodesFails: see eachCallFails; these calls serve several nodes.
+func TestEachCallOfNodesFails(t *testing.T) { eachCallFails(t, moreOperations()) }
+
+// TestEachCallOfFillFails: a copy of a metastore into PostgreSQL fails with the error of each call that fails.
 func TestEachCallOfFillFails(t *testing.T) {
 	f, from, s := faultyStores(t)
 	storetest.FillFails(t, from, s, eachFault(t, f))

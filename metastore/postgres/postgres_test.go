@@ -81,18 +81,22 @@ func openTwice(t *testing.T) (a, b *postgres.Store) {
 	return stores[0], stores[1]
 }
 
+// TestDelegations: the store keeps delegation tokens as package storetest requires, also for two nodes.
 func TestDelegations(t *testing.T) {
 	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) { return openTwice(t) })
 }
 
+// TestSigners: the store keeps signer secrets as package storetest requires, also for two nodes.
 func TestSigners(t *testing.T) {
 	storetest.Signers(t, func(t *testing.T) (a, b metastore.Signers) { return openTwice(t) })
 }
 
+// TestNotices: a node gets a notice of each change that another node makes.
 func TestNotices(t *testing.T) {
 	storetest.Notices(t, func(t *testing.T) (a, b storetest.NoticeStore) { return openTwice(t) })
 }
 
+// TestEpochs: each change of a key gives the key an epoch that it never had before, and both nodes see it.
 func TestEpochs(t *testing.T) {
 	storetest.Epochs(t, func(t *testing.T) (a, b storetest.EpochStore) { return openTwice(t) })
 }
@@ -145,6 +149,7 @@ func TestUpgraded(t *testing.T) {
 	storetest.Upgraded(t, s)
 }
 
+// TestParts: a schema that lacks a constraint or an index is refused, and the error names both.
 func TestParts(t *testing.T) {
 	uri, exists := pgtest.Database(t), false
 	pgdbtest.TestParts(t, pgdbtest.Parts{

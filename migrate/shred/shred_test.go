@@ -139,6 +139,8 @@ func TestUntouchedFiles(t *testing.T) {
 	}
 }
 
+// TestRefuses: nothing is shredded behind a symbolic link, in a folder of another name, in a Key Trustee Server's
+// folder, or in a file that is no copy of kts-site.xml.
 func TestRefuses(t *testing.T) {
 	dir := copyOf(t)
 	link := filepath.Join(t.TempDir(), ".keytrustee")

@@ -86,10 +86,12 @@ const (
 	hdfsTests = "hadoop-hdfs"
 )
 
+// TestHadoopKMSTests: Hadoop's own tests of its KMS pass with claviger as the KMS.
 func TestHadoopKMSTests(t *testing.T) {
 	testHadoop(t, kmsTests, "org.apache.hadoop.crypto.key.kms.server.TestKMS", methods)
 }
 
+// TestHadoopKMSTestsWithZooKeeper: as TestHadoopKMSTests, with Hadoop's tests of several servers on ZooKeeper.
 func TestHadoopKMSTestsWithZooKeeper(t *testing.T) {
 	testHadoop(t, kmsTests, "org.apache.hadoop.crypto.key.kms.server.TestKMSWithZK", zookeeperMethods)
 }
@@ -277,6 +279,7 @@ func parse(output string) []outcome {
 	return all
 }
 
+// TestParse: the output of Hadoop's test runner becomes outcomes with names, times and failures.
 func TestParse(t *testing.T) {
 	got := parse("noise\nPASS testA 1.25\nFAIL testB 0.10\n  java.lang.AssertionError: x\n  at y\n1 of 2 passed\n")
 	want := []outcome{{"testA", "PASS", 1.25, ""}, {"testB", "FAIL", 0.10, "java.lang.AssertionError: x\nat y\n"}}

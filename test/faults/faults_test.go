@@ -482,6 +482,8 @@ func (s *site) jceks() {
 	k.Stop()
 }
 
+// TestStarts: a server with a fault in its configuration or files ends with the documented status and message, and a
+// second start changes nothing.
 func TestStarts(t *testing.T) {
 	for name, fault := range starts {
 		t.Run(name, func(t *testing.T) {

@@ -157,6 +157,7 @@ func currentVersion(t *testing.T, k *hadoop.KMS) string {
 	return name
 }
 
+// TestRequests: a faulty request gets the documented answer, and changes no key.
 func TestRequests(t *testing.T) {
 	shared := newSite(t)
 	server := shared.serve()

@@ -234,6 +234,8 @@ func awaitRolls(t *testing.T, s *zookeeper.Signers, n int64) {
 	}
 }
 
+// TestSideBySide: a Java KMS and two claviger servers on one ZooKeeper accept the cookies and delegation tokens of each
+// other.
 func TestSideBySide(t *testing.T) {
 	hadoop.Require(t)
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
