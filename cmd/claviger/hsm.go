@@ -253,49 +253,26 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 	}
 }
 
-// inspection is the report of hsm inspect.
-type inspection struct {
-	Keys      map[hsm.Mark]int `json:"keys"`
-	Token     pkcs11.TokenInfo `json:"token"`
-	Unguarded int              `json:"unguarded"`
-}
-
-func (i *inspection) text(w io.Writer) {
-	t := i.Token
-	fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\n", t.Label, t.Serial, t.Slot,
-		t.Manufacturer, t.Model, t.Firmware)
-	fmt.Fprintf(w, "profile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n", t.Profile, t.Mechanism,
-		t.MaxSessions, t.MaxData)
-	for _, m := range hsm.Marks() {
-		fmt.Fprintf(w, "keys %s\t%d\n", m, i.Keys[m])
-	}
-	fmt.Fprintf(w, "keys of claviger that are not sensitive, or extractable\t%d\n", i.Unguarded)
-}
-
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are protected",
-		"inspect shows the token and how claviger uses it. It counts the keys that could leave the token.", hsm.Inspect,
+		`inspect shows the token and how claviger uses it. It counts the keys that could leave the token. If the
+keystore file names a standby, inspect opens that token too, and lists the key versions of which it has no copy.
+
+Exit status 3: the token and the metastore do not fit together, keys could leave the token, or the standby cannot be
+used or is no full copy.`, hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
-			objects, err := p.Objects(ctx)
+			found, err := p.InspectToken(ctx)
+			if err == nil {
+				err = out.Write(found, found.Text)
+			}
+			if err == nil {
+				err = misfit(ctx, p)
+			}
 			if err != nil {
 				return err
 			}
-			found := &inspection{Keys: map[hsm.Mark]int{}, Token: p.Info()}
-			for _, o := range objects {
-				found.Keys[o.Mark]++
-				if o.Unguarded() {
-					found.Unguarded++
-				}
-			}
-			if err := out.Write(found, found.text); err != nil {
-				return err
-			}
-			if err := misfit(ctx, p); err != nil {
-				return err
-			}
-			if n := found.Unguarded; n > 0 {
-				return &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: "+
-					"roll their EZ keys, and find out who changed them", n)}
+			if err := found.Refusal(); err != nil {
+				return &exitError{exitRefused, err}
 			}
 			return nil
 		})

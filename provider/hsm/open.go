@@ -103,6 +103,9 @@ type Provider struct {
 
 	late    *lateToken // the token, if Open made the provider without it; else nil
 	standby *standby   // nil if there is none
+	// namedStandby is the standby that the configuration names; nil: none. If the provider changes no key, only an
+	// inspection opens it.
+	namedStandby *standby
 
 	closed     atomic.Bool
 	closeOnce  sync.Once

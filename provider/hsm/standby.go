@@ -51,14 +51,18 @@ type comparison struct {
 }
 
 // addStandby gives the provider the standby that the configuration names, if there is one, and opens it in the
-// background. A provider that changes no key needs none.
+// background. A provider that changes no key needs none, except for an inspection, which opens it.
 func (o *opener) addStandby(ctx context.Context, p *Provider) {
-	if o.cfg.Standby == nil || !p.access.Changes() {
+	if o.cfg.Standby == nil {
 		return
 	}
 	cfg := *o.cfg.Standby
 	cfg.Log = p.log
 	s := &standby{tok: &lateToken{cfg: cfg}, module: o.cfg.Module}
+	p.namedStandby = s
+	if !p.access.Changes() {
+		return
+	}
 	p.standby, p.tok.standby = s, s
 	p.background.Go(func() {
 		if s.open(ctx, p) && p.access == Serve {
@@ -116,7 +120,7 @@ func (s *standby) mayBeUsed(ctx context.Context, p *Provider, tok *pkcs11.Token)
 // compareLater compares the standby with the store at once, and then in each compareInterval.
 func (s *standby) compareLater(ctx context.Context, p *Provider) {
 	for {
-		found, err := s.compare(ctx, p.store)
+		found, err := compareStandby(ctx, s.tok, p.store)
 		if err == nil {
 			s.mu.Lock()
 			s.last = found
@@ -147,10 +151,10 @@ func (c comparison) texts() (list []string) {
 // copied is an object of a standby.
 type copied struct{ id, label string }
 
-// compare compares the objects of the standby with the store. Whether a copy is the right key is proved when it is
-// used.
-func (s *standby) compare(ctx context.Context, store metastore.Store) (c comparison, err error) {
-	list, err := s.tok.List(ctx)
+// compareStandby compares the objects of the standby with the store. Whether a copy is the right key is proved when it
+// is used.
+func compareStandby(ctx context.Context, tok token, store metastore.Store) (c comparison, err error) {
+	list, err := tok.List(ctx)
 	if err != nil {
 		return c, err
 	}

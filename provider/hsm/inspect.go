@@ -1,0 +1,138 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"claviger/pkcs11"
+)
+
+// standbyInspectLimit is how long an inspection waits for the standby.
+const standbyInspectLimit = 30 * time.Second
+
+// Inspection is the report of Inspect. Its JSON is that of claviger hsm inspect.
+type Inspection struct {
+	Keys      map[Mark]int       `json:"keys"`
+	Token     pkcs11.TokenInfo   `json:"token"`
+	Unguarded int                `json:"unguarded"`         // keys of claviger that could leave the token
+	Standby   *StandbyInspection `json:"standby,omitempty"` // nil: the configuration names none
+}
+
+// StandbyInspection is what an inspection says of the standby token.
+type StandbyInspection struct {
+	Token *pkcs11.TokenInfo `json:"token,omitempty"` // nil: it could not be opened
+	// Problem says why the standby cannot be used; "" if it can. Then the lists were made.
+	Problem string `json:"problem,omitempty"`
+	// Missing has the key versions of which the standby has no copy, and Left the destroyed ones of which it has one.
+	Missing []string `json:"missing"`
+	Left    []string `json:"left"`
+}
+
+// InspectToken inspects the token and the standby.
+func (p *Provider) InspectToken(ctx context.Context) (*Inspection, error) {
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := &Inspection{Keys: map[Mark]int{}, Token: p.Info()}
+	for _, o := range objects {
+		found.Keys[o.Mark]++
+		if o.Unguarded() {
+			found.Unguarded++
+		}
+	}
+	if s := p.namedStandby; s != nil {
+		found.Standby = s.inspect(ctx, p)
+	}
+	return found, nil
+}
+
+// inspect opens the standby, and compares it with the store.
+func (s *standby) inspect(ctx context.Context, p *Provider) *StandbyInspection {
+	ctx, cancel := context.WithTimeout(ctx, standbyInspectLimit)
+	defer cancel()
+	found := &StandbyInspection{Missing: []string{}, Left: []string{}}
+	tok, err := pkcs11.Open(ctx, s.tok.cfg)
+	if err == nil {
+		info := tok.Info()
+		found.Token = &info
+		var c comparison
+		if err = s.mayBeUsed(ctx, p, tok); err == nil {
+			c, err = compareStandby(ctx, tok, p.store)
+		}
+		found.Missing, found.Left = append(found.Missing, c.missing...), append(found.Left, c.left...)
+		slices.Sort(found.Missing)
+		slices.Sort(found.Left)
+		err = errors.Join(err, tok.Close())
+	}
+	if err != nil {
+		found.Problem = err.Error()
+	}
+	return found
+}
+
+// Refusal returns an error if something is wrong with the tokens: keys that could leave the token, or a standby that is
+// no full copy.
+func (i *Inspection) Refusal() error {
+	if i.Unguarded > 0 {
+		return fmt.Errorf("%d keys could leave the token: roll their EZ keys, and find out who changed them",
+			i.Unguarded)
+	}
+	s := i.Standby
+	switch {
+	case s == nil:
+		return nil
+	case s.Problem != "":
+		return fmt.Errorf("the standby token cannot be used: %s", s.Problem)
+	}
+	if texts := (comparison{s.Missing, s.Left}).texts(); len(texts) > 0 {
+		return errors.New(texts[0])
+	}
+	return nil
+}
+
+// Text writes the report as a table.
+func (i *Inspection) Text(w io.Writer) {
+	tokenText(w, "", &i.Token)
+	for _, m := range Marks() {
+		fmt.Fprintf(w, "keys %s\t%d\n", m, i.Keys[m])
+	}
+	fmt.Fprintf(w, "keys of claviger that are not sensitive, or extractable\t%d\n", i.Unguarded)
+	s := i.Standby
+	if s == nil {
+		return
+	}
+	if s.Token != nil {
+		tokenText(w, "standby ", s.Token)
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "standby cannot be used\t%s\n", s.Problem)
+		return
+	}
+	fmt.Fprintf(w, "standby lacks copies\t%s\nstandby has copies of destroyed keys\t%s\n", counted(s.Missing),
+		counted(s.Left))
+}
+
+// counted returns the number of versions, and the names of some of them.
+func counted(versions []string) string {
+	if len(versions) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d: %s", len(versions), summarize(versions))
+}
+
+// tokenText writes a token and how claviger uses it. prefix begins each line.
+func tokenText(w io.Writer, prefix string, t *pkcs11.TokenInfo) {
+	for _, line := range []struct{ name, value string }{
+		{"token", t.Label}, {"serial", t.Serial}, {"slot", fmt.Sprint(t.Slot)},
+		{"maker", fmt.Sprintf("%s %s, firmware %s", t.Manufacturer, t.Model, t.Firmware)},
+		{"profile", string(t.Profile)}, {"mechanism", t.Mechanism},
+		{"sessions", fmt.Sprintf("up to %d", t.MaxSessions)}, {"one call", fmt.Sprintf("up to %d bytes", t.MaxData)},
+	} {
+		fmt.Fprintf(w, "%s%s\t%s\n", prefix, line.name, line.value)
+	}
+}
