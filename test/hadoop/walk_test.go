@@ -274,7 +274,7 @@ func migrateCluster(t *testing.T, source origin) {
 	if source.early {
 		source.stop(t)
 	}
-	w.beside(ourKMS)
+	w.beside(ourKMS, func(reencrypt func()) { w.verdicts(conf, env, reencrypt) })
 	if !source.early {
 		source.stop(t)
 	}
@@ -293,9 +293,9 @@ func migrateCluster(t *testing.T, source origin) {
 	hsmOnly(conf).With(Conf{"claviger.hsm.generate": "implied"}).Write(t, filepath.Join(conf, "kms-site.xml"))
 	// The last report about the source names data that a re-encryption of zones does not change, like the old ORC
 	// files.
-	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
-	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw",
-		"The source had no other keys at the last comparison", "The migration is finished."} {
+	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--verdict", "--unused-for", "0s")
+	for _, want := range []string{"no EDEK of HDFS needs the source", "ORC files with encrypted columns", "Ozone",
+		"/.reserved/raw", "The source had no other keys at the last comparison", "The migration is finished."} {
 		if !strings.Contains(ended, want) {
 			t.Errorf("finish does not say %q:\n%s", want, ended)
 		}
@@ -353,10 +353,12 @@ func (w *walk) before(source origin) {
 		w.old = append(w.old, distinct(w.versions(super, zone))...)
 	}
 	w.readAll(user, "at the source")
+	w.leaveBehind(super, user)
 }
 
-// beside runs the tests while HDFS uses our KMS and files still have the source's keys.
-func (w *walk) beside(ourKMS *KMS) {
+// beside runs the tests while HDFS uses our KMS and files still have the source's keys. It calls judge with the
+// re-encryption of the zones.
+func (w *walk) beside(ourKMS *KMS, judge func(reencrypt func())) {
 	t := w.t
 	t.Helper()
 	super, user := w.client(HDFSUser), w.client(alice)
@@ -390,8 +392,12 @@ func (w *walk) beside(ourKMS *KMS) {
 	defer admin.Close()
 	admin.KeyShell("roll", "fin.key")
 	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
+	judge(func() {
+		for zone := range zones {
+			super.ReencryptZone(zone)
+		}
+	})
 	for zone, key := range zones {
-		super.ReencryptZone(zone)
 		got := distinct(w.versions(super, zone))
 		if len(got) != 1 || slices.Contains(w.old, got[0]) || !strings.HasPrefix(got[0], key+"@") {
 			t.Errorf("after the re-encryption the files in %s are under %q, want one version of ours", zone, got)
