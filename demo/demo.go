@@ -63,6 +63,9 @@ type run struct {
 	source *server
 	hsm    *server
 	files  []file
+	// deleted is a file that was deleted before the re-encryption, and that a snapshot still holds.
+	deleted     file
+	reencrypted map[string]times // by zone
 }
 
 // Users of the demo.
@@ -85,7 +88,7 @@ var zones = []struct {
 
 // Run runs the demo. It stops the processes that it has started before it returns.
 func Run(ctx context.Context, o Options) (err error) {
-	r := &run{Options: o, began: time.Now()}
+	r := &run{Options: o, began: time.Now(), reencrypted: map[string]times{}}
 	defer func() {
 		stopErr := errors.Join(r.hsm.stop(), r.source.stop(), r.trust.stop(), r.keyhsm.stop())
 		if err == nil {
@@ -94,6 +97,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		for _, f := range r.files {
 			f.dek.Wipe()
 		}
+		r.deleted.dek.Wipe()
 	}()
 	steps := []struct {
 		title string
@@ -111,6 +115,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		{"Old files open with the trustee's keys, new files with keys of the HSM", r.stepServe},
 		{"Re-encryption, in batches, as a NameNode does it", r.stepReencrypt},
 		{"Step 11: initiatemigration off; can the source be removed?", r.stepStatus},
+		{"May the source go? A verdict by an image of the namespace", r.stepVerdict},
 		{"KT KMS, trustee and Key HSM stop; every file still opens", r.stepSourceGone},
 		{"Steps 12-14: clean up, and serve from the HSM alone", r.stepFinish},
 	}

@@ -84,7 +84,8 @@ func (r *run) stepSource(ctx context.Context) error {
 	return nil
 }
 
-// makeZones makes the keys and the files of the zones at the source. The key of the first zone has two versions.
+// makeZones makes the keys and the files of the zones at the source. The key of the first zone has two versions. One
+// more file of it is then deleted, and remains in a snapshot.
 func (r *run) makeZones(ctx context.Context) error {
 	for _, z := range zones {
 		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits,
@@ -115,6 +116,11 @@ func (r *run) makeZones(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := r.write(ctx, r.source, zones[0].name, 1); err != nil {
+		return err
+	}
+	last := len(r.files) - 1
+	r.deleted, r.files = r.files[last], r.files[:last]
 	return nil
 }
 
@@ -327,6 +333,7 @@ func (r *run) stepReencrypt(ctx context.Context) error {
 			if len(vs) != 1 {
 				return fmt.Errorf("zone %s has more than one version after its re-encryption: %s", z.name, counts(vs))
 			}
+			r.reencrypted[z.name] = times{began, time.Now()}
 			r.printf("%s: %s, in %v", z.name, counts(vs), since(began))
 		}
 		return nil
@@ -376,7 +383,7 @@ func (r *run) stepFinish(ctx context.Context) error {
 	// The folder was copied in step 2. Only the administrator knows that no KMS uses the copy, and types that.
 	typed := "no KMS needs the private key in " + filepath.Join(dir, ".keytrustee") + "\n" +
 		filepath.Join(dir, ktsSite) + "\n"
-	if _, err := r.cliWith(ctx, r.token.Env, typed, 0, "migrate", "finish", "--conf", dir, "--edeks-done",
+	if _, err := r.cliWith(ctx, r.token.Env, typed, 0, "migrate", "finish", "--conf", dir, "--verdict",
 		"--unused-for", "0s", "--shred"); err != nil {
 		return err
 	}

@@ -1,0 +1,91 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"claviger/durable"
+	"claviger/internal/imagetest"
+)
+
+// The demo's HDFS exists as fsimages only. They have the zones, and the files with their EDEKs' versions.
+const (
+	snapshotName = "s1"
+	snapshotID   = 1
+	firstINode   = imagetest.Root + 1
+)
+
+// times are when a zone's re-encryption was submitted and completed.
+type times struct{ submitted, completed time.Time }
+
+// stepVerdict asks for a verdict by an image in which a snapshot holds a file of the source, and by one without it.
+func (r *run) stepVerdict(ctx context.Context) error {
+	hdfs, err := r.conf("hdfs", map[string]properties{"hdfs-site.xml": {}})
+	if err != nil {
+		return err
+	}
+	r.printf("this demo has no HDFS: it writes the fsimage that a NameNode would write. Snapshot %s of /%s holds a "+
+		"file "+
+		"that was deleted before the re-encryption, so the source is needed:", snapshotName, zones[0].name)
+	verdict := func(image string, exit int) error {
+		_, err := r.cli(ctx, exit, "migrate", "verdict", "--conf", filepath.Join(r.Dir, "hsm"), "--hdfs-conf", hdfs,
+			"--image", image)
+		return err
+	}
+	image := filepath.Join(hdfs, "fsimage_with_snapshot")
+	if err := r.writeImage(image); err != nil {
+		return err
+	}
+	if err := verdict(image, 3); err != nil {
+		return err
+	}
+	r.printf("")
+	r.printf("the administrator deletes the snapshot, and the NameNode saves its namespace again:")
+	r.deleted.dek.Wipe()
+	r.deleted = file{}
+	image = filepath.Join(hdfs, "fsimage_without_snapshot")
+	if err := r.writeImage(image); err != nil {
+		return err
+	}
+	return verdict(image, 0)
+}
+
+// writeImage writes the namespace of the demo as an fsimage.
+func (r *run) writeImage(path string) error {
+	tree := &imagetest.Tree{Nodes: []imagetest.Node{{ID: imagetest.Root, Folder: true}}}
+	next := uint64(firstINode)
+	add := func(n imagetest.Node) uint64 {
+		n.ID = next
+		next++
+		tree.Nodes = append(tree.Nodes, n)
+		return n.ID
+	}
+	for _, z := range zones {
+		when := r.reencrypted[z.name]
+		var children []uint64
+		version := ""
+		for i, f := range r.files {
+			if f.zone == z.name {
+				version = f.edek.Version
+				children = append(children, add(imagetest.Node{Name: fmt.Sprintf("file-%d", i), EDEK: version}))
+			}
+		}
+		zone := add(imagetest.Node{Name: z.name, Folder: true, Zone: z.name, Children: children,
+			Reencrypted: imagetest.Reencrypted{Version: version, Files: uint64(len(children)),
+				Submitted: uint64(when.submitted.UnixMilli()),   //nolint:gosec // after 1970
+				Completed: uint64(when.completed.UnixMilli())}}) //nolint:gosec // after 1970
+		tree.Nodes[0].Children = append(tree.Nodes[0].Children, zone)
+		if r.deleted.zone == z.name {
+			gone := add(imagetest.Node{Name: "deleted", EDEK: r.deleted.edek.Version})
+			tree.Snapshots = []imagetest.Snapshot{{ID: snapshotID, Root: zone, Name: snapshotName}}
+			tree.AddDiffs(zone, false, imagetest.Diff{Snapshot: snapshotID, Deleted: []uint64{gone}})
+		}
+	}
+	return durable.CreateFrom(path, 0o600, func(w io.Writer) error {
+		_, err := tree.Write(w)
+		return err
+	})
+}
