@@ -42,7 +42,7 @@ func readSummary(file io.ReaderAt, size int64) (*summary, int64, error) {
 	}
 	m, n := varint(b)
 	if n <= 0 || m != uint64(len(b)-n) { //nolint:gosec // n <= len(b)
-		return damaged(at-length, "it is not a message of %d bytes", length)
+		return damaged(at-length, "these bytes are not a message of %d bytes", length)
 	}
 	s, err := decodeSummary(b[n:])
 	if err != nil {
@@ -81,7 +81,7 @@ func decodeSummary(b []byte) (*summary, error) {
 		return nil
 	})
 	if err == nil && version != 1 {
-		err = fmt.Errorf("its version is %d, and 1 is the only known one", version)
+		err = fmt.Errorf("the version of the index is %d, and only version 1 is known", version)
 	}
 	return &s, err
 }

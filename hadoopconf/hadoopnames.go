@@ -56,7 +56,7 @@ func (c *Conf) warnMisspelt(name string) {
 		return
 	}
 	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
-	nearest, ok := c.otherFamily(name)
+	nearest, ok := c.withRightPrefix(name)
 	if inShared {
 		nearest, ok = typo.Nearest(name, append(candidates(name), hadoopOnly...))
 	}
@@ -68,9 +68,9 @@ func (c *Conf) warnMisspelt(name string) {
 		"no effect; did you mean %s?", c.props[name].Where(), name, nearest))
 }
 
-// otherFamily returns the property that a name means if its first or second word is misspelt ("clavigr.",
-// "hadoop.kmss."). Such a name has none of our prefixes.
-func (c *Conf) otherFamily(name string) (meant string, ok bool) {
+// withRightPrefix returns the property that a name means if the first or second word of its prefix is misspelt
+// ("clavigr.", "hadoop.kmss."). Such a name has none of our prefixes.
+func (c *Conf) withRightPrefix(name string) (meant string, ok bool) {
 	words := strings.Split(name, ".")
 	for i := range min(2, len(words)-1) {
 		var known []string // the words that the prefixes have at this place

@@ -57,13 +57,13 @@ func hashCode(h crypto.Hash) (byte, bool) {
 //	deposit            AES-256-GCM, and then its tag of 16 bytes
 //
 // The associated data of AES-GCM is everything before the nonce, and then the deposit's uuid.
-// So an envelope can be opened only with the same uuid and an unchanged head.
+// So an envelope can be opened only with the same uuid and an unchanged header.
 type Envelope struct {
 	Hash    crypto.Hash
 	KeyID   []byte
 	DataKey []byte // encrypted
 	sealed  []byte // nonce, ciphertext, tag
-	head    []byte // everything before sealed
+	header  []byte // everything before sealed
 }
 
 // HexKeyID returns the key id of the envelope in hexadecimal, as messages and settings write it.
@@ -112,7 +112,7 @@ func ParseEnvelope(data []byte) (*Envelope, error) {
 	if len(e.sealed) > gcmOverhead+MaxContent {
 		return bad("the deposit in it has %d bytes, and at most %d are possible", len(e.sealed)-gcmOverhead, MaxContent)
 	}
-	e.head = data[:len(data)-len(e.sealed)]
+	e.header = data[:len(data)-len(e.sealed)]
 	return e, nil
 }
 
@@ -159,13 +159,13 @@ func (e *Envelope) open(dataKey secret.Bytes, uuid string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return aead.Open(nil, nil, e.sealed, associated(e.head, uuid))
+	return aead.Open(nil, nil, e.sealed, associated(e.header, uuid))
 }
 
-// associated returns the associated data. It is unambiguous, since the head contains its own
+// associated returns the associated data. It is unambiguous, since the header contains its own
 // length.
-func associated(head []byte, uuid string) []byte {
-	return append(append(make([]byte, 0, len(head)+len(uuid)), head...), uuid...)
+func associated(header []byte, uuid string) []byte {
+	return append(append(make([]byte, 0, len(header)+len(uuid)), header...), uuid...)
 }
 
 func newGCM(dataKey secret.Bytes) (cipher.AEAD, error) {

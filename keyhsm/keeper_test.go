@@ -145,8 +145,8 @@ func TestSwappedAndDamaged(t *testing.T) {
 	if _, err := k.Unwrap(t.Context(), uuid1, make([]byte, MaxWrapped+1)); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("oversized: %v", err)
 	}
-	for i := range w { // each byte of the head, and some of the others
-		if i > len(e.head)-len(e.DataKey)+8 && i%37 != 0 {
+	for i := range w { // each byte of the header, and some of the others
+		if i > len(e.header)-len(e.DataKey)+8 && i%37 != 0 {
 			continue
 		}
 		bad := bytes.Clone(w)
@@ -160,9 +160,9 @@ func TestSwappedAndDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Unwrap(t.Context(), uuid1, append(bytes.Clone(e.head), other.sealed...)); !claviger.Is(err,
+	if _, err := k.Unwrap(t.Context(), uuid1, append(bytes.Clone(e.header), other.sealed...)); !claviger.Is(err,
 		claviger.Invalid) {
-		t.Errorf("the head of one envelope with the deposit of another: %v", err)
+		t.Errorf("the header of one envelope with the deposit of another: %v", err)
 	}
 	if m.Count("Initialize") != 0 || m.Count("Login") != 0 {
 		t.Errorf("damaged envelopes disturbed the token: %v", m.Counts())
@@ -272,8 +272,8 @@ func FuzzParseEnvelope(f *testing.F) {
 			len(e.sealed) < gcmOverhead || !e.Hash.Available() {
 			t.Fatalf("%+v", e)
 		}
-		if all := append(bytes.Clone(e.head), e.sealed...); !bytes.Equal(all, data) ||
-			!bytes.Contains(e.head, e.DataKey) || !bytes.Contains(e.head, e.KeyID) {
+		if all := append(bytes.Clone(e.header), e.sealed...); !bytes.Equal(all, data) ||
+			!bytes.Contains(e.header, e.DataKey) || !bytes.Contains(e.header, e.KeyID) {
 			t.Fatal("the parts are not the whole")
 		}
 		if _, err := e.open(make([]byte, dataKeySize), uuid1); err == nil {

@@ -23,8 +23,8 @@ const (
 
 const (
 	// flushEvery is the interval in which counters are written. A crash can lose those of one interval. The first use
-	// of a version, and the first use after such an interval, is written before its answer is sent. So the recorded
-	// time of the last use is wrong by at most one interval.
+	// of a version by an operation, and the first one after such an interval, is written before its answer is sent. So
+	// the recorded time of the last use is wrong by at most one interval.
 	flushEvery = time.Second
 	// firstUseWait is the longest time that an answer waits for that write. A store that cannot be reached must not
 	// block the use of a source's keys.

@@ -9,8 +9,8 @@ import (
 	"claviger/metastore"
 )
 
-// TestFirstUseIsWrittenAtOnce: the first use of a source is in the store before the answer is sent. Later uses are
-// written at intervals.
+// TestFirstUseIsWrittenAtOnce: the first decrypt and the first re-encryption with a version of a source are in the
+// store before the answer is sent. Later uses are written at intervals.
 func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	store := openStore(t)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")

@@ -58,7 +58,8 @@ func TestClockOfANode(t *testing.T) {
 		}
 		t.Errorf("%d %s, want %d and %q", status, body, want, says)
 	}
-	// clocks waits until earlier answers are too old to be reused.
+	// clocks waits until the check of /readyz has the result ok, because an answer is reused for a second. Then it
+	// compares the metric with ahead.
 	clocks := func(ok bool, ahead time.Duration) {
 		t.Helper()
 		var got kmstest.Check

@@ -212,8 +212,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		}
 	}
 	become("with PostgreSQL", map[string]int{"decrypt": 200, "generate": 200, "write": 200})
-	// The notice of the creation may arrive late, and makes the node forget the key. It serves
-	// only what it has used since.
+	// The notice of the creation may arrive late, and makes the node forget the key. Without PostgreSQL
+	// the node serves only keys that it has used since then.
 	for began := time.Now(); time.Since(began) < 6*time.Second; time.Sleep(100 * time.Millisecond) {
 		if status := decrypts(); status != http.StatusOK {
 			t.Fatalf("a decrypt: %d", status)
@@ -245,7 +245,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 }
 
 // TestReadinessAfterARestartWithoutDatabase: a node that has used no version since its start
-// decrypts nothing while PostgreSQL does not answer, and /readyz shows balancers that.
+// decrypts nothing while PostgreSQL does not answer. Then /readyz is red for balancers of decrypts.
 func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	dir, site := kmstest.HSM(t)
 	server := pgtest.Start(t)

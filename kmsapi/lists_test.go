@@ -121,7 +121,7 @@ func TestUnreadLists(t *testing.T) {
 	}
 }
 
-// TestLongLists: an answer that is sent in parts is complete, and as long as its head says. A key
+// TestLongLists: an answer that is sent in parts is complete, and as long as its Content-Length says. A key
 // that the request names several times is in the answer several times.
 func TestLongLists(t *testing.T) {
 	limiters := &kmsapi.Limiters{}

@@ -7,8 +7,8 @@ import (
 )
 
 // Many large requests may arrive at once. Each is within its limits, but together a
-// few could take all memory. So all large requests share one allowance, and wait
-// for it. Small requests never wait, and nearly all are small: a request with one
+// few could take all memory. So all large requests share an allowance of memory, and
+// wait for their part of it. Small requests never wait, and nearly all are small: a request with one
 // EDEK has some hundred bytes. A NameNode's batch of a thousand EDEKs has 160 kB.
 // It counts as large, because thousands of connections may each send one.
 const (
@@ -21,16 +21,16 @@ const (
 	// in it, the fresh ones, and the HSM's blocks. The body itself is not included; it
 	// is freed after it is parsed.
 	batchMemory = 2
-	// allowance is how many batches with the longest body may be in memory at once, if
-	// Limits.MaxMemory is 0.
-	allowance = 4
+	// defaultBodies is how many of the longest bodies the allowance holds, if Limits.MaxMemory
+	// is 0.
+	defaultBodies = 4
 )
 
 // newLargeRequests makes the limiter for the memory of large requests, in bytes.
 func newLargeRequests(l Limits, a Admission, log *slog.Logger) *limiter {
 	most := l.MaxMemory
 	if most == 0 {
-		most = allowance * max(l.MaxBody, smallBody)
+		most = defaultBodies * max(l.MaxBody, smallBody)
 	}
 	return newLimiter("large", most, true, a, func(string, time.Duration, bool) {}, log)
 }

@@ -13,7 +13,7 @@ import (
 // TestReserve: small requests need no part of the allowance. Whatever one caller holds of it,
 // another caller gets a part. In the end everything is released.
 func TestReserve(t *testing.T) {
-	// The allowance is that for bodies of 1 MiB.
+	// MaxBody counts as smallBody at least, so the allowance is a multiple of smallBody.
 	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond},
 		slog.New(slog.DiscardHandler))}
 	size := a.large.shares.Size()

@@ -49,9 +49,9 @@ func (c *call) serve() {
 	c.runRoute()
 }
 
-// mayStart refuses requests that need no authentication to be refused.
+// mayStart refuses requests that are refused before authentication.
 func (c *call) mayStart(path string) bool {
-	if strings.Contains(path, "%00") || c.tooManyParameters() { // Jetty refuses it before any filter
+	if strings.Contains(path, "%00") || c.tooManyParameters() { // Jetty refuses such a request before any filter
 		c.badMessage()
 		return false
 	}

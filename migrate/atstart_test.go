@@ -11,7 +11,7 @@ import (
 
 // TestAtStart: AtStart waits while another process migrates, and Run is refused.
 func TestAtStart(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	ctx := t.Context()
 	b.add(t, "k", 1)
 
@@ -44,7 +44,7 @@ func TestAtStart(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	// Before the first migration is complete, the server does not start without the source.
-	fresh := newBench(t)
+	fresh := newTestMigration(t)
 	fresh.cfg.Source = b.cfg.Source
 	_, err = fresh.engine(t).AtStart(ctx)
 	if !claviger.Is(err, claviger.SourceUnreachable) {

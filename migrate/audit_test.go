@@ -39,7 +39,7 @@ func (t *eventLog) Close() error { return nil }
 // TestRunIsAudited: a run writes an audit record before and after the import of each key, with the user who runs it. If
 // the first record cannot be written, the key is not imported.
 func TestRunIsAudited(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "closed", 1)
 	b.add(t, "fails", 1)
 	b.add(t, "zone", 2)

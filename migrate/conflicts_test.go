@@ -12,7 +12,7 @@ import (
 // TestSecondConflict: the operator settles a conflict with claviger.migration.ours, and then the source rolls to the
 // name of another version here. Plan and run report the new conflict, and name both versions for the property.
 func TestSecondConflict(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "payroll", 1)
 	b.run(t) // payroll@1
 	ctx := t.Context()
@@ -58,7 +58,7 @@ func TestSecondConflict(t *testing.T) {
 // TestRecordedConflict: plan and run report a conflict that a server has recorded, even if the source's count of
 // versions does not show it.
 func TestRecordedConflict(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.add(t, "other", 1)
 	b.run(t)

@@ -15,19 +15,19 @@ import (
 
 const keystoreURI = "jceks://file@/var/lib/claviger/kms.keystore"
 
-// elsewhereBench is a bench whose source has the keys finance and later, which a run took over into a keystore. Then
-// the configuration got an HSM as the target.
-type elsewhereBench struct {
-	*bench
+// elsewhereMigration is a testMigration whose source has the keys finance and later, which a run took over into a
+// keystore. Then the configuration got an HSM as the target.
+type elsewhereMigration struct {
+	*testMigration
 	hsm, keystore *memory.Provider
 }
 
-func newElsewhereBench(t *testing.T) *elsewhereBench {
+func newElsewhereMigration(t *testing.T) *elsewhereMigration {
 	t.Helper()
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "finance", 3)
 	b.add(t, "later", 1)
-	e := &elsewhereBench{bench: b, hsm: b.target,
+	e := &elsewhereMigration{testMigration: b, hsm: b.target,
 		keystore: memory.New(memory.Config{URI: keystoreURI, Sealed: true})}
 	t.Cleanup(func() { must(t, e.keystore.Close()) })
 	b.cfg.Target = e.keystore
@@ -44,7 +44,7 @@ func newElsewhereBench(t *testing.T) *elsewhereBench {
 }
 
 // origins returns the origins of finance at the source and at the keystore.
-func (e *elsewhereBench) origins(t *testing.T) (atSource, atKeystore migrate.Origin) {
+func (e *elsewhereMigration) origins(t *testing.T) (atSource, atKeystore migrate.Origin) {
 	t.Helper()
 	list, err := migrate.Origins(t.Context(), e.store, e.hsm.URI())
 	must(t, err)
@@ -60,7 +60,7 @@ func (e *elsewhereBench) origins(t *testing.T) (atSource, atKeystore migrate.Ori
 }
 
 // notHere checks that the origins have finance only at the source and at the keystore.
-func (e *elsewhereBench) notHere(t *testing.T) {
+func (e *elsewhereMigration) notHere(t *testing.T) {
 	t.Helper()
 	if s, k := e.origins(t); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
 		k.Metadata.Versions != 4 {
@@ -68,7 +68,7 @@ func (e *elsewhereBench) notHere(t *testing.T) {
 	}
 }
 
-func (e *elsewhereBench) finish(t *testing.T) *migrate.Ending {
+func (e *elsewhereMigration) finish(t *testing.T) *migrate.Ending {
 	t.Helper()
 	f, err := e.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
 	must(t, err)
@@ -78,7 +78,7 @@ func (e *elsewhereBench) finish(t *testing.T) *migrate.Ending {
 // TestElsewhere: a key that a run took over into another target is neither done nor deleted here. EDEKs of its
 // versions open only there, so each command says that this target must be configured first.
 func TestElsewhere(t *testing.T) {
-	b := newElsewhereBench(t)
+	b := newElsewhereMigration(t)
 	b.notHere(t)
 	wants := func(what, text string) {
 		t.Helper()
@@ -127,7 +127,7 @@ func TestElsewhere(t *testing.T) {
 // TestElsewhereAsSource: once the other target is configured as a source, a run takes the key over, with numbers
 // above those that the key has there.
 func TestElsewhereAsSource(t *testing.T) {
-	b := newElsewhereBench(t)
+	b := newElsewhereMigration(t)
 	if r := b.run(t); r.Complete() {
 		t.Fatalf("%+v", r)
 	}
@@ -177,7 +177,7 @@ func (unreachable) Metadata(context.Context, ...string) ([]*claviger.Metadata, e
 // TestElsewhereTwice: a version that a key has here, and that was made for the key in another target too, is in
 // conflict. Plan, run, verify and finish say so, and the server opens no EDEK of it.
 func TestElsewhereTwice(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "payroll", 1)
 	r := b.run(t)
 	records, err := b.store.Records(t.Context(), r.Run.Name)
@@ -242,7 +242,7 @@ func needDecision(t *testing.T, what, text string) {
 
 // elsewhereRolled is TestElsewhereRolled with one order: late means that the source rolls after the key is here.
 func elsewhereRolled(t *testing.T, late bool) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "pin", 1)
 	hsm := b.target
 	keystore := memory.New(memory.Config{URI: keystoreURI, Sealed: true})
@@ -300,7 +300,7 @@ func elsewhereRolled(t *testing.T, late bool) {
 }
 
 // rolledUndecided checks the recorded conflict, and what status, verify and finish say, after the run.
-func rolledUndecided(t *testing.T, b *bench) {
+func rolledUndecided(t *testing.T, b *testMigration) {
 	t.Helper()
 	got, err := metastore.Conflicts(t.Context(), b.store)
 	if err != nil || !slices.Equal(got[b.source.URI()], []string{"pin@1"}) {
@@ -329,7 +329,7 @@ func rolledUndecided(t *testing.T, b *bench) {
 }
 
 // rolledOrigins checks that the keystore is an origin of pin@1, under the URI by which the server names it.
-func rolledOrigins(t *testing.T, b *bench) {
+func rolledOrigins(t *testing.T, b *testMigration) {
 	t.Helper()
 	const other = "localjceks://file/var/lib/claviger/kms.keystore"
 	for _, sources := range [][]string{{b.source.URI()}, {b.source.URI(), other}} {

@@ -13,15 +13,15 @@ import (
 	"claviger/provider"
 )
 
-// freeBench is a bench with two migrated keys: "gone", which was deleted here since, and "here".
-type freeBench struct {
-	*bench
+// freeMigration is a testMigration with two migrated keys: "gone", which was deleted here since, and "here".
+type freeMigration struct {
+	*testMigration
 	now time.Time
 }
 
-func newFreeBench(t *testing.T) *freeBench {
+func newFreeMigration(t *testing.T) *freeMigration {
 	t.Helper()
-	b := &freeBench{newBench(t), noon}
+	b := &freeMigration{newTestMigration(t), noon}
 	b.add(t, "gone", 1)
 	b.add(t, "here", 1)
 	b.cfg.Now = func() time.Time { b.now = b.now.Add(time.Second); return b.now }
@@ -31,7 +31,7 @@ func newFreeBench(t *testing.T) *freeBench {
 }
 
 // finish ends the migration, with the statement that the source is gone.
-func (b *freeBench) finish(t *testing.T) {
+func (b *freeMigration) finish(t *testing.T) {
 	t.Helper()
 	b.cfg.Source = nil
 	end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
@@ -43,7 +43,7 @@ func (b *freeBench) finish(t *testing.T) {
 }
 
 // wantFreed checks which names are free, separated by commas.
-func (b *freeBench) wantFreed(t *testing.T, want string) {
+func (b *freeMigration) wantFreed(t *testing.T, want string) {
 	t.Helper()
 	list, err := migrate.Origins(t.Context(), b.store, b.target.URI())
 	must(t, err)
@@ -60,7 +60,7 @@ func (b *freeBench) wantFreed(t *testing.T, want string) {
 
 // TestFreeNamesRefuses: FreeNames frees all names or none, and none before the end of the migration.
 func TestFreeNamesRefuses(t *testing.T) {
-	b := newFreeBench(t)
+	b := newFreeMigration(t)
 	refused := func(key, says string) {
 		t.Helper()
 		_, err := b.engine(t).FreeNames(t.Context(), "root", "gone", key)
@@ -78,7 +78,7 @@ func TestFreeNamesRefuses(t *testing.T) {
 // TestFreeNames: names are kept after the end of a migration until an administrator frees them, and again once
 // another migration lists them.
 func TestFreeNames(t *testing.T) {
-	b := newFreeBench(t)
+	b := newFreeMigration(t)
 	b.finish(t)
 	b.cfg.Store = withDeletedKey{b.store, metastore.DeletedKey{Key: metastore.Key{
 		Metadata: claviger.Metadata{Name: "gone"}, List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}

@@ -50,8 +50,8 @@ var (
 
 func text(s string) *string { return &s }
 
-// bench is a source with keys, a target that makes keys of its own, and a store.
-type bench struct {
+// testMigration is a source with keys, a target that makes keys of its own, and a store.
+type testMigration struct {
 	source *memory.Provider
 	target *memory.Provider
 	store  metastore.Store
@@ -61,7 +61,7 @@ type bench struct {
 }
 
 // Clocks returns fixed times, so that no test depends on the date.
-func (b *bench) Clocks(context.Context) (metastore.Clocks, error) {
+func (b *testMigration) Clocks(context.Context) (metastore.Clocks, error) {
 	now := noon.Add(b.here)
 	return metastore.Compare(now, noon.Add(b.there), now, "PostgreSQL's"), nil
 }
@@ -74,13 +74,13 @@ type onClock struct {
 
 func (s onClock) Clocks(ctx context.Context) (metastore.Clocks, error) { return s.Clock.Clocks(ctx) }
 
-func newBench(t *testing.T) *bench {
+func newTestMigration(t *testing.T) *testMigration {
 	t.Helper()
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "metastore.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{
+	b := &testMigration{
 		source: memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", SequentialIDs: true}),
 		target: memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true}),
 	}
@@ -96,7 +96,7 @@ func newBench(t *testing.T) *bench {
 }
 
 // add makes a key of n versions at the source.
-func (b *bench) add(t *testing.T, name string, n int, change ...func(*claviger.Metadata)) {
+func (b *testMigration) add(t *testing.T, name string, n int, change ...func(*claviger.Metadata)) {
 	t.Helper()
 	addTo(t, b.source, name, n, 0, change...)
 }
@@ -114,7 +114,7 @@ func addTo(t *testing.T, to provider.Importer, name string, n, first int, change
 	}
 }
 
-func (b *bench) engine(t *testing.T) *migrate.Engine {
+func (b *testMigration) engine(t *testing.T) *migrate.Engine {
 	t.Helper()
 	e, err := migrate.New(b.cfg)
 	if err != nil {
@@ -123,7 +123,7 @@ func (b *bench) engine(t *testing.T) *migrate.Engine {
 	return e
 }
 
-func (b *bench) run(t *testing.T) *migrate.Result {
+func (b *testMigration) run(t *testing.T) *migrate.Result {
 	t.Helper()
 	r, err := b.engine(t).Run(t.Context())
 	if err != nil {
@@ -155,7 +155,7 @@ func versions(t *testing.T, p provider.Reader, key string) []string {
 
 // sameMetadata compares every field of the keys at the source and the target. The target's version numbers begin after
 // the source's. The target has one version, or as many as the source if the mode is migrate.All.
-func (b *bench) sameMetadata(t *testing.T, keys ...string) {
+func (b *testMigration) sameMetadata(t *testing.T, keys ...string) {
 	t.Helper()
 	atSource, err := b.source.Metadata(t.Context(), keys...)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // TestJSON holds the documented field names.
 func TestJSON(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
@@ -36,7 +36,7 @@ func TestJSON(t *testing.T) {
 
 // TestNewRefuses: New refuses a wrong or incomplete configuration.
 func TestNewRefuses(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Versions = "some"
 	if _, err := migrate.New(b.cfg); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `"some"`) {
 		t.Errorf("%v", err)

@@ -73,7 +73,7 @@ func TestNumbering(t *testing.T) {
 		{"opaque, not shown, no right to decrypt", trusteeKMS, true, claviger.KeyDenied, "", next}, // safe with either
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newTestMigration(t)
 			tt.source.URI = b.source.URI()
 			b.source = memory.New(tt.source)
 			src := &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}, kind: tt.unwrapErr}
@@ -118,7 +118,7 @@ func TestNumbering(t *testing.T) {
 // TestNumbersAreNotReused: no new version here gets the name of a version at the source, or of an earlier version
 // here. This holds for a key that is unsupported, in conflict, deleted, or made again.
 func TestNumbersAreNotReused(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	ctx := t.Context()
 	next := func(key string, want int) {
 		t.Helper()
@@ -170,7 +170,7 @@ func TestNumbersAreNotReused(t *testing.T) {
 // TestGap: Config.Gap leaves numbers free for later rolls at the source. While the source uses only these, verify finds
 // no difference. After one roll more, the key is in conflict until the operator says to which key the EDEKs belong.
 func TestGap(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	ctx := t.Context()
 	b.cfg.Gap = 2
 	b.add(t, "k", 3)
@@ -236,7 +236,7 @@ func TestGap(t *testing.T) {
 // If it rolls the key later, its count of versions shows a conflict. When it opens EDEKs again, its answer replaces the
 // count.
 func TestCollisionByCount(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.source = memory.New(memory.Config{OpaqueIDs: true, URI: b.source.URI()})
 	src := &remoteKMS{stub: stub{Source: b.source, noNames: true}, kind: claviger.Denied}
 	b.cfg.Source = src

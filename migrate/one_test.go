@@ -12,7 +12,7 @@ import (
 
 // TestRunKey migrates one of two keys, twice, and then runs the whole migration.
 func TestRunKey(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "a", 2)
 	b.add(t, "b", 1)
 	e := b.engine(t)
@@ -47,7 +47,7 @@ func TestRunKey(t *testing.T) {
 
 // TestRunKeyRefuses: why a single key is not migrated.
 func TestRunKeyRefuses(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "a", 1)
 	addTo(t, b.target, "a", 1, 1, func(m *claviger.Metadata) { m.BitLength = 128 })
 	b.add(t, "des", 1)

@@ -43,7 +43,7 @@ func TestOtherSource(t *testing.T) {
 			true, migrate.Warning, "lacks 2 (a, b)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newTestMigration(t)
 			b.source = memory.New(memory.Config{OpaqueIDs: !tt.numbered, SequentialIDs: tt.numbered,
 				URI: b.source.URI()})
 			b.cfg.Source = &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}}

@@ -89,7 +89,7 @@ func TestPage(t *testing.T) {
 // TestPageOfTheEnd: the same of finish and free. The refusal and the end come from the journal of a real migration.
 func TestPageOfTheEnd(t *testing.T) {
 	p := readPage(t)
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	refused, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon})

@@ -15,7 +15,7 @@ import (
 // TestPlanAndBlocked: keys that cannot be imported do not stop the import of others. The plan has the same states
 // before the run, and changes nothing.
 func TestPlanAndBlocked(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "done", 1)
 	addTo(t, b.target, "done", 1, 1)
 	b.add(t, "good", 2)
@@ -94,7 +94,7 @@ func TestPlanAndBlocked(t *testing.T) {
 
 // TestPlanOfNoKeys: a plan is not ready if the source has no keys: the path of a keystore file may be wrong.
 func TestPlanOfNoKeys(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
 	text := textOf(report.Plan, p)

@@ -142,7 +142,7 @@ func TestDateOfAJavaKMS(t *testing.T) {
 		w.Header().Set("Date", time.Now().Add(10*time.Minute).UTC().Format(http.TimeFormat))
 		w.WriteHeader(http.StatusForbidden)
 	})
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{kms.URL + "/kms"}}).Probe
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
@@ -173,7 +173,7 @@ func TestStartWithWrongScheme(t *testing.T) {
 		"wrong-scheme":       "http://" + secure.Listener.Addr().String(),
 		"wrong-scheme-https": "https://" + plain.Listener.Addr().String(),
 	} {
-		b := newBench(t)
+		b := newTestMigration(t)
 		b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
 			"malformed HTTP response")}
 		b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{source + "/kms"}}).Probe
@@ -234,7 +234,7 @@ type checkTest struct {
 }
 
 func (tt checkTest) run(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 2)
 	b.cfg.Probes = tt.probes
 	p, err := b.engine(t).Plan(t.Context())
@@ -388,7 +388,7 @@ func TestChecksOfHDFS(t *testing.T) {
 
 // TestPlanWithoutSource: the plan has the checks even if the keys cannot be read.
 func TestPlanWithoutSource(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
 		"connection refused")}
 	p, err := b.engine(t).Plan(t.Context())
@@ -410,7 +410,7 @@ func TestPlanWithoutSource(t *testing.T) {
 
 // TestBusy: a plan warns of a run that is in progress.
 func TestBusy(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	unlock, err := b.store.Lock(t.Context(), migrate.LockName)
 	must(t, err)
 	defer unlock()

@@ -118,7 +118,7 @@ func TestRightsAtTheSource(t *testing.T) {
 				"key's own rules", "GENERATE_EEK", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newTestMigration(t)
 			b.add(t, "a", 2)
 			b.add(t, "b", 1)
 			src := tt.source
@@ -142,7 +142,7 @@ func TestRightsAtTheSource(t *testing.T) {
 
 // TestPlanAfterTheMigration: the plan of a complete migration says that it is complete, until the source has a new key.
 func TestPlanAfterTheMigration(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	plan := func() *migrate.Plan {
 		t.Helper()
@@ -187,7 +187,7 @@ func TestPlanAfterTheMigration(t *testing.T) {
 // TestRootIsNotAdmitted: if the command runs as root, no cure says to admit root at the source. If the source's error
 // has the cure already, the plan writes the cure once, not for each key.
 func TestRootIsNotAdmitted(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "a", 1)
 	b.add(t, "b", 1)
 	src := kms{Source: b.source, blocks: b.source, may: map[string][]string{"": {}}}

@@ -47,7 +47,7 @@ type rolledTest struct {
 }
 
 func (tt rolledTest) run(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.source = memory.New(memory.Config{OpaqueIDs: tt.opaque, SequentialIDs: !tt.opaque, URI: b.source.URI()})
 	src := &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
 	b.cfg.Source, b.cfg.Gap = src, tt.gap
@@ -91,7 +91,7 @@ func (tt rolledTest) run(t *testing.T) {
 
 // finish checks that the migration can be finished only if the operator has confirmed the change, or if the new
 // versions have free numbers.
-func (tt rolledTest) finish(t *testing.T, b *bench) {
+func (tt rolledTest) finish(t *testing.T, b *testMigration) {
 	t.Helper()
 	finish := func(confirmed bool) *migrate.Ending {
 		t.Helper()
@@ -126,7 +126,7 @@ func (tt rolledTest) finish(t *testing.T, b *bench) {
 // whether the source is configured or not. If claviger.migration.ours has the version, finish ends the migration. Then
 // the conflict stays settled without the property.
 func TestConflictBlocksFinish(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
 	b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 	b.add(t, "k", 1)
@@ -175,7 +175,7 @@ func TestConflictBlocksFinish(t *testing.T) {
 // done. Finish succeeds with --source-rolled, or after the other key was deleted.
 func TestRemadeAtTheSource(t *testing.T) {
 	for _, gone := range []bool{false, true} { // the other key was deleted
-		b := newBench(t)
+		b := newTestMigration(t)
 		b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
 		b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 		b.add(t, "k", 1)
@@ -235,7 +235,7 @@ func TestRemadeAtTheSource(t *testing.T) {
 func TestConflictOfAnOlderProgram(t *testing.T) {
 	for _, recorded := range []migrate.State{migrate.Conflict, migrate.Gone} {
 		for _, another := range []bool{false, true} { // the key here is not the migrated one
-			b := newBench(t)
+			b := newTestMigration(t)
 			b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
 			b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 			b.add(t, "k", 1)

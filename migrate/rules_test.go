@@ -63,7 +63,7 @@ func TestRulesHere(t *testing.T) {
 			"no rule applied", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newTestMigration(t)
 			b.add(t, "a", 2)
 			b.add(t, "b", 1)
 			src := tt.source
@@ -105,7 +105,7 @@ func TestOwnRights(t *testing.T) {
 		{"for everybody", func(string, string) bool { return true }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
+			b := newTestMigration(t)
 			b.add(t, "a", 1)
 			b.add(t, "b", 1)
 			b.cfg.Probes = migrate.Probes{User: "mig", Rules: func(context.Context) (migrate.Check, migrate.Decide) {

@@ -15,7 +15,7 @@ import (
 
 // TestRun: a run makes all keys with the source's metadata, and a second run changes nothing.
 func TestRun(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "zone1", 3)
 	b.add(t, "zone2", 1, func(m *claviger.Metadata) { m.Description, m.Attributes, m.BitLength = nil, nil, 128 })
 	b.add(t, "odd @/%", 2, func(m *claviger.Metadata) { m.Description = text("") })
@@ -76,7 +76,7 @@ func TestRun(t *testing.T) {
 
 // TestCurrentVersionOnly: with Current, one version is made, and verify says so.
 func TestCurrentVersionOnly(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Versions = migrate.Current
 	b.add(t, "k", 5)
 	r := b.run(t)
@@ -106,7 +106,7 @@ func TestCurrentVersionOnly(t *testing.T) {
 
 // TestFailedKeys: a key that cannot be imported does not stop the import of the others.
 func TestFailedKeys(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	for _, k := range []string{"a", "b", "c", "d"} {
 		b.add(t, k, 1)
 	}
@@ -132,7 +132,7 @@ func TestFailedKeys(t *testing.T) {
 // TestUnreachableTarget: a run ends after a few keys if the HSM cannot be reached, so that not every key waits for a
 // timeout.
 func TestUnreachableTarget(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	f := &failing{Target: b.target, errs: map[string]error{}}
 	for i := range 20 {
 		k := fmt.Sprintf("k%02d", i)
@@ -153,7 +153,7 @@ func TestUnreachableTarget(t *testing.T) {
 
 // TestDeletedHere: a run does not import again a key that was deleted here after its migration.
 func TestDeletedHere(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.add(t, "other", 1)
 	b.run(t)
@@ -180,8 +180,8 @@ func TestDeletedHere(t *testing.T) {
 // have the same keys and the same number of objects as a run without interruption. TestKill does the same to a real
 // process on a real token.
 func TestInterruptedSteps(t *testing.T) {
-	build := func(t *testing.T) *bench {
-		b := newBench(t)
+	build := func(t *testing.T) *testMigration {
+		b := newTestMigration(t)
 		b.add(t, "a", 2)
 		b.add(t, "b", 1)
 		addTo(t, b.target, "c", 1, 1)
@@ -226,7 +226,7 @@ func TestInterruptedSteps(t *testing.T) {
 
 // TestParallel: several keys are migrated at a time.
 func TestParallel(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Parallel = 8
 	var names []string
 	for i := range 120 { // more than one batch of metadata
@@ -241,7 +241,7 @@ func TestParallel(t *testing.T) {
 
 // TestCancelled: a run that was cancelled is completed by the next one.
 func TestCancelled(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	for i := range 10 {
 		b.add(t, fmt.Sprint("k", i), 1)
 	}
@@ -265,7 +265,7 @@ func TestCancelled(t *testing.T) {
 // TestDamagedJournal: a record that cannot be decoded is an error that names the journal. The journal does not count as
 // empty.
 func TestDamagedJournal(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	r := b.run(t)
 	must(t, b.store.Put(t.Context(), r.Run.Name, "k", []byte("{")))

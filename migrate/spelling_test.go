@@ -59,7 +59,7 @@ func aclName(name string) func(*claviger.Metadata) {
 // TestSourceFoldsCase: keys of a source that answers to every spelling are migrated under the spelling of their
 // creation. They are found by any spelling, and uses are counted for every spelling in an EDEK.
 func TestSourceFoldsCase(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "finance", 2, aclName("Finance"))
 	b.add(t, "plain", 1)
 	b.add(t, "shared", 1, aclName("Common")) // the ACL name of other rules, not a spelling of "shared"
@@ -114,7 +114,7 @@ func TestSourceFoldsCase(t *testing.T) {
 // TestAliasBeforeKey: a run that is killed right after it made a key has written its alias before. A key that an older
 // claviger migrated under the listed spelling keeps that spelling.
 func TestAliasBeforeKey(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "finance", 1, aclName("Finance"))
 	b.run(t) // an older claviger, without spellings, makes "finance"
 	b.add(t, "sales", 1, aclName("Sales"))
@@ -145,7 +145,7 @@ func TestAliasBeforeKey(t *testing.T) {
 // TestSpellingsClash: if a source answers to every spelling, a key is in conflict with a key here whose name differs in
 // case only. A source that distinguishes case may have both keys.
 func TestSpellingsClash(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "finance", 1, aclName("Finance"))
 	b.add(t, "other", 1)
 	addTo(t, b.target, "FINANCE", 1, 1)
@@ -157,7 +157,7 @@ func TestSpellingsClash(t *testing.T) {
 		t.Errorf("%v %+v", s, plan.Keys[0])
 	}
 
-	b = newBench(t)
+	b = newTestMigration(t)
 	b.add(t, "finance", 1)
 	b.add(t, "Finance", 1)
 	b.add(t, "z", 1)
@@ -171,7 +171,7 @@ func TestSpellingsClash(t *testing.T) {
 
 // TestRangersPolicies: if a Ranger KMS refuses a request, the cure names its policies and not kms-acls.xml.
 func TestRangersPolicies(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Probes.User = "mig"
 	b.cfg.Source = &folding{Source: b.source, ranger: true, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Denied,
 		"", "User:mig not allowed to do 'GET_KEYS'")}

@@ -16,7 +16,7 @@ import (
 
 // TestVerify: each kind of difference between the source and the keys here is reported.
 func TestVerify(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "same", 2)
 	b.add(t, "rolled", 1)
 	b.add(t, "rolledThere", 1)
@@ -59,7 +59,7 @@ func TestVerify(t *testing.T) {
 // TestNamesNotShown: a source that does not grant us the right GET shows no version names. Status then has only the
 // names of versions that were used.
 func TestNamesNotShown(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Source = &stub{Source: b.source, noNames: true}
 	b.add(t, "k", 2)
 	r := b.run(t)
@@ -82,7 +82,7 @@ func TestNamesNotShown(t *testing.T) {
 // TestStatusAndFinish: finish ends the migration when no use of the source is recent, and says what to change in the
 // configuration.
 func TestStatusAndFinish(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	ctx := t.Context()
 	finish := func(o migrate.FinishOptions) *migrate.Ending {
 		t.Helper()

@@ -55,7 +55,7 @@ func castError() error {
 // TestUnreadableKeys: a listed key whose metadata cannot be read has a row with the reason in plan, run and verify. It
 // blocks finish, but not the migration of other keys.
 func TestUnreadableKeys(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	for _, name := range []string{"a", "silent", "z"} {
 		b.add(t, name, 1)
 	}
@@ -118,7 +118,7 @@ func nothingSet(string) (string, string, bool) { return "", "", false }
 // TestDeletedMeanwhile: a key that is deleted at the source between the request for the list and the request for its
 // metadata is left out of the plan.
 func TestDeletedMeanwhile(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	src := &unreadable{Source: b.source, extra: []string{"deleted"}}
 	b.cfg.Source = &extraOnce{unreadable: src}
@@ -141,7 +141,7 @@ func (o *extraOnce) Keys(ctx context.Context) ([]string, error) {
 // TestVerifyComparesLists: verify reports a key as different if, since the run, the source has added it, no longer
 // lists it, or can no longer read it.
 func TestVerifyComparesLists(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	for _, name := range []string{"kept", "lost", "broken"} {
 		b.add(t, name, 1)
 	}
@@ -172,7 +172,7 @@ func TestVerifyComparesLists(t *testing.T) {
 // answer the plan ends, and the source counts as unreachable.
 func TestKeysWithoutAnswer(t *testing.T) {
 	unreachable := claviger.Errorf("kmsclient.Metadata", claviger.Unavailable, "", "no host of the KMS answered")
-	b := newBench(t)
+	b := newTestMigration(t)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		b.add(t, name, 1)
 	}
@@ -198,7 +198,7 @@ func TestKeysWithoutAnswer(t *testing.T) {
 // TestInterrupted: a run that ends with its context returns an error that says "interrupted" and does not blame the
 // source. Status shows it as interrupted, and as running before that.
 func TestInterrupted(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k0", 1)
 	b.add(t, "k1", 1)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -236,7 +236,7 @@ func TestInterrupted(t *testing.T) {
 
 // TestFinishReadsTheSource: finish is refused if the source is still configured and does not list its keys.
 func TestFinishReadsTheSource(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Internal, "",

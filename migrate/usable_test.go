@@ -31,7 +31,7 @@ func (h lostObjects) EncryptBlocks(ctx context.Context, version string, blocks [
 // TestKeysThatCannotBeUsed: verify and finish do not rely on the metastore alone. Verify reports a version with which
 // the target cannot encrypt as a difference, and finish is refused.
 func TestKeysThatCannotBeUsed(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "good", 1)
 	b.add(t, "bad", 2)
 	for i := range 40 {
@@ -72,7 +72,7 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 
 // TestDeletedSince: status and finish report a key that was deleted here after its migration as deleted.
 func TestDeletedSince(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "kept", 1)
 	b.add(t, "dropped", 1)
 	b.run(t)
@@ -105,7 +105,7 @@ func (l givenUp) GivenUp(_ context.Context, versions []string) ([]string, error)
 
 // TestStatusOfGivenUp: status shows a key as lost if all its versions were given up, and as done if some were.
 func TestStatusOfGivenUp(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Versions = migrate.All
 	b.add(t, "kept", 1)
 	b.add(t, "lost", 2)
@@ -133,7 +133,7 @@ func TestStatusOfGivenUp(t *testing.T) {
 // TestFinishedStaysFinished: after the end of the migration, finish gives the same answer without the flags, and verify
 // says when the migration was finished.
 func TestFinishedStaysFinished(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	ctx := t.Context()
@@ -158,7 +158,7 @@ func TestFinishedStaysFinished(t *testing.T) {
 // Otherwise recent uses of the source would count as older ones.
 func TestFinishWithWrongClock(t *testing.T) {
 	const day = 24 * time.Hour
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	finish := func() *migrate.Ending {
@@ -187,7 +187,7 @@ func TestFinishWithWrongClock(t *testing.T) {
 // configured. The key's name stays reserved here. If the source was never read after the run, finish needs
 // --source-gone.
 func TestKeysSinceTheRun(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	ctx := t.Context()
@@ -230,7 +230,7 @@ func TestKeysSinceTheRun(t *testing.T) {
 // TestUsesOfOtherKeys: finish is refused if a version that was never migrated was used at the source, or if the source
 // lists none of the migrated keys.
 func TestUsesOfOtherKeys(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.add(t, "k", 1)
 	b.run(t)
 	ctx := t.Context()

@@ -15,7 +15,7 @@ import (
 )
 
 // facts returns the facts for keys and versions.
-func (b *bench) facts(t *testing.T, keys, versions []string) *migrate.EDEKFacts {
+func (b *testMigration) facts(t *testing.T, keys, versions []string) *migrate.EDEKFacts {
 	t.Helper()
 	f, err := b.engine(t).EDEKFacts(t.Context(), keys, versions)
 	must(t, err)
@@ -24,7 +24,7 @@ func (b *bench) facts(t *testing.T, keys, versions []string) *migrate.EDEKFacts 
 
 // TestHolders: which KMS has a version that an EDEK names. A version that this KMS did not make is the source's.
 func TestHolders(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	ctx := t.Context()
 	b.add(t, "k", 2)
 	b.add(t, "deleted", 1)
@@ -56,7 +56,7 @@ func TestHolders(t *testing.T) {
 // TestSourceVersions: the facts have each version of the source, also if the source does not show its versions, with
 // the version here that replaces it, and its last use.
 func TestSourceVersions(t *testing.T) {
-	b := newBench(t)
+	b := newTestMigration(t)
 	b.cfg.Source = &stub{Source: b.source, noNames: true}
 	b.add(t, "k", 2)
 	b.run(t)
@@ -76,15 +76,15 @@ func TestSourceVersions(t *testing.T) {
 	}
 }
 
-// verdictBench is a finished migration with a granted verdict.
-type verdictBench struct {
-	*bench
+// verdictMigration is a finished migration with a granted verdict.
+type verdictMigration struct {
+	*testMigration
 	v *migrate.Verdict
 }
 
-func newVerdictBench(t *testing.T) *verdictBench {
+func newVerdictMigration(t *testing.T) *verdictMigration {
 	t.Helper()
-	b := &verdictBench{bench: newBench(t)}
+	b := &verdictMigration{testMigration: newTestMigration(t)}
 	b.add(t, "k", 2)
 	b.run(t)
 	b.v = &migrate.Verdict{At: noon, Outcome: migrate.Granted, Journal: b.facts(t, nil, nil).Journal,
@@ -94,12 +94,12 @@ func newVerdictBench(t *testing.T) *verdictBench {
 	return b
 }
 
-func (b *verdictBench) record(t *testing.T) {
+func (b *verdictMigration) record(t *testing.T) {
 	t.Helper()
 	must(t, b.engine(t).RecordVerdict(t.Context(), b.v))
 }
 
-func (b *verdictBench) finish(t *testing.T) *migrate.Ending {
+func (b *verdictMigration) finish(t *testing.T) *migrate.Ending {
 	t.Helper()
 	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, Verdict: true, Get: nothingSet})
 	must(t, err)
@@ -109,7 +109,7 @@ func (b *verdictBench) finish(t *testing.T) *migrate.Ending {
 // TestFinishByVerdict: a granted verdict ends the migration, and the report and the journal name it. Later calls of
 // finish name it too.
 func TestFinishByVerdict(t *testing.T) {
-	b := newVerdictBench(t)
+	b := newVerdictMigration(t)
 	must(t, b.store.AddUse(t.Context(), []metastore.Use{{Source: b.source.URI(), Version: "k@0", Op: "reencrypt",
 		Count: 1, Last: noon.Add(-2 * time.Minute)}}))
 	b.record(t)
@@ -138,40 +138,40 @@ func TestFinishByVerdict(t *testing.T) {
 // TestVerdictDoesNotCount: finish is refused, with the cure, for each reason why a recorded verdict does not count.
 func TestVerdictDoesNotCount(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(ctx context.Context, b *verdictBench) error
+		change func(ctx context.Context, b *verdictMigration) error
 		want   string
 	}{
-		"needed": {func(_ context.Context, b *verdictBench) error {
+		"needed": {func(_ context.Context, b *verdictMigration) error {
 			b.v.Outcome, b.v.ToDo = migrate.Needed, []migrate.Step{{Do: "delete snapshot /z/.snapshot/s1"}}
 			return nil
 		}, "EDEKs need the source: delete snapshot /z/.snapshot/s1"},
-		"no verdict": {func(_ context.Context, b *verdictBench) error {
+		"no verdict": {func(_ context.Context, b *verdictMigration) error {
 			b.v.Outcome, b.v.Problems = migrate.NoVerdict, []string{"one nameservice is missing"}
 			return nil
 		}, "has no result: one nameservice is missing; then run claviger migrate verdict again"},
-		"no outcome": {func(_ context.Context, b *verdictBench) error {
+		"no outcome": {func(_ context.Context, b *verdictMigration) error {
 			b.v.Outcome = ""
 			return nil
 		}, "has no result"},
-		"used since": {func(ctx context.Context, b *verdictBench) error {
+		"used since": {func(ctx context.Context, b *verdictMigration) error {
 			return b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "k@1", Op: "decrypt", Count: 1,
 				Last: noon.Add(-time.Second)}})
 		}, "k@1 was requested at 2026-11-23T11:59:59Z, after the state that the image fsimage_7 of verdict-"},
-		"an image without a time": {func(ctx context.Context, b *verdictBench) error {
+		"an image without a time": {func(ctx context.Context, b *verdictMigration) error {
 			b.v.Images[0].AsOf = nil
 			return b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "k@1", Op: "decrypt", Count: 1,
 				Last: noon.Add(-time.Hour)}})
 		}, "after the state that the image"},
-		"another journal": {func(_ context.Context, b *verdictBench) error {
+		"another journal": {func(_ context.Context, b *verdictMigration) error {
 			b.v.Journal = "0123"
 			return nil
 		}, "keys or versions in the journal have changed since verdict-"},
-		"in the future": {func(_ context.Context, b *verdictBench) error {
+		"in the future": {func(_ context.Context, b *verdictMigration) error {
 			b.v.At = noon.Add(time.Hour)
 			return nil
 		}, "which is in the future"},
 	} {
-		b := newVerdictBench(t)
+		b := newVerdictMigration(t)
 		must(t, c.change(t.Context(), b))
 		b.record(t)
 		if f := b.finish(t); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], c.want) ||
@@ -184,7 +184,7 @@ func TestVerdictDoesNotCount(t *testing.T) {
 // TestLastVerdictCounts: the verdict that was recorded last decides, also if a clock was set back. Without one, finish
 // is refused.
 func TestLastVerdictCounts(t *testing.T) {
-	b := newVerdictBench(t)
+	b := newVerdictMigration(t)
 	if f := b.finish(t); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "there is no verdict: run") {
 		t.Errorf("no verdict: %q", f.Refusals)
 	}
@@ -203,7 +203,7 @@ func TestLastVerdictCounts(t *testing.T) {
 
 // TestKeyTakenOverAfterVerdict: a key that is taken over after the verdict makes it void.
 func TestKeyTakenOverAfterVerdict(t *testing.T) {
-	b := newVerdictBench(t)
+	b := newVerdictMigration(t)
 	b.record(t)
 	b.add(t, "late", 1)
 	b.run(t)

@@ -130,8 +130,8 @@ func (f File) modeFault(info fs.FileInfo, u User) string {
 	return text + "; cure: " + f.cure(info, u, deny, "chmod "+cure+" "+f.Path)
 }
 
-// cure returns the commands that correct a mode. If the user reads the file by the denied bits, chmod alone would
-// deny it the file. Then the file must get another owner or group first.
+// cure returns the commands that correct a mode. If the user can read the file only because of the denied bits, chmod
+// alone would lock the user out. Then the file must get another owner or group first.
 func (f File) cure(info fs.FileInfo, u User, deny fs.FileMode, chmod string) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || u.IsRoot() || int(stat.Uid) == u.uid {

@@ -39,8 +39,8 @@ func remade(t *testing.T, body []byte, change func(*envelope)) []byte {
 	return out
 }
 
-// forged returns the request body with a changed payload, which by has signed. The request still names its client.
-func forged(t *testing.T, body []byte, by *Identity, change func(*requestPayload)) []byte {
+// forged returns the request body with a changed payload and a signature of signer. The request still names its client.
+func forged(t *testing.T, body []byte, signer *Identity, change func(*requestPayload)) []byte {
 	t.Helper()
 	var e envelope
 	var p requestPayload
@@ -55,7 +55,7 @@ func forged(t *testing.T, body []byte, by *Identity, change func(*requestPayload
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := by.envelope(payload, time.Now())
+	out, err := signer.envelope(payload, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,8 +210,8 @@ func TestHostileAnswers(t *testing.T) {
 	}
 }
 
-// TestStatement: a sealed deposit reads back as it was, and one that was changed, is not valid or is another client's
-// is refused.
+// TestStatement: Read returns a sealed deposit as it was. It refuses a deposit that was changed, that breaks a limit,
+// or that another client has sealed.
 func TestStatement(t *testing.T) {
 	owner, other := pair()
 	now := time.Now()

@@ -66,8 +66,8 @@ func ParseAddresses(list string) ([]netip.Prefix, error) {
 		}
 		a, err := netip.ParseAddr(item)
 		if err != nil || a.Zone() != "" {
-			return nil, fmt.Errorf("%q is neither an IP address nor a network, as 10.0.0.7 or 10.1.0.0/16; names are "+
-				"not looked up", item)
+			return nil, fmt.Errorf("%q is neither an IP address, such as 10.0.0.7, nor a network, such as "+
+				"10.1.0.0/16; names are not looked up", item)
 		}
 		a = a.Unmap()
 		out = append(out, netip.PrefixFrom(a, a.BitLen()))

@@ -102,7 +102,7 @@ func TestAdoptBesideANode(t *testing.T) {
 }
 
 // TestHandleNotice: a notice makes a node forget what it remembers about names that the store does not have. A key that
-// was adopted is soon no longer unknown.
+// was adopted leaves the list of unknown keys within seconds.
 func TestHandleNotice(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "k")

@@ -160,8 +160,8 @@ type fixed struct {
 
 func (s *fixed) Export(_ context.Context, f func(server.Record) error) error { return f(s.record) }
 
-// TestWriteRefuses checks that no backup is written of a folder or a record that cannot be written, or for a recipient
-// whose key is in the backup only.
+// TestWriteRefuses checks that no backup is written of a folder without an identity or of a record that JSON cannot
+// hold, or for a recipient whose key is in the backup only.
 func TestWriteRefuses(t *testing.T) {
 	dir, _ := site(t, 0)
 	try := func(to openpgp.EntityList, dir string, store server.Store) error {

@@ -15,7 +15,7 @@ var errInjected = errors.New("injected fault")
 // TestEachCallFails fails each call that a request makes to the store, the Key HSM and the replica. The answer is an
 // error of kind Unavailable, and only the log has its text. The request makes no further call, and changes nothing.
 func TestEachCallFails(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	deposit, uuid := sealed(t, id, trustee.Deposit{Label: "l", Content: []byte("x")})
 	uuids := trustee.UUIDArgs{UUIDs: []string{uuid}}
 	for _, op := range []struct {
@@ -78,7 +78,7 @@ func TestEachCallFails(t *testing.T) {
 // TestSweep: the server removes expired records every ten minutes. If it cannot, it logs a warning, and answers the
 // request.
 func TestSweep(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	fault, sweeps := error(nil), 0
 	b.before = func(method string) error {

@@ -11,7 +11,7 @@ import (
 )
 
 // register sends a registration with the organization ORG.
-func (b *bench) register(id *trustee.Identity, auth string, alone bool) (active bool, err error) {
+func (b *tracedServer) register(id *trustee.Identity, auth string, alone bool) (active bool, err error) {
 	b.t.Helper()
 	var r trustee.RegisterResult
 	err = b.send(id, trustee.VerbRegister, trustee.RegisterArgs{PublicKey: public(b.t, id), Org: "ORG", Auth: auth,
@@ -21,7 +21,7 @@ func (b *bench) register(id *trustee.Identity, auth string, alone bool) (active 
 
 // TestGuessing: nobody can guess a secret, and a client that knows the secret registers a minute later.
 func TestGuessing(t *testing.T) {
-	b := newBench(t)
+	b := newTracedServer(t)
 	for range server.GuessBurst {
 		_, err := b.register(server.Identity(1), "guess", false)
 		wantKind(t, "a guess", err, claviger.Denied)
@@ -49,7 +49,7 @@ func bothOrders(f func(older, younger *trustee.Identity)) {
 // client that is not disabled.
 func TestAlone(t *testing.T) {
 	bothOrders(func(older, younger *trustee.Identity) {
-		b := newBench(t)
+		b := newTracedServer(t)
 		register := func(id *trustee.Identity, alone bool) error {
 			active, err := b.register(id, "s3cret", alone)
 			if active != (err == nil) {
@@ -92,7 +92,7 @@ func TestAlone(t *testing.T) {
 // TestClients: a client sees the clients of its organization, the oldest first.
 func TestClients(t *testing.T) {
 	bothOrders(func(older, younger *trustee.Identity) {
-		b := newBench(t)
+		b := newTracedServer(t)
 		first := b.now.Truncate(time.Millisecond)
 		created := []time.Time{first, first.Add(time.Second)}
 		for i, id := range []*trustee.Identity{older, younger} {

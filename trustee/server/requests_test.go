@@ -18,7 +18,7 @@ import (
 
 // TestArguments: the server refuses arguments that it does not know, and says so.
 func TestArguments(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	unknown := struct {
 		UUID   string   `json:"uuid"`
@@ -41,7 +41,7 @@ func TestArguments(t *testing.T) {
 
 // TestLimits: a page has 1 to MaxPage deposits, and a list of uuids has 1 to MaxUUIDs uuids.
 func TestLimits(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	for n, ok := range map[int]bool{-1: false, 0: false, 1: true, trustee.MaxPage: true, trustee.MaxPage + 1: false} {
 		got := b.send(id, trustee.VerbList, trustee.ListArgs{Limit: n}, nil)
@@ -60,7 +60,7 @@ func TestLimits(t *testing.T) {
 
 // TestExpiry: a deposit is readable until the time of its expiry, and a new deposit must expire in the future.
 func TestExpiry(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	b.now = b.now.Truncate(time.Millisecond)
 	expires := b.now.Add(time.Minute)
@@ -98,7 +98,7 @@ func TestExpiry(t *testing.T) {
 
 // TestForgedDeposit: a deposit that its sender has not signed is refused, and the answer says why.
 func TestForgedDeposit(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	others, _ := sealed(t, server.Identity(2), trustee.Deposit{Label: "l", Content: []byte("x")})
 	changed, _ := sealed(t, id, trustee.Deposit{Label: "l", Content: []byte("x")})
@@ -115,7 +115,7 @@ func TestForgedDeposit(t *testing.T) {
 // TestOpened: a deposit is stored as the Key HSM wraps it, and returned as the owner sent it. A deposit that this
 // server cannot unwrap may be readable at the other server, so the error is of kind Unavailable.
 func TestOpened(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	uuid := b.put(id, trustee.Deposit{Label: "l", Content: []byte("x")})
 	row, err := b.store.Get(t.Context(), uuid)
@@ -132,7 +132,7 @@ func TestOpened(t *testing.T) {
 		}
 		return nil
 	}
-	refused := func(b *bench, why string) {
+	refused := func(b *tracedServer, why string) {
 		t.Helper()
 		b.log.Reset()
 		a := b.send(id, trustee.VerbGet, trustee.GetArgs{UUID: uuid}, nil)
@@ -143,7 +143,7 @@ func TestOpened(t *testing.T) {
 	refused(b, "cannot be unwrapped here")
 
 	// A server without a Key HSM cannot unwrap a deposit, but it can store and return other deposits.
-	without := newBench(t, func(c *server.Config) { c.Keeper = nil })
+	without := newTracedServer(t, func(c *server.Config) { c.Keeper = nil })
 	without.add(id, "ORG")
 	if err := without.store.Put(t.Context(), row, "", server.Once{Digest: "d"}); err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func TestOpened(t *testing.T) {
 // TestUnsure: a server that may lack records does not answer that a record does not exist, and sends no list that may
 // lack deposits.
 func TestUnsure(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	uuid := b.put(id, trustee.Deposit{Label: "l", Content: []byte("x")})
 	missing, there, list := trustee.GetArgs{UUID: "none"}, trustee.GetArgs{UUID: uuid}, trustee.ListArgs{Limit: 1}
@@ -205,7 +205,7 @@ func TestUnsure(t *testing.T) {
 // TestRefusedByReplica: while the replica cannot answer, the server sends clients to the other server. Only the log
 // has the text of an unknown error.
 func TestRefusedByReplica(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	for want, err := range map[string]error{
 		server.ErrBehind.Error():             server.ErrBehind,
@@ -229,7 +229,7 @@ func TestRefusedByReplica(t *testing.T) {
 
 // TestShown: the sender of a request sees the reason for which it was refused, but not a fault of the server.
 func TestShown(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
 	const masked = "the server cannot do this now"
 	for _, tt := range []struct {
@@ -278,7 +278,7 @@ func TestShown(t *testing.T) {
 // TestSingle: the errors of a server that is not one of two say so to an operator. The error of a status request also
 // has the reason why the store accepts no changes.
 func TestSingle(t *testing.T) {
-	b := newBench(t, func(c *server.Config) { c.Replica = nil })
+	b := newTracedServer(t, func(c *server.Config) { c.Replica = nil })
 	fault := error(nil)
 	b.before = func(method string) error {
 		if method == "CheckWrites" {
@@ -300,7 +300,7 @@ func TestSingle(t *testing.T) {
 			t.Errorf("%s: %v", tt.verb, err)
 		}
 	}
-	b = newBench(t, func(c *server.Config) { c.Replica = nil })
+	b = newTracedServer(t, func(c *server.Config) { c.Replica = nil })
 	if err := b.send(server.Identity(0), trustee.VerbStatus, struct{}{}, nil).err; !server.IsSingle(err) ||
 		server.SingleFault(err) != "" || strings.Contains(err.Error(), "its store takes no changes") {
 		t.Errorf("a store that accepts changes: %v", err)
@@ -321,7 +321,7 @@ func TestSingle(t *testing.T) {
 
 // TestUnsignable: if the server cannot sign an answer, the sender gets status 500, and only the log has the reason.
 func TestUnsignable(t *testing.T) {
-	b := newBench(t)
+	b := newTracedServer(t)
 	b.result = func() {}
 	got := b.send(server.Identity(0), trustee.VerbPeerHello, struct{}{}, nil)
 	if got.status != http.StatusInternalServerError || got.text != "the server has failed\n" ||
@@ -338,7 +338,7 @@ func TestUnsignable(t *testing.T) {
 
 // TestDamagedClient: a client whose public key in the store is damaged gets an error.
 func TestDamagedClient(t *testing.T) {
-	b, id := newBench(t), server.Identity(1)
+	b, id := newTracedServer(t), server.Identity(1)
 	if _, err := b.store.AddClient(t.Context(), server.Client{Fingerprint: id.Fingerprint(), Org: "ORG",
 		PublicKey: []byte("x"), State: server.Active}, server.Once{Digest: "d"}); err != nil {
 		t.Fatal(err)
@@ -355,7 +355,7 @@ type observed struct{ verb, result string }
 // TestObserve: Observe is called with the result of each request, also if the sender is unknown.
 func TestObserve(t *testing.T) {
 	var got []observed
-	b := newBench(t, func(c *server.Config) {
+	b := newTracedServer(t, func(c *server.Config) {
 		c.Observe = func(verb, result string, took time.Duration) {
 			if took <= 0 || took > time.Hour {
 				t.Errorf("%s took %v", verb, took)
@@ -397,7 +397,7 @@ func (d *deadlines) SetReadDeadline(at time.Time) error {
 // TestBodyTime: the body of a request has a deadline, which ends with the body.
 func TestBodyTime(t *testing.T) {
 	for _, observe := range []func(string, string, time.Duration){nil, func(string, string, time.Duration) {}} {
-		b := newBench(t, func(c *server.Config) { c.Observe = observe })
+		b := newTracedServer(t, func(c *server.Config) { c.Observe = observe })
 		b.add(server.Identity(1), "ORG")
 		body, _, err := server.Identity(1).NewRequest(trustee.VerbClients, server.Identity(0).Fingerprint(), struct{}{},
 			b.now)

@@ -8,10 +8,10 @@ import (
 	"claviger/trustee/server"
 )
 
-// seenStore is the store of a bench. Methods that are not here reach the store directly.
+// seenStore is the store of a tracedServer. Methods that are not here reach the store directly.
 type seenStore struct {
 	server.Store
-	b *bench
+	b *tracedServer
 }
 
 func (s *seenStore) Org(ctx context.Context, name string) (server.Org, error) {

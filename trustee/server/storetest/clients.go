@@ -11,6 +11,7 @@ import (
 	"claviger/trustee/server"
 )
 
+// clients: a client that registers again stays as it is, and belongs to one organization.
 func clients(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	check(t, s.AddOrg(ctx, server.Org{Name: "one", UUID: "1"}))

@@ -14,6 +14,7 @@ import (
 	"claviger/trustee/server"
 )
 
+// put: a deposit is read back as it was put, by its uuid and by its owner and label.
 func put(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
@@ -89,6 +90,8 @@ func replace(t *testing.T, s server.Store) {
 	check(t, s.Purge(ctx, Owner, []string{r.UUID}, Request("p10")))
 }
 
+// lifecycle: a deposit is deleted, undeleted and purged, each only from the right state, by its owner, and all or none
+// of several.
 func lifecycle(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
@@ -282,6 +285,7 @@ func replay(t *testing.T, s server.Store) {
 	}
 }
 
+// forget: Forget removes the records of requests and the deposits that have expired, and nothing earlier.
 func forget(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)

@@ -8,6 +8,7 @@ import (
 	"claviger/trustee/server"
 )
 
+// orgs: an organization is read back as it was added, names are unique, and lists are in the order of bytes.
 func orgs(t *testing.T, s server.Organizations) {
 	ctx := t.Context()
 	if all, err := s.Orgs(ctx); err != nil || len(all) != 0 {

@@ -19,10 +19,10 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// bench is a server with a Key HSM and a second server. A test sees each call of the store, of the Key HSM and of the
-// replica, and can let the call fail. Requests reach the server without a network. Its store has the organization ORG,
-// with the secret s3cret, and the organization MANUAL, which has no secret.
-type bench struct {
+// tracedServer is a server with a Key HSM and a second server. A test sees each call of the store, of the Key HSM and
+// of the replica, and can let the call fail. Requests reach the server without a network. Its store has the
+// organization ORG, with the secret s3cret, and the organization MANUAL, which has no secret.
+type tracedServer struct {
 	*server.Server
 	t     *testing.T
 	store server.Store // its calls are not seen
@@ -35,7 +35,7 @@ type bench struct {
 	result    any
 }
 
-func newBench(t *testing.T, change ...func(*server.Config)) *bench {
+func newTracedServer(t *testing.T, change ...func(*server.Config)) *tracedServer {
 	t.Helper()
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
 	if err != nil {
@@ -46,7 +46,7 @@ func newBench(t *testing.T, change ...func(*server.Config)) *bench {
 			t.Error(err)
 		}
 	})
-	b := &bench{t: t, store: store, now: time.Now(), knowledge: server.Knowledge{Sure: true, Lists: true}}
+	b := &tracedServer{t: t, store: store, now: time.Now(), knowledge: server.Knowledge{Sure: true, Lists: true}}
 	for _, o := range []server.Org{{Name: "ORG", UUID: "u1", Auth: "s3cret", Created: b.now},
 		{Name: "MANUAL", UUID: "u2", Created: b.now}} {
 		if err := store.AddOrg(t.Context(), o); err != nil {
@@ -63,7 +63,7 @@ func newBench(t *testing.T, change ...func(*server.Config)) *bench {
 	return b
 }
 
-func (b *bench) call(method string) error {
+func (b *tracedServer) call(method string) error {
 	if b.before == nil {
 		return nil
 	}
@@ -71,7 +71,7 @@ func (b *bench) call(method string) error {
 }
 
 // add registers a client with an organization, without a request.
-func (b *bench) add(id *trustee.Identity, org string) {
+func (b *tracedServer) add(id *trustee.Identity, org string) {
 	b.t.Helper()
 	_, err := b.store.AddClient(b.t.Context(), server.Client{Fingerprint: id.Fingerprint(), Org: org,
 		PublicKey: public(b.t, id), State: server.Active, Created: b.now}, server.Once{Digest: id.Fingerprint(),
@@ -91,7 +91,7 @@ func public(t *testing.T, id *trustee.Identity) []byte {
 }
 
 // digest returns the digest of the store.
-func (b *bench) digest() string {
+func (b *tracedServer) digest() string {
 	b.t.Helper()
 	d, err := server.StateDigest(b.t.Context(), b.store)
 	if err != nil {
@@ -110,7 +110,7 @@ type answer struct {
 }
 
 // send sends a request of id. The result of the answer is decoded into into, which may be nil.
-func (b *bench) send(id *trustee.Identity, verb string, args, into any) answer {
+func (b *tracedServer) send(id *trustee.Identity, verb string, args, into any) answer {
 	b.t.Helper()
 	body, digest, err := id.NewRequest(verb, server.Identity(0).Fingerprint(), args, b.now)
 	if err != nil {
@@ -120,7 +120,7 @@ func (b *bench) send(id *trustee.Identity, verb string, args, into any) answer {
 }
 
 // post sends the body of a request with this digest.
-func (b *bench) post(verb string, body []byte, digest string, into any) answer {
+func (b *tracedServer) post(verb string, body []byte, digest string, into any) answer {
 	b.t.Helper()
 	w := httptest.NewRecorder()
 	b.ServeHTTP(w, httptest.NewRequest(http.MethodPost, trustee.APIPath+verb, bytes.NewReader(body)))
@@ -165,7 +165,7 @@ func sealed(t *testing.T, owner *trustee.Identity, d trustee.Deposit) (s trustee
 }
 
 // put adds a deposit of owner by a request, and returns its uuid.
-func (b *bench) put(owner *trustee.Identity, d trustee.Deposit) (uuid string) {
+func (b *tracedServer) put(owner *trustee.Identity, d trustee.Deposit) (uuid string) {
 	b.t.Helper()
 	s, uuid := sealed(b.t, owner, d)
 	if got := b.send(owner, trustee.VerbPut, trustee.PutArgs{Deposit: s}, nil); got.err != nil {
@@ -174,8 +174,8 @@ func (b *bench) put(owner *trustee.Identity, d trustee.Deposit) (uuid string) {
 	return uuid
 }
 
-// seenKeeper is the Key HSM of a bench. It puts a word before each content.
-type seenKeeper struct{ b *bench }
+// seenKeeper is the Key HSM of a tracedServer. It puts a word before each content.
+type seenKeeper struct{ b *tracedServer }
 
 const keeperWord = "wrapped "
 
@@ -187,8 +187,8 @@ func (k *seenKeeper) Unwrap(_ context.Context, _ string, wrapped []byte) ([]byte
 	return []byte(strings.TrimPrefix(string(wrapped), keeperWord)), k.b.call("Unwrap")
 }
 
-// seenReplica is the replica of a bench.
-type seenReplica struct{ b *bench }
+// seenReplica is the replica of a tracedServer.
+type seenReplica struct{ b *tracedServer }
 
 func (r *seenReplica) Current(context.Context) (server.Knowledge, error) {
 	return r.b.knowledge, r.b.call("Current")
