@@ -45,6 +45,9 @@ type Config struct {
 	// Standby, if not nil, is a token that has copies of this token's keys, made by the vendor's tools. This package
 	// does not open it.
 	Standby *Config
+	// Serving says, for messages, that the caller is a server which is running without the token, and opens it again
+	// and again.
+	Serving bool
 	// Apart gives the token a worker that it shares with no other token of this process.
 	Apart bool
 	Log   *slog.Logger

@@ -189,7 +189,8 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			true}
 	case flags&flagPINFinalTry != 0:
 		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once "+
-			"with the HSM's own tool and the right PIN, then start again", name), true}
+			"with the HSM's own tool and the right PIN%s", name, t.orByItself(", then start again",
+			"; this server then logs in by itself")), true}
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {
@@ -223,10 +224,21 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			"security officer must reset it, then start again", name, codeOf(err)), true}
 	case isPIN(err):
 		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
-			"again, so that the token does not lock: correct the PIN, then start again", name, t.cfg.PINSource,
-			codeOf(err)), true}
+			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),
+			t.orByItself(", then start again", "; this server reads a corrected PIN file by itself")), true}
 	}
 	return nil, err
+}
+
+// orByItself returns the cure of a login that failed, for a process that must be started again, or for a server that is
+// running and goes on by itself.
+func (t *Token) orByItself(startAgain, byItself string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cfg.Serving || t.logins > 0 {
+		return byItself
+	}
+	return startAgain
 }
 
 // loginError is an error of C_Login.

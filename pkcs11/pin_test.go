@@ -100,7 +100,8 @@ func TestPINChanged(t *testing.T) {
 	m.Reset()
 	for range 3 {
 		err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
-		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "was tried once") {
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "was tried once") ||
+			!strings.Contains(err.Error(), "correct the PIN; this server reads a corrected PIN file by itself") {
 			t.Fatal(err)
 		}
 	}
@@ -110,6 +111,21 @@ func TestPINChanged(t *testing.T) {
 	writePIN(t, file, right)
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Errorf("the right PIN: %v", err)
+	}
+}
+
+// TestPINOfAServer: a server that opens the token in the background is not told to start again.
+func TestPINOfAServer(t *testing.T) {
+	c, _, _, m := wrongPIN(t)
+	c.Serving = true
+	if _, err := Open(t.Context(), c); err == nil || strings.Contains(err.Error(), "start again") ||
+		!strings.Contains(err.Error(), "this server reads") {
+		t.Error(err)
+	}
+	c.Wrap = func(b Boundary) Boundary { return flagged{Boundary: m.Wrap(b), set: flagPINFinalTry} }
+	if _, err := Open(t.Context(), c); err == nil || strings.Contains(err.Error(), "start again") ||
+		!strings.Contains(err.Error(), "this server then logs in by itself") {
+		t.Error(err)
 	}
 }
 

@@ -30,15 +30,21 @@ func CheckUsage(root *cobra.Command) {
 		return nil
 	}
 	root.SetHelpCommand(newHelpCommand())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{withoutStrconv(err)} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{flagError(err)} })
 	checkUsage(root)
 }
 
 // strconvText matches the text that package strconv writes before its reason. It repeats the flag's value.
 var strconvText = regexp.MustCompile(`strconv\.\w+: parsing "(?:[^"\\]|\\.)*": `)
 
-// withoutStrconv returns the error of a flag without the name of the Go function that has refused its value.
-func withoutStrconv(err error) error {
+// flagError explains the error of a flag. For a duration, Go's own text does not name the cure. In other texts the name
+// of the Go function that has refused the value is left out.
+func flagError(err error) error {
+	var refused *pflag.InvalidValueError
+	if errors.As(err, &refused) && refused.GetFlag().Value.Type() == "duration" {
+		return fmt.Errorf("--%s has the value %q; it must be a time with its unit, such as 500ms, 30s, 10m or 12h",
+			refused.GetFlag().Name, refused.GetValue())
+	}
 	if text := err.Error(); strconvText.MatchString(text) {
 		return errors.New(strconvText.ReplaceAllString(text, ""))
 	}

@@ -70,3 +70,26 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 }
+
+// TestDurationFlags: the message about a duration names the flag, the value and the cure, and no function of Go.
+func TestDurationFlags(t *testing.T) {
+	for value, want := range map[string]string{
+		"30s": "",
+		"30":  `--limit has the value "30"; it must be a time with its unit, such as 500ms, 30s, 10m or 12h`,
+		"1 d": `--limit has the value "1 d"; it must be a time with its unit, such as 500ms, 30s, 10m or 12h`,
+	} {
+		root := &cobra.Command{Use: "tool", SilenceErrors: true, SilenceUsage: true}
+		cmd := &cobra.Command{Use: "check", RunE: func(*cobra.Command, []string) error { return nil }}
+		cmd.Flags().Duration("limit", 0, "")
+		root.AddCommand(cmd)
+		terminal.CheckUsage(root)
+		root.SetArgs([]string{"check", "--limit", value})
+		err := root.Execute()
+		if want == "" && err == nil {
+			continue
+		}
+		if err == nil || err.Error() != want || !errors.As(err, new(*terminal.UsageError)) {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+}

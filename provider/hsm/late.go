@@ -228,7 +228,9 @@ func (l *lateToken) keepOpening(ctx context.Context, a *attempt, remind time.Dur
 			return false
 		}
 		limit = min(2*limit, openTimeout)
-		a = newAttempt(l.cfg, limit)
+		cfg := l.cfg
+		cfg.Serving = true
+		a = newAttempt(cfg, limit)
 	}
 }
 

@@ -274,6 +274,9 @@ func TestLateRefusals(t *testing.T) {
 	if n := fault.Calls(faultmodule.Login) - before; n != 1 {
 		t.Errorf("the wrong PIN was sent %d times", n)
 	}
+	if err := p.Missing(); err == nil || !strings.Contains(err.Error(), "this server reads a corrected PIN file") {
+		t.Errorf("the cure in a running server: %v", err)
+	}
 	setPIN(right)
 	waitUntil(t, "served with the right PIN", func() error { _, err := block(t.Context(), p, "k@0"); return err })
 }
