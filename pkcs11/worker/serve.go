@@ -7,6 +7,9 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"claviger/pkcs11/cryptoki"
 	"claviger/secret"
@@ -25,11 +28,26 @@ func Main(args []string) {
 		registered.Store(true)
 		return
 	}
+	nameProcess()
 	if err := serve(); err != nil {
 		fmt.Fprintf(os.Stderr, "claviger %s: %v\n", Command, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// processName is the name of a worker in top and ps, of at most 15 bytes.
+const processName = "claviger-hsm"
+
+// nameProcess gives the process its name. The kernel names it exe, after the path from which the server starts it. The
+// name is only for people, so an error does not matter.
+func nameProcess() {
+	if fd, err := unix.Open("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil { // of the first thread
+		_, _ = unix.Write(fd, []byte(processName))
+		_ = unix.Close(fd)
+	}
+	name := append([]byte(processName), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) //nolint:gosec // of this thread
 }
 
 // serve takes lanes from the server, and answers their requests, until the server closes its socket. Calls that hang in

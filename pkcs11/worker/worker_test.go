@@ -96,6 +96,19 @@ func load(t *testing.T, path string, limit time.Duration) *client {
 	return c
 }
 
+// TestProcessName: top and ps show what the process of a worker is.
+func TestProcessName(t *testing.T) {
+	_, c := start(t, 0)
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pidOf(c)))
+	if err != nil || string(comm) != processName+"\n" {
+		t.Errorf("the process has the name %q, %v", comm, err)
+	}
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pidOf(c)))
+	if err != nil || string(line) != os.Args[0]+"\x00"+Command+"\x00" {
+		t.Errorf("its command line is %q, %v", line, err)
+	}
+}
+
 // ended reports whether no process of that number runs. A worker's process is waited for before its calls return.
 func ended(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
 
