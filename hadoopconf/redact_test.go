@@ -84,7 +84,7 @@ func TestSecretOfMisspeltName(t *testing.T) {
 	}
 }
 
-// TestValuesWithoutSecrets are shown completely.
+// TestValuesWithoutSecrets: a value without a secret is shown completely.
 func TestValuesWithoutSecrets(t *testing.T) {
 	for _, plain := range []string{
 		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",

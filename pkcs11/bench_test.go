@@ -86,7 +86,7 @@ func BenchmarkBatch(b *testing.B) {
 }
 
 // BenchmarkGathered runs 16 callers of one key, each with the two blocks of one EDEK, on SoftHSM as it is and with 5 ms
-// for each C call, as of a network HSM. C_Encrypt/op below one shows what gathering saves.
+// for each C call, as with a network HSM. C_Encrypt/op below one shows what gathering saves.
 func BenchmarkGathered(b *testing.B) {
 	for _, c := range []struct {
 		name    string

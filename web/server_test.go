@@ -106,7 +106,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestRunFails: what keeps a server from becoming ready ends Run with its error.
+// TestRunFails: if a server cannot become ready, Run returns the reason.
 func TestRunFails(t *testing.T) {
 	taken := start(t, newServer())
 	for name, c := range map[string]struct {
@@ -251,7 +251,7 @@ func TestHandle(t *testing.T) {
 	}
 }
 
-// TestHeadersOfEveryAnswer: with the spelling of the setting.
+// TestHeadersOfEveryAnswer: each answer has the configured headers, in the spelling of the setting.
 func TestHeadersOfEveryAnswer(t *testing.T) {
 	s := newServer()
 	s.Headers = map[string]string{"Strict-Transport-Security": "max-age=63072000", "X-XSS-Protection": "0"}
@@ -275,7 +275,7 @@ func TestHeadersOfEveryAnswer(t *testing.T) {
 	}
 }
 
-// TestHTTP1: the beginning of HTTP/2 is refused.
+// TestHTTP1: the beginning of HTTP/2 is refused, and so is a request whose head is too long.
 func TestHTTP1(t *testing.T) {
 	addr := start(t, newServer()).Addr().String()
 	if got := status(t, addr, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); got != http.StatusHTTPVersionNotSupported {

@@ -28,7 +28,7 @@ type (
 		Force bool `json:"force"`
 	}
 	// AloneArgs are the arguments of trustee.VerbAlone. With On, the active server works without the
-	// passive server until that has every change again.
+	// passive server until the passive server has every change again.
 	AloneArgs struct {
 		On bool `json:"on"`
 	}
@@ -86,7 +86,7 @@ type (
 	noArgs struct{}
 )
 
-// peerVerbs are the functions that handle the requests of the servers' own identity.
+// peerVerbs are the functions that handle requests with the signature of the identity that both servers share.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
 	trustee.VerbStatus: with((*Replica).status),
 	trustee.VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) {
@@ -181,8 +181,8 @@ func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if a.Epoch <= st.Epoch {
-			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch,
-				st.Epoch)
+			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: the epoch is now %d",
+				a.Epoch, st.Epoch)
 		}
 		st.Role, st.Epoch, st.Alone = server.RolePassive, a.Epoch, false
 		return nil

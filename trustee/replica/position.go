@@ -152,7 +152,7 @@ func (s *Position) MayApply(op string, as server.Role, epoch uint64) error {
 	case s.Role != as:
 		return claviger.Errorf(op, claviger.Denied, "", "this Key Trustee Server is %s, not %s", s.Role, as)
 	case as == server.RolePassive && epoch < s.Epoch:
-		return claviger.Errorf(op, claviger.Denied, "", "epoch %d is over: it is %d", epoch, s.Epoch)
+		return claviger.Errorf(op, claviger.Denied, "", "epoch %d is over: the epoch is now %d", epoch, s.Epoch)
 	}
 	return nil
 }
