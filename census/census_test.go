@@ -214,7 +214,7 @@ inodes 6 unencrypted 0 outside 0 complete true`},
 inodes 2 unencrypted 0 outside 1 complete true`},
 }
 
-// TestTraps: what a naive reader counts wrongly.
+// TestTraps: the census counts each case right that a naive reader counts wrongly.
 func TestTraps(t *testing.T) {
 	for _, c := range traps {
 		tree := new(imagetest.Tree)

@@ -118,7 +118,7 @@ func TestFlippedBits(t *testing.T) {
 	}
 }
 
-// TestOtherFiles: what is not an image of this format is named.
+// TestOtherFiles: the error for a file that is not an image of this format says what the file is or lacks.
 func TestOtherFiles(t *testing.T) {
 	for content, want := range map[string]string{
 		"\xff\xff\xff\xd1 old":     "layout version -47",

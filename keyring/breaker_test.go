@@ -226,8 +226,8 @@ func TestWithoutAnswer(t *testing.T) {
 	}
 }
 
-// TestRecordOfCalls: what the last call of a source shows. An answer, even a refusal, also ends the count of users
-// without an answer.
+// TestRecordOfCalls: the record of a source shows the result of its last call. An answer, even a refusal, also ends the
+// count of users without an answer.
 func TestRecordOfCalls(t *testing.T) {
 	for _, tt := range []struct {
 		err                    error

@@ -108,8 +108,8 @@ func TestLostVersionDrainsTheQueue(t *testing.T) {
 	}
 }
 
-// TestNeedSameOriginFails: what is not known about the keys, or a missing right on
-// the source's key, refuses a re-encryption of its EDEKs.
+// TestNeedSameOriginFails: EDEKs of a source are not re-encrypted if a fact about the keys cannot be read, or if a
+// right to the source's key is missing.
 func TestNeedSameOriginFails(t *testing.T) {
 	w := newFailingRing(t)
 	w.setRules(t, "key.acl.payroll.ALL", "alice")

@@ -46,10 +46,10 @@ func TestNoOtherKeys(t *testing.T) {
 		site site
 		want []string // nil: it opens
 	}{
-		"none named": {site{hadoopconf.MetastoreURI: "sqlite://" + named},
+		"no provider named": {site{hadoopconf.MetastoreURI: "sqlite://" + named},
 			[]string{"property " + hadoopconf.ProviderURI + " is not set", "cloudera.hsmkp://file@", "is not used"}},
-		"a slip": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"}, []string{"kms-site.xml:2",
-			"did you mean that?"}},
+		"a misspelt property": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"},
+			[]string{"kms-site.xml:2", "did you mean that?"}},
 		"a keystore beside the keys of an HSM": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + named},
 			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, for example zone1", named,
@@ -59,7 +59,7 @@ func TestNoOtherKeys(t *testing.T) {
 		"a metastore that does not exist": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + empty + ".not"}, nil},
 		"no metastore": {site{hadoopconf.ProviderURI: jceks}, nil},
-		"no file beside which it could be, and none named": {site{hadoopconf.ProviderURI: "memory://"},
+		"a provider without a file, and no metastore named": {site{hadoopconf.ProviderURI: "memory://"},
 			[]string{"unknown scheme"}},
 	} {
 		for _, access := range []hsm.Access{hsm.Serve, hsm.Make, hsm.Read, hsm.Journal} {

@@ -37,7 +37,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l.addProperty(authKeytab, "keytab")
 	l.addProperty(clientKeytab, "keytab")
 	if cache, ok := strings.CutPrefix(conf.String("claviger.client.kerberos.ccache"), "FILE:"); ok {
-		l.add(cache, "cache of Kerberos tickets")
+		l.add(cache, "Kerberos ticket cache")
 	}
 	for _, prefix := range []string{signerKind + ".zookeeper.", "hadoop.kms.authentication.zk-dt-secret-manager."} {
 		l.addProperty(prefix+"kerberos.keytab", "keytab")

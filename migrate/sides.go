@@ -191,7 +191,7 @@ func (sv *survey) others(names, here []string) {
 }
 
 // unlistedSince returns the journal's keys that the source no longer lists and that were never taken over, or were
-// deleted here too. It leaves out keys of which the journal says so already.
+// deleted here too. It leaves out keys for which the journal has this state already.
 func (sv *survey) unlistedSince() []Item {
 	var items []Item
 	for _, it := range sv.gone {

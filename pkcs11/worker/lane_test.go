@@ -116,7 +116,7 @@ func TestLaneErrors(t *testing.T) {
 	theirs.close()
 }
 
-// TestServeEnds: what is no request ends a lane of the worker.
+// TestServeEnds: the worker ends a lane on which bytes come that are not a request.
 func TestServeEnds(t *testing.T) {
 	for _, request := range []string{"x", "g\xff\xff", "e", "e" + strings.Repeat("\x00", 24),
 		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff"} {

@@ -283,7 +283,8 @@ func (p *Provider) Arrived() <-chan struct{} {
 	return p.late.arrived()
 }
 
-// Arrival says when the token of a provider without one came. ok is false if it has not come, or was never missing.
+// Arrival says when the token came, if the provider began without its token. ok is false if the token has not come yet,
+// or was there from the start.
 func (p *Provider) Arrival() (o Outcome, ok bool) {
 	if p.late == nil {
 		return Outcome{}, false

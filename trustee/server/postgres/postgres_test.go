@@ -309,7 +309,7 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// TestRefusals: what the store refuses is not a failure, and costs no connection.
+// TestRefusals: a change that the store refuses does not count as a failure of the store, and costs no connection.
 func TestRefusals(t *testing.T) {
 	s := open(t, pgtest.Database(t))
 	defer s.Close() //nolint:errcheck // it never fails
