@@ -40,6 +40,7 @@ type Service struct {
 
 	self      owner.Owner
 	access    hsm.Access // what this process may change in the token and the metastore
+	careful   bool       // see hsm.Options.Careful
 	release   func()     // ends the claim on the keystore file; nil: there is none
 	storeName string     // see nameStore
 	storeOnce sync.Once
@@ -87,23 +88,8 @@ func (s *Service) open(ctx context.Context) error {
 			return err
 		}
 	}
-	negotiate, err := ClientKerberos(s.Conf)
-	if err != nil {
+	if err := s.openPrimary(ctx); err != nil {
 		return err
-	}
-	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.ClientTLS,
-		ClientKerberos: negotiate, StoreName: func() string { return s.storeName }})
-	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: OSUser(), Log: s.Log}
-
-	list, err := s.uris(hadoopconf.ProviderURI)
-	if err != nil {
-		return err
-	}
-	if len(list) == 0 {
-		return noProvider(s.Conf, registry)
-	}
-	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
-		return s.Blame(hadoopconf.ProviderURI, err)
 	}
 	if err := s.nameStore(ctx); err != nil {
 		return err
@@ -114,7 +100,37 @@ func (s *Service) open(ctx context.Context) error {
 	if err := s.claimKeystore(); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
 	}
-	return s.openSources(ctx, registry, env, list[1:])
+	return s.openSources(ctx)
+}
+
+// registry returns the providers that the configuration may name.
+func (s *Service) registry() (*provider.Registry, error) {
+	negotiate, err := ClientKerberos(s.Conf)
+	return builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, Careful: s.careful,
+		ClientTLS: s.ClientTLS, ClientKerberos: negotiate, StoreName: func() string { return s.storeName }}), err
+}
+
+func (s *Service) env() provider.Env {
+	return provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: OSUser(), Log: s.Log}
+}
+
+// openPrimary opens the first provider.
+func (s *Service) openPrimary(ctx context.Context) error {
+	registry, err := s.registry()
+	if err != nil {
+		return err
+	}
+	list, err := s.uris(hadoopconf.ProviderURI)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return noProvider(s.Conf, registry)
+	}
+	if s.Primary, err = registry.Open(ctx, list[0], s.env()); err != nil {
+		return s.Blame(hadoopconf.ProviderURI, err)
+	}
+	return nil
 }
 
 // noProvider is the error of a configuration without a provider.
@@ -124,12 +140,20 @@ func noProvider(conf *hadoopconf.Conf, registry *provider.Registry) error {
 		"user's home folder, is not used. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 }
 
-// openSources opens the providers after the first one, given by listed, and the
-// sources of a re-encryption.
-func (s *Service) openSources(ctx context.Context, registry *provider.Registry, env provider.Env,
-	listed []string) error {
+// openSources opens the providers after the first one, and the sources of a
+// re-encryption.
+func (s *Service) openSources(ctx context.Context) error {
+	registry, err := s.registry()
+	if err != nil {
+		return err
+	}
+	env := s.env()
 	env.Source = true
-	for _, uri := range listed {
+	listed, err := s.uris(hadoopconf.ProviderURI)
+	if err != nil {
+		return err
+	}
+	for _, uri := range listed[min(1, len(listed)):] {
 		p, err := registry.Open(ctx, uri, env)
 		if err != nil {
 			return s.Blame(hadoopconf.ProviderURI, err)

@@ -48,6 +48,9 @@ type Config struct {
 	// Serving says, for messages, that the caller is a server which is running without the token, and opens it again
 	// and again.
 	Serving bool
+	// Careful: the PIN is not tried if the token says that a wrong PIN was tried before. A server tries it, because it
+	// must serve; a check need not.
+	Careful bool
 	// Apart gives the token a worker that it shares with no other token of this process.
 	Apart bool
 	Log   *slog.Logger

@@ -180,17 +180,9 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return nil, err
 	}
 	name := found.String()
-	switch flags := found.info.Flags; {
-	case flags&flagPINLocked != 0:
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security "+
-			"officer must reset it", name), true}
-	case flags&flagPINInitialized == 0:
-		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", name, errNoUserPIN),
-			true}
-	case flags&flagPINFinalTry != 0:
-		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once "+
-			"with the HSM's own tool and the right PIN%s", name, t.orByItself(", then start again",
-			"; this server then logs in by itself")), true}
+	if err := pinFault(found, t.cfg.Careful, t.orByItself(", then start again",
+		"; this server then logs in by itself")); err != nil {
+		return nil, err
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {

@@ -14,21 +14,29 @@ func Try(ctx context.Context, cfg Config) (TokenInfo, error) {
 	if err != nil {
 		return TokenInfo{}, err
 	}
-	return tok.Info(), errors.Join(tok.tryKey(ctx), tok.Close())
+	return tok.Info(), errors.Join(TryKey(ctx, tok), tok.Close())
 }
 
-func (t *Token) tryKey(ctx context.Context) error {
+// KeyMaker is a token that makes keys.
+type KeyMaker interface {
+	GenerateKey(ctx context.Context, id []byte, label string, bits int) error
+	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
+	Destroy(ctx context.Context, id []byte, label string) error
+}
+
+// TryKey makes a key as a server does, encrypts with it, and destroys it again.
+func TryKey(ctx context.Context, t KeyMaker) error {
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // it never fails
-	label := fmt.Sprintf("claviger hsm init %x", id)
+	label := fmt.Sprintf("claviger try %x", id)
 	const bits = 256
 	if err := t.GenerateKey(ctx, id, label, bits); err != nil {
 		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, "+
-			"to encrypt alone), so nothing was written: %w", bits, err)
+			"to encrypt alone): %w", bits, err)
 	}
 	_, err := t.CheckValue(ctx, id, label)
 	if err != nil {
-		err = fmt.Errorf("the token made a key and does not encrypt with it, so nothing was written: %w", err)
+		err = fmt.Errorf("the token made a key and does not encrypt with it: %w", err)
 	}
 	if failed := t.Destroy(ctx, id, label); failed != nil {
 		err = errors.Join(err, fmt.Errorf("the key that was made to try the token could not be destroyed; destroy the "+

@@ -86,12 +86,20 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 			return nil, err
 		}
 	}
+	if t, err = CompareToken(ctx, conf, p); t != nil {
+		t.takenFrom = from
+	}
+	return t, err
+}
+
+// CompareToken compares the open token of a configuration with the store that it was opened with.
+func CompareToken(ctx context.Context, conf *hadoopconf.Conf, p *hsm.Provider) (*Token, error) {
 	objects, err := p.Objects(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("claviger could not read which keys the token has: %w", err)
 	}
 	i := p.Info()
-	t = &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, takenFrom: from}
+	t := &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}}
 	for _, o := range objects {
 		if o.Mark == hsm.Unknown { // hsm list shows the same marks, and hsm adopt adopts these objects
 			t.Unknown = append(t.Unknown, o.Label)

@@ -132,7 +132,7 @@ func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) 
 		defer cancel()
 		info, err := pkcs11.Try(ctx, cfg)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s was not written: %w", path, err)
 		}
 		done.Token = &info
 	}

@@ -22,6 +22,8 @@ type Options struct {
 	Store func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
 	// Access is what an HSM provider may do.
 	Access hsm.Access
+	// Careful is hsm.Options.Careful.
+	Careful bool
 	// ClientTLS makes the configuration for https to another KMS or a Key Trustee Server; nil trusts the system's
 	// roots.
 	ClientTLS func(provider.Env) (*tls.Config, error)
@@ -47,7 +49,7 @@ const hsmPatience = 5 * time.Second
 
 // hsm opens an HSM and the node's metastore.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
-	opts := hsm.Options{Store: o.Store, Access: o.Access}
+	opts := hsm.Options{Store: o.Store, Access: o.Access, Careful: o.Careful}
 	if o.Access == hsm.Serve {
 		opts.Patience = hsmPatience
 	}

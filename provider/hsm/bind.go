@@ -12,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pkcs11"
 )
 
 // Settings of the metastore: the token to which it is bound.
@@ -462,3 +463,6 @@ func (p *Provider) Room(context.Context) (keys int, known bool, err error) {
 	free := p.tok.Info().FreePrivateMemory
 	return int(min(free/objectSize, 1<<30)), free > 0, nil
 }
+
+// TryKey makes a key on the token as a server does, encrypts with it, and destroys it again.
+func (p *Provider) TryKey(ctx context.Context) error { return pkcs11.TryKey(ctx, p.tok.token) }

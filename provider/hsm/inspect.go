@@ -89,11 +89,14 @@ func (i *Inspection) Refusal() error {
 	case s.Problem != "":
 		return fmt.Errorf("the standby token cannot be used: %s", s.Problem)
 	}
-	if texts := (comparison{s.Missing, s.Left}).texts(); len(texts) > 0 {
+	if texts := s.Differences(); len(texts) > 0 {
 		return errors.New(texts[0])
 	}
 	return nil
 }
+
+// Differences says what an operator must do so that the standby has a copy of each key, and of no other.
+func (s *StandbyInspection) Differences() []string { return comparison{s.Missing, s.Left}.texts() }
 
 // Text writes the report as a table.
 func (i *Inspection) Text(w io.Writer) {

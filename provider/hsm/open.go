@@ -192,6 +192,8 @@ type Options struct {
 	// already, Open then returns a Provider without its token, which the Provider opens in the background, see
 	// Provider.Missing. If Patience is 0, Open fails.
 	Patience time.Duration
+	// Careful is pkcs11.Config.Careful.
+	Careful bool
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(pkcs11.Boundary) pkcs11.Boundary
 }
@@ -217,7 +219,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	cfg.Log, cfg.Wrap = log, o.Wrap
+	cfg.Log, cfg.Wrap, cfg.Careful = log, o.Wrap, o.Careful
 	opener := opener{Options: o, cfg: cfg, uri: uri, confDir: env.ConfDir, soft: soft, searches: searches, log: log}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

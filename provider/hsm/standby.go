@@ -57,7 +57,7 @@ func (o *opener) addStandby(ctx context.Context, p *Provider) {
 		return
 	}
 	cfg := *o.cfg.Standby
-	cfg.Log = p.log
+	cfg.Log, cfg.Careful = p.log, o.Careful
 	s := &standby{tok: &lateToken{cfg: cfg}, module: o.cfg.Module}
 	p.namedStandby = s
 	if !p.access.Changes() {

@@ -1,0 +1,36 @@
+package kms
+
+import (
+	"context"
+	"log/slog"
+
+	"claviger/hadoopconf"
+	"claviger/metastore/location"
+	"claviger/owner"
+	"claviger/provider/hsm"
+)
+
+// NewStages returns a service that has no open part. A check opens its parts one after another, and goes on with the
+// others if one cannot be opened. It changes nothing, and logs in to a token only if no wrong PIN was tried there
+// before. The caller closes the service.
+func NewStages(conf *hadoopconf.Conf, command string, log *slog.Logger) *Service {
+	return &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: hsm.Inspect, careful: true}
+}
+
+// OpenStore opens the metastore. If that fails, the other parts get an empty store, which is in memory.
+func (s *Service) OpenStore(ctx context.Context) error {
+	_, err := s.store(ctx)
+	if err == nil {
+		return nil
+	}
+	if s.Store, s.storeErr = location.OpenEmpty(ctx, s.Conf); s.storeErr != nil {
+		s.Store = nil
+	}
+	return err
+}
+
+// OpenPrimary opens the first provider.
+func (s *Service) OpenPrimary(ctx context.Context) error { return RefuseMisfit(s.openPrimary(ctx)) }
+
+// OpenSources opens the sources.
+func (s *Service) OpenSources(ctx context.Context) error { return s.openSources(ctx) }

@@ -1,0 +1,82 @@
+package pkcs11
+
+import (
+	"strings"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// TestLibraryShowsToken: without a login, a library shows the token, its sessions, and why the PIN is not tried.
+func TestLibraryShowsToken(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	for _, tt := range []struct {
+		flag uint
+		want string
+	}{
+		{0, ""},
+		{flagPINCountLow, "a wrong PIN was tried at token"},
+		{flagPINFinalTry, "would lock at one more wrong PIN"},
+		{flagPINLocked, "is locked after too many wrong tries"},
+	} {
+		m := new(Meter)
+		c.Wrap = func(b Boundary) Boundary {
+			return infoLibrary{m.Wrap(b), func(i *p11.TokenInfo) {
+				i.Flags |= tt.flag
+				i.SessionCount, i.MaxSessionCount = 3, unavailable
+			}}
+		}
+		lib, err := OpenLibrary(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := lib.Token(t.Context())
+		if err != nil || !strings.Contains(s.Name, c.TokenLabel) || s.Sessions != 3 || s.MaxSessions != 0 ||
+			(s.PIN == nil) != (tt.want == "") || s.PIN != nil && !strings.Contains(s.PIN.Error(), tt.want) {
+			t.Errorf("%#x: %+v, %v", tt.flag, s, err)
+		}
+		if m.Count("Login") > 0 {
+			t.Errorf("%#x: it logs in", tt.flag)
+		}
+		if err := lib.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestCarefulTriesNoPIN: after a wrong PIN, a careful process does not try the PIN, and another process does.
+func TestCarefulTriesNoPIN(t *testing.T) {
+	c, file, right, m := wrongPIN(t)
+	c.Careful = true
+	if _, err := Open(t.Context(), c); !IsPINRefused(err) || m.Count("Login") != 1 {
+		t.Fatalf("%v after %d logins", err, m.Count("Login"))
+	}
+	writePIN(t, file, right)
+	if _, err := Open(t.Context(), c); !IsPINRefused(err) || m.Count("Login") != 1 ||
+		!strings.Contains(err.Error(), "a wrong PIN was tried at token") {
+		t.Fatalf("%v after %d logins", err, m.Count("Login"))
+	}
+	c.Careful = false
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIsMechanism: a token that makes no key, or encrypts by no mechanism, is told apart from a failed login.
+func TestIsMechanism(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	for call, want := range map[string]bool{"GenerateKey": true, "Encrypt": true, "Login": false} {
+		m := new(Meter)
+		c.Wrap = m.Wrap
+		m.Fail(call, 100, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
+		if _, err := Open(t.Context(), c); err == nil || IsMechanism(err) != want {
+			t.Errorf("%s fails: %v", call, err)
+		}
+	}
+}
