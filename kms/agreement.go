@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
@@ -81,6 +82,7 @@ type nodeSettings struct {
 	Since   time.Time         `json:"since"`
 	Host    string            `json:"host"`
 	PID     int               `json:"pid"`
+	Version string            `json:"version,omitempty"` // of the program; "" for an older program
 	Digests map[string]string `json:"digests"`
 }
 
@@ -165,7 +167,7 @@ func withoutPath(list string) string {
 
 // record returns this node's record.
 func (a *agreement) record() nodeSettings {
-	return nodeSettings{a.self.ID, a.self.Since, a.self.Host, a.self.PID, a.digests()}
+	return nodeSettings{a.self.ID, a.self.Since, a.self.Host, a.self.PID, buildinfo.Read().Version, a.digests()}
 }
 
 // check stores this node's record, and returns an error that names the nodes with
@@ -252,30 +254,35 @@ func (s *server) recordSettings(ctx context.Context) error {
 // the files have now. A server without a record, of an older claviger, is not
 // included.
 func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
-	store, err := s.store(ctx)
-	if err != nil {
-		return nil, err
-	}
-	a := &agreement{conf: s.Conf, store: store, log: s.Log, self: s.self}
-	alive, err := store.Owners(ctx)
-	if err != nil {
-		return nil, err
-	}
-	text, _, err := store.Setting(ctx, settingNodes)
-	if err != nil {
-		return nil, err
-	}
-	var records []nodeSettings
-	_ = json.Unmarshal([]byte(text), &records) // a text that is not a list has no records
-	own := a.record()
+	own, records, err := s.nodeRecords(ctx)
 	var servers []string
 	for _, n := range records {
-		if n.isAlive(alive) && slices.ContainsFunc(sourceSettings,
+		if slices.ContainsFunc(sourceSettings,
 			func(name string) bool { return n.Digests[name] != own.Digests[name] }) {
 			servers = append(servers, own.name(n))
 		}
 	}
-	return servers, nil
+	return servers, err
+}
+
+// nodeRecords returns the record that a server with the files of this host would have, and the records of the servers
+// that run.
+func (s *Service) nodeRecords(ctx context.Context) (own nodeSettings, records []nodeSettings, err error) {
+	store, err := s.store(ctx)
+	if err != nil {
+		return own, nil, err
+	}
+	alive, err := store.Owners(ctx)
+	if err != nil {
+		return own, nil, err
+	}
+	text, _, err := store.Setting(ctx, settingNodes)
+	if err != nil {
+		return own, nil, err
+	}
+	_ = json.Unmarshal([]byte(text), &records) // a text that is not a list has no records
+	own = (&agreement{conf: s.Conf, store: store, log: s.Log, self: s.self}).record()
+	return own, slices.DeleteFunc(records, func(n nodeSettings) bool { return !n.isAlive(alive) }), nil
 }
 
 // exchange stores this node's record, and returns the records of the other nodes

@@ -269,7 +269,7 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 		}
 		checks = append(checks, c)
 	}
-	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried,
+	return append(checks, migrate.Check{Name: migrate.NameKeyHSM, Status: migrate.NotTried,
 		Measured: "a Key Trustee Server does not tell its clients whether it has one",
 		Cure: "the procedure requires it with Luna or nShield: on the trustee's host, run claviger keyhsm status, or " +
 			"the status command of keytrustee-keyhsm"})

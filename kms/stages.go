@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"claviger/hadoopconf"
@@ -31,6 +32,24 @@ func (s *Service) OpenStore(ctx context.Context) error {
 
 // OpenPrimary opens the first provider.
 func (s *Service) OpenPrimary(ctx context.Context) error { return RefuseMisfit(s.openPrimary(ctx)) }
+
+// Node is a server that uses the metastore now.
+type Node struct {
+	Name    string   // host and process, for messages
+	Version string   // of the program; "" if it is not known
+	Differs []string // settings that differ from those of this configuration's files
+}
+
+// Nodes returns the servers that use the metastore now, as far as they have recorded their settings.
+func (s *Service) Nodes(ctx context.Context) ([]Node, error) {
+	own, records, err := s.nodeRecords(ctx)
+	nodes := make([]Node, 0, len(records))
+	for _, n := range records {
+		nodes = append(nodes, Node{Name: fmt.Sprintf("process %d on %s", n.PID, n.Host), Version: n.Version,
+			Differs: own.differing(n)})
+	}
+	return nodes, err
+}
 
 // OpenSources opens the sources.
 func (s *Service) OpenSources(ctx context.Context) error { return s.openSources(ctx) }

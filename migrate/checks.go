@@ -97,9 +97,44 @@ const (
 	kerberosSkew = 5 * time.Minute
 )
 
+// Requirements are checks of the requirements of Cloudera's procedure, which Plan makes, too. Those that do not apply
+// to the source, or were not tried, are nil.
+type Requirements struct {
+	Latency, Alive, OtherHost, KeyHSM, HDFS *Check
+}
+
+// Requirements makes the checks that need no right at the source. It reads no key, and changes nothing.
+func (e *Engine) Requirements(ctx context.Context) (r Requirements, err error) {
+	h, err := e.read(ctx, e.cfg.Source.URI())
+	if err != nil {
+		return r, err
+	}
+	last := h.last()
+	checks, facts := e.cfg.Probes.run(ctx, e.now)
+	checks = append(checks, e.cfg.Probes.hdfs(ctx, facts,
+		last != nil && (last.State == Complete || last.State == Finished)))
+	for name, to := range map[string]**Check{nameLatency: &r.Latency, nameAlive: &r.Alive,
+		nameOtherHost: &r.OtherHost, NameKeyHSM: &r.KeyHSM, nameHDFS: &r.HDFS} {
+		if i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == name }); i >= 0 {
+			*to = &checks[i]
+		}
+	}
+	return r, nil
+}
+
+// The names of checks that Requirements returns.
+const (
+	nameLatency   = "latency of the HSM"
+	nameAlive     = "source alive"
+	nameOtherHost = "source on another host"
+	nameHDFS      = "HDFS not yet pointed here"
+	// NameKeyHSM is the name of a check in Probes.More.
+	NameKeyHSM = "Key HSM behind the trustee"
+)
+
 // run makes the checks that need no key. It also returns the facts about the source's hosts.
 func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []HostFacts) {
-	checks := []Check{p.latency(ctx)}
+	checks := []Check{p.CheckLatency(ctx)}
 	var facts []HostFacts
 	if p.Source == nil {
 		checks = append(checks, p.checkNonKMS(ctx))
@@ -115,7 +150,7 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 
 // checkNonKMS checks whether a source that is not a KMS is alive.
 func (p *Probes) checkNonKMS(ctx context.Context) Check {
-	c := Check{Name: "source alive", Measured: "the source is not a KMS; its keys are read from where it keeps them"}
+	c := Check{Name: nameAlive, Measured: "the source is not a KMS; its keys are read from where it keeps them"}
 	if p.Alive == nil {
 		c.Status = NotTried // the reading of its keys shows it
 		return c
@@ -129,8 +164,9 @@ func (p *Probes) checkNonKMS(ctx context.Context) Check {
 	return c
 }
 
-func (p *Probes) latency(ctx context.Context) Check {
-	c := Check{Name: "latency of the HSM"}
+// CheckLatency measures round trips to the HSM.
+func (p *Probes) CheckLatency(ctx context.Context) Check {
+	c := Check{Name: nameLatency}
 	if p.Latency == nil {
 		c.Status, c.Measured = NotTried, "the target does not report it"
 		return c
@@ -144,10 +180,8 @@ func (p *Probes) latency(ctx context.Context) Check {
 			"claviger hsm inspect"
 		return c
 	}
-	slices.Sort(times)
-	p50, p99 := percentile(times, 50), percentile(times, 99)
-	c.Measured = fmt.Sprintf("p50 %s, p99 %s of %d round trips; at most %v is advised", milli(p50), milli(p99),
-		len(times), maxLatency)
+	text, p99 := Percentiles(times)
+	c.Measured = fmt.Sprintf("%s; at most %v is advised", text, maxLatency)
 	if p99 > maxLatency {
 		c.Status = Warning
 		c.Cure = "bring the server nearer to the HSM; or let clients request fewer new EDEKs at once: lower " +
@@ -155,6 +189,13 @@ func (p *Probes) latency(ctx context.Context) Check {
 			"hadoop.security.kms.encrypted.key.cache.size in kms-site.xml"
 	}
 	return c
+}
+
+// Percentiles describes the times of some round trips, and returns the 99th percentile.
+func Percentiles(times []time.Duration) (text string, p99 time.Duration) {
+	slices.Sort(times)
+	p50, p99 := percentile(times, 50), percentile(times, 99)
+	return fmt.Sprintf("p50 %s, p99 %s of %d round trips", milli(p50), milli(p99), len(times)), p99
 }
 
 // percentile returns a percentile of sorted times, by nearest rank.
@@ -167,7 +208,7 @@ func milli(d time.Duration) string {
 }
 
 func alive(facts []HostFacts) Check {
-	c := Check{Name: "source alive"}
+	c := Check{Name: nameAlive}
 	var measured, cures []string
 	up := 0
 	for _, f := range facts {
@@ -198,7 +239,7 @@ func alive(facts []HostFacts) Check {
 
 // otherHost checks that source and target are on different hosts, as Cloudera's procedure demands.
 func (p *Probes) otherHost(facts []HostFacts) Check {
-	c := Check{Name: "source on another host"}
+	c := Check{Name: nameOtherHost}
 	local, err := p.localAddrs()
 	if err != nil {
 		c.Status, c.Measured = NotTried, "this host's addresses are not known: "+err.Error()

@@ -23,7 +23,7 @@ const lookupTime = 3 * time.Second
 // hdfs checks that HDFS uses the source until every key is here. It compares addresses, because hosts may have several
 // names.
 func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Check {
-	c := Check{Name: "HDFS not yet pointed here"}
+	c := Check{Name: nameHDFS}
 	notTried := func(measured, cure string) Check {
 		c.Status, c.Measured, c.Cure = NotTried, measured, cure
 		return c

@@ -538,8 +538,8 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 			offered = append(offered, m)
 		}
 		if len(offered) == 0 {
-			return mechanismError{fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one "+
-				"of them in the policies of the partition", l.found, tried)}
+			return mechanismError{fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow "+
+				"one of them in the policies of the partition", l.found, tried)}
 		}
 		t.mechanisms = offered
 		if offered[0] != p11.CKM_AES_ECB {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"claviger/authz"
 	"claviger/hadoopconf"
 	"claviger/kms"
 	"claviger/metastore"
@@ -19,6 +20,8 @@ type Findings struct {
 	File     string   `json:"file"`
 	Findings []string `json:"doubts"`
 	Notes    []string `json:"notes,omitempty"`
+	// Useless is the one of Findings that says why nobody may use any key, or everybody every key; "" if none does.
+	Useless string `json:"-"`
 }
 
 // Check finds rules that are misspelled, rules that admit nobody, rules that exclude other operations of a key, and
@@ -43,14 +46,24 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Findings, error) {
 	if err := conf.CheckRules(); err != nil {
 		d.Findings = append(d.Findings, err.Error())
 	}
-	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
-		d.Findings = append(d.Findings, noACLFile(conf))
-	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
-		d.Findings = append(d.Findings, d.File+": no rule in it admits any user to a key, so nobody may use any key; "+
-			"add default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
+	if d.Useless = useless(conf, policy); d.Useless != "" {
+		d.Findings = append(d.Findings, d.Useless)
 	}
 	d.Findings = append(append(d.Findings, warnings...), policy.Lint(known)...)
 	return d, nil
+}
+
+// useless returns why the rules let nobody use any key, or everybody every key; "" if they do not.
+func useless(conf *hadoopconf.Conf, policy *authz.Policy) string {
+	file := kms.ACLFile(conf)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return noACLFile(conf)
+	}
+	if rulesByKey(conf) && !policy.AdmitsToKeys() {
+		return file + ": no rule in it admits any user to a key, so nobody may use any key; " +
+			"add default.key.acl.*, whitelist.key.acl.* or key.acl.* properties"
+	}
+	return ""
 }
 
 // knownACLNames returns the ACL names of the keys in the metastore.

@@ -252,6 +252,9 @@ func CheckSettings(env provider.Env) error {
 // openTimeout bounds Open: an HSM that drops packets must not block the start of a KMS for ever.
 const openTimeout = time.Minute
 
+// TokenConfig reads the configuration of the token that a URI names. warnings name doubtful things that are no errors.
+func TokenConfig(uri string) (c pkcs11.Config, warnings []string, err error) { return tokenConfig(uri) }
+
 func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 	if scheme, _, _ := strings.Cut(uri, ":"); strings.EqualFold(scheme, "pkcs11") {
 		return pkcs11.ParseURI(uri)
