@@ -39,6 +39,8 @@ type Options struct {
 	User    string // "" is the user of this process
 	Only    []string
 	Explain string
+	HDFS    string // folder of HDFS' configuration; "" for none
+	Backup  string // file of the newest backup of the metastore; "" for none
 	FailOn  string // "warning" makes a warning count as a failure
 	Quiet   bool
 	Out     terminal.Output
@@ -53,6 +55,8 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 		"what the configuration is for: "+strings.Join(roleNames(roles), " or "))
 	f.StringVar(&o.User, "user", "", "user that the service runs as, for rights to files (default: the user of this "+
 		"process)")
+	f.StringVar(&o.HDFS, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+	f.StringVar(&o.Backup, "backup", "", "file of the newest backup of the metastore, to check it and its age")
 	f.StringSliceVar(&o.Only, "only", nil, "make only these checks, and those that they need")
 	f.StringVar(&o.Explain, "explain", "", "describe this check, and make none")
 	f.StringVar(&o.FailOn, "fail-on", string(Failure), "exit with status 3 on a failure, or also on a warning")
@@ -219,12 +223,18 @@ func (r *Report) text(w io.Writer) {
 
 // text writes a check: a line for each finding, and below it what to do.
 func (r *Result) text(w io.Writer, width int) {
+	last := -1 // the last finding that needs a reason
+	for i, f := range r.Findings {
+		if f.Status == Warning || f.Status == Failure {
+			last = i
+		}
+	}
 	for i, f := range r.Findings {
 		fmt.Fprintf(w, "  %-7s  %-*s  %s\n", f.Status, width, r.ID, f.Measured)
 		if f.Cure != "" {
 			fmt.Fprintf(w, "           cure: %s\n", f.Cure)
 		}
-		if i == len(r.Findings)-1 && r.Why != "" {
+		if i == last {
 			fmt.Fprintf(w, "           why: %s\n", r.Why)
 		}
 	}

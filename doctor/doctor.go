@@ -69,9 +69,14 @@ type Check struct {
 	Cure     string // what to do in general; a finding may have a better cure for its case
 	// Needs are the IDs of checks that are made before. If one of them fails or is skipped, this check is skipped.
 	Needs []string
+	// After are the IDs of checks that are made before, whatever their results are.
+	After []string
 	// Run makes the check. It changes nothing. It returns at least one finding, and returns soon after ctx ends.
 	Run func(ctx context.Context) []Finding
 }
+
+// before returns the IDs of the checks that must be made before.
+func (c *Check) before() []string { return slices.Concat(c.Needs, c.After) }
 
 // Group is a list of checks about one part of a service.
 type Group struct {
@@ -90,6 +95,8 @@ type Result struct {
 	Findings []Finding `json:"findings"`
 	Why      string    `json:"why,omitempty"` // of a warning or failure
 	Seconds  float64   `json:"seconds"`
+
+	cause string // of a check that was not made: which check before it failed or was skipped
 }
 
 // GroupResult has the results of a group.
@@ -131,9 +138,9 @@ func validate(groups []Group) {
 			if seen[c.ID] {
 				panic("doctor: two checks have the ID " + c.ID)
 			}
-			for _, need := range c.Needs {
+			for _, need := range c.before() {
 				if !seen[need] {
-					panic("doctor: " + c.ID + " needs " + need + ", which is not made before it")
+					panic("doctor: " + c.ID + " comes after " + need + ", which is not made before it")
 				}
 			}
 			seen[c.ID] = true
@@ -153,7 +160,7 @@ func selectChecks(groups []Group, ids []string) []Group {
 	for _, g := range slices.Backward(groups) { // a check only needs checks before it
 		for _, c := range slices.Backward(g.Checks) {
 			if wanted[c.ID] {
-				for _, need := range c.Needs {
+				for _, need := range c.before() {
 					wanted[need] = true
 				}
 			}
@@ -207,14 +214,18 @@ func run(ctx context.Context, groups []Group, progress func(done, total int, tit
 func (c *Check) result(ctx context.Context, before map[string]Result) Result {
 	r := Result{ID: c.ID, Title: c.Title, Status: Skipped}
 	for _, need := range c.Needs {
-		switch b := before[need]; b.Status {
-		case Failure:
-			r.Findings = Skip("%s failed", need)
-			return r
-		case Skipped:
-			r.Findings = Skip("%s was skipped: %s", need, root(before, b))
-			return r
+		switch b := before[need]; {
+		case b.cause != "":
+			r.cause = b.cause
+		case b.Status == Failure:
+			r.cause = need + " failed"
+		case b.Status == Skipped:
+			r.cause = need + " was skipped"
+		default:
+			continue
 		}
+		r.Findings = Skip("%s", r.cause)
+		return r
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
@@ -233,17 +244,6 @@ func (c *Check) result(ctx context.Context, before map[string]Result) Result {
 		r.Why = c.Why
 	}
 	return r
-}
-
-// root returns the first reason for which a chain of checks was skipped.
-func root(before map[string]Result, r Result) string {
-	reason := r.Findings[0].Measured
-	for id, b := range before {
-		if rest, ok := strings.CutPrefix(reason, id+" was skipped: "); ok && b.Status == Skipped {
-			return rest
-		}
-	}
-	return reason
 }
 
 // oneLine joins the lines of a text, as those of several errors.

@@ -64,13 +64,13 @@ func TestDependencies(t *testing.T) {
   skipped  D-c  D-b failed
 
 two: ok
-  skipped  D-d  D-c was skipped: D-b failed
+  skipped  D-d  D-b failed
   skipped  D-e  no part
   ok       D-e  but another
   skipped  D-f  not configured
 
 three: skipped
-  skipped  D-g  D-f was skipped: not configured
+  skipped  D-g  D-f was skipped
 
 1 failure (D-b), 1 warning (D-a); passed: 1, skipped: 4
 `
@@ -101,6 +101,20 @@ func TestOnly(t *testing.T) {
 	_, err := report(t, Options{Only: []string{"D-dd"}}, group)
 	if !errors.As(err, new(*terminal.UsageError)) {
 		t.Error(err)
+	}
+}
+
+// TestAfter: a check is made after another one, also if that has failed, and with --only.
+func TestAfter(t *testing.T) {
+	var made []string
+	last := check("D-c", &made, Pass("c"))
+	last.After = []string{"D-a"}
+	group := Group{"one", []Check{check("D-a", &made, Fail("a", "")), check("D-b", &made, Pass("b")), last}}
+	if _, err := report(t, Options{Only: []string{"D-c"}}, group); err == nil {
+		t.Error("no error")
+	}
+	if got := strings.Join(made, " "); got != "D-a D-c" {
+		t.Errorf("made: %s", got)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -63,7 +64,8 @@ func (s *site) confRead(context.Context) []doctor.Finding {
 	if err != nil {
 		return failed(err, "")
 	}
-	s.conf = conf
+	s.conf, s.service = conf, kms.NewStages(conf, "claviger doctor", slog.New(slog.DiscardHandler))
+	s.closers = append(s.closers, s.service.Close)
 	files := map[string]int{}
 	for _, name := range conf.Names() {
 		if p, _ := conf.Lookup(name); p.File != "" {
@@ -178,12 +180,16 @@ func existing(files []string) (list []string) {
 func (s *site) confSecrets(context.Context) []doctor.Finding {
 	files := kms.SecretFiles(s.conf)
 	var list []doctor.Finding
+	var paths []string
+	for _, f := range files {
+		paths = append(paths, f.Path)
+	}
 	for _, fault := range s.user.Exposed(files...) {
 		list = append(list, withCure(doctor.Failure, fault))
 	}
 	if len(list) == 0 {
-		return doctor.Pass("only %s, root and the groups of the files may read or change them (%d files)", s.user.Name,
-			len(files))
+		return doctor.Pass("others than %s, root and the groups of the files may not read or change them (%d files)",
+			s.user.Name, len(existing(paths)))
 	}
 	return list
 }

@@ -12,6 +12,14 @@ import (
 
 	"claviger/doctor"
 	"claviger/hadoopconf"
+	"claviger/kms"
+	"claviger/kms/acls"
+	"claviger/metastore/location"
+	"claviger/metastore/sqlite"
+	"claviger/migrate"
+	"claviger/pkcs11"
+	"claviger/provider/hsm"
+	"claviger/recovery"
 	"claviger/secret"
 	"claviger/terminal"
 )
@@ -25,12 +33,30 @@ type site struct {
 	user    secret.User      // that the server runs as
 	conf    *hadoopconf.Conf // set by D-conf-read
 	closers []func() error   // the newest part is closed first
+
+	service *kms.Service // set by D-conf-read; its parts are opened by the checks
+
+	place      location.Location // of the metastore
+	noStore    bool              // there is no metastore yet
+	storeOpen  bool              // service.Store is the metastore, and not an empty one
+	storeFault string            // why it is not
+	facts      sqlite.Facts      // of the metastore
+
+	tokenConfig pkcs11.Config
+	library     *pkcs11.Library
+	tokenState  pkcs11.TokenState
+	noMechanism error         // the token was opened, and cannot be used
+	hsm         *hsm.Provider // nil: it is not open
+	compared    *recovery.Token
+
+	aclFindings  *acls.Findings
+	requirements migrate.Requirements
 }
 
 // groups returns the checks of a KMS.
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
-	return []doctor.Group{s.configuration()}, s.close, nil
+	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.rights(), s.procedure()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

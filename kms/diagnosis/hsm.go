@@ -1,0 +1,380 @@
+package diagnosis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"claviger"
+	"claviger/doctor"
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/owner"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/builtin"
+	"claviger/provider/hsm"
+	"claviger/recovery"
+)
+
+// token returns the checks of the HSM. They come after those of the metastore, because the token is opened with it.
+func (s *site) token() doctor.Group {
+	return doctor.Group{Title: "HSM", Checks: append(s.beforeLogin(), s.afterLogin()...)}
+}
+
+// beforeLogin returns the checks that need no login.
+func (s *site) beforeLogin() []doctor.Check {
+	return []doctor.Check{
+		{ID: "D-hsm-library", Title: "the HSM's library", Needs: []string{"D-conf-read"},
+			Measures: "the PKCS#11 library of the keystore file is loaded, in a process of its own unless the file " +
+				"says otherwise",
+			Why:  "without the library no key can be used",
+			Cure: "install the HSM's client software, and name its library in the line module of the keystore file",
+			Run:  s.hsmLibrary},
+		{ID: "D-hsm-token", Title: "the token", Needs: []string{"D-hsm-library"},
+			Measures: "the library is asked for its tokens; exactly one must fit the keystore file",
+			Why:      "a server that cannot find its token serves no key",
+			Cure: "name the token in the keystore file, and check that the HSM's client sees it as the " +
+				"service's user",
+			Run: s.hsmToken},
+		{ID: "D-hsm-pin", Title: "the PIN", Needs: []string{"D-hsm-token"},
+			Measures: "the token's flags are read, and the PIN from its place; the PIN is not tried yet",
+			Why:      "a token locks its PIN after a few wrong ones, and then no server can use it",
+			Cure: "log in once with the HSM's own tool and the right PIN; if it is locked, its security officer " +
+				"resets it",
+			Run: s.hsmPIN},
+		{ID: "D-hsm-login", Title: "login to the " +
+			"token", Needs: []string{"D-hsm-pin"}, After: []string{"D-store-schema"},
+			Measures: "one login, the only one of the run",
+			Why:      "without a login the token shows no key",
+			Cure:     "correct the PIN in its place",
+			Run:      s.hsmLogin},
+	}
+}
+
+// afterLogin returns the checks of a token that is open.
+func (s *site) afterLogin() []doctor.Check {
+	return []doctor.Check{
+		{ID: "D-hsm-mechanism", Title: "the mechanism", Needs: []string{"D-hsm-login"},
+			Measures: "a key of the session encrypts by the best mechanism that the token offers",
+			Why:      "with another mechanism than CKM_AES_ECB each EDEK is a call of its own, which is slow",
+			Cure:     "allow CKM_AES_ECB in the policies of the token's partition",
+			Run:      s.hsmMechanism},
+		{ID: "D-hsm-template", Title: "a key as the server makes it", Needs: []string{"D-hsm-mechanism"},
+			Measures: "a key of 256 bits is made with the attributes of a server's keys, encrypts, and is destroyed",
+			Why:      "a policy of the token that refuses such a key refuses each new EZ key",
+			Cure:     "allow such keys in the policies of the partition, or make room on the token",
+			Run:      s.hsmTemplate},
+		{ID: "D-hsm-sessions", Title: "room for sessions", Needs: []string{"D-hsm-mechanism"},
+			Measures: "the open sessions and the limit that the token reports are compared with max-sessions",
+			Why:      "a server that gets fewer sessions than it may use makes fewer calls at the same time, and waits",
+			Cure:     "lower max-sessions in the keystore file, or raise the limit of the partition",
+			Run:      s.hsmSessions},
+		{ID: "D-hsm-room", Title: "room for keys", Needs: []string{"D-hsm-mechanism"},
+			Measures: "the free memory that the token reports, in keys",
+			Why:      "a full token makes no new key and no new version",
+			Cure: "enlarge the partition, or destroy keys that nothing needs (claviger hsm prune, claviger key " +
+				"purge)",
+			Run: s.hsmRoom},
+		{ID: "D-hsm-latency", Title: "round trips to the HSM", Needs: []string{"D-hsm-mechanism"},
+			Measures: "20 encryptions of one block, or 20 other short calls if there is no key; a 99th percentile " +
+				"above 30 ms is a warning",
+			Why:  "Cloudera's procedure advises at most 30 ms: the requests of HDFS wait for the HSM",
+			Cure: "bring the server nearer to the HSM",
+			Run:  s.hsmLatency},
+		{ID: "D-hsm-fit", Title: "token and metastore belong together", Needs: []string{"D-hsm-mechanism"},
+			Measures: "the binding that each of them holds is compared with the other",
+			Why: "with another token, or an older metastore, keys would be unknown, or a name would get " +
+				"another key",
+			Cure: "name the right token and the right metastore, or see docs/backup.md",
+			Run:  s.hsmFit},
+		{ID: "D-hsm-missing", Title: "records without keys", Needs: []string{"D-hsm-fit"},
+			Measures: "each version of the metastore is looked up on the token",
+			Why:      "files whose EDEKs need a key that is lost cannot be read",
+			Cure:     "restore the token from its backup",
+			Run:      s.hsmMissing},
+		{ID: "D-hsm-unknown", Title: "keys without records", Needs: []string{"D-hsm-fit"},
+			Measures: "each key on the token whose name is like those of claviger is looked up in the metastore",
+			Why:      "the metastore is older than the token, or the keys belong to another metastore",
+			Cure:     "restore the newest metastore, or adopt the keys (docs/hsm/adopt.md)",
+			Run:      s.hsmUnknown},
+		{ID: "D-hsm-attributes", Title: "attributes of keys", Needs: []string{"D-hsm-fit"},
+			Measures: "each key of claviger must be sensitive and never extractable, and complete",
+			Why:      "a key that could leave the token is not protected by it",
+			Cure:     "roll the EZ keys of these versions, and find out who changed the keys",
+			Run:      s.hsmAttributes},
+		{ID: "D-hsm-standby", Title: "the standby token", Needs: []string{"D-hsm-login"},
+			Measures: "the standby of the keystore file is opened, its keys are compared with the metastore, and it " +
+				"is closed",
+			Why:  "while the first token does not answer, only keys that the standby has can be used",
+			Cure: "copy the keys to the standby with the vendor's tools",
+			Run:  s.hsmStandby},
+	}
+}
+
+// firstProvider returns the URI of the first provider; "" if there is none.
+func (s *site) firstProvider() string {
+	list, err := provider.SplitURIs(s.conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+// isHSM reports whether the first provider is an HSM.
+func (s *site) isHSM() bool {
+	scheme, _, _ := strings.Cut(strings.ToLower(s.firstProvider()), ":")
+	return scheme == "cloudera.hsmkp" || scheme == "pkcs11"
+}
+
+func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
+	if !s.isHSM() {
+		return doctor.Skip("%v", errNoHSM)
+	}
+	c, doubts, err := hsm.TokenConfig(s.firstProvider())
+	if err != nil {
+		return failed(err, "correct the keystore file, or make it: claviger hsm init")
+	}
+	s.tokenConfig = c
+	if s.library, err = pkcs11.OpenLibrary(ctx, c); err != nil {
+		return failed(err, "")
+	}
+	s.closers = append(s.closers, s.library.Close)
+	list := doctor.Pass("%s is loaded", c.Module)
+	for _, text := range doubts {
+		list = append(list, withCure(doctor.Warning, text))
+	}
+	return list
+}
+
+func (s *site) hsmToken(ctx context.Context) (list []doctor.Finding) {
+	var err error
+	if s.tokenState, err = s.library.Token(ctx); err != nil {
+		return failed(err, "")
+	}
+	return doctor.Pass("%s", s.tokenState.Name)
+}
+
+func (s *site) hsmPIN(context.Context) []doctor.Finding {
+	if s.tokenState.PIN != nil {
+		return failed(s.tokenState.PIN, "")
+	}
+	pin, err := s.tokenConfig.PIN()
+	if err != nil {
+		return failed(err, "put the PIN in its place, where the service's user may read it")
+	}
+	pin.Wipe()
+	return doctor.Pass("it is in %s, and the token does not report a wrong PIN", s.tokenConfig.PINSource)
+}
+
+func (s *site) hsmLogin(ctx context.Context) []doctor.Finding {
+	if !s.storeOpen {
+		// Another check reports why. The token is compared with an empty store, which knows no key.
+		_ = s.service.OpenStore(ctx)
+	}
+	err := s.service.OpenPrimary(ctx)
+	if pkcs11.IsMechanism(err) {
+		s.noMechanism = err
+		return doctor.Pass("the token accepts the PIN")
+	}
+	switch {
+	case pkcs11.IsPINRefused(err):
+		return failed(err, "")
+	case err != nil:
+		return failed(err, "see the log of the HSM's client, and what the HSM's own tool shows as this user")
+	}
+	p, ok := s.service.Primary.(*hsm.Provider)
+	if !ok {
+		return failed(errNoHSM, "")
+	}
+	s.hsm = p
+	return doctor.Pass("the token accepts the PIN")
+}
+
+func (s *site) hsmMechanism(context.Context) []doctor.Finding {
+	if s.noMechanism != nil {
+		return failed(s.noMechanism, "")
+	}
+	i := s.hsm.Info()
+	text := fmt.Sprintf("%s, up to %d bytes in one call, profile %s", i.Mechanism, i.MaxData, i.Profile)
+	if i.Mechanism != "CKM_AES_ECB" {
+		return doctor.Warn(text, "")
+	}
+	return doctor.Pass("%s", text)
+}
+
+func (s *site) hsmTemplate(ctx context.Context) []doctor.Finding {
+	var other *owner.RootError
+	if errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other) {
+		return doctor.Skip("this process runs as root, and %s belongs to user %s: a token that keeps its keys in "+
+			"files could get a file of root; run the doctor as %[2]s", other.File, other.User)
+	}
+	if err := s.hsm.TryKey(ctx); err != nil {
+		return failed(err, "")
+	}
+	return doctor.Pass("a key was made, encrypted, and was destroyed")
+}
+
+func (s *site) hsmSessions(context.Context) []doctor.Finding {
+	_, limit := s.hsm.Sessions()
+	wants := uint(limit) + 1 //nolint:gosec // a small number; one session holds the login
+	state := s.tokenState
+	switch {
+	case state.MaxSessions == 0:
+		return doctor.Pass("the token reports no limit; the server uses up to %d", wants)
+	case state.MaxSessions < wants:
+		return doctor.Warn(fmt.Sprintf("the token allows %d sessions, and the server would use up to %d",
+			state.MaxSessions, wants), "")
+	}
+	return doctor.Pass("%d of %d sessions were open, and the server uses up to %d", state.Sessions, state.MaxSessions,
+		wants)
+}
+
+// fewKeys is the number of keys for which a token should have room.
+const fewKeys = 100
+
+func (s *site) hsmRoom(ctx context.Context) []doctor.Finding {
+	keys, known, err := s.hsm.Room(ctx)
+	switch {
+	case err != nil:
+		return failed(err, "")
+	case !known:
+		return doctor.Pass("the token does not report how much room it has")
+	case keys == 0:
+		return doctor.Fail("there is no room for another key", "")
+	case keys < fewKeys:
+		return doctor.Warn(fmt.Sprintf("there is room for about %d more keys", keys), "")
+	}
+	return doctor.Pass("there is room for about %d more keys", keys)
+}
+
+func (s *site) hsmLatency(ctx context.Context) []doctor.Finding {
+	if s.storeClosed() {
+		return doctor.Skip("the metastore, which names the keys, cannot be read")
+	}
+	return planned((&migrate.Probes{Latency: s.hsm.Latency}).CheckLatency(ctx))
+}
+
+// planned makes a finding of a check of claviger migrate plan.
+func planned(c migrate.Check) []doctor.Finding {
+	status := map[migrate.Status]doctor.Status{migrate.OK: doctor.OK, migrate.Warning: doctor.Warning,
+		migrate.NotTried: doctor.Skipped, migrate.Failure: doctor.Failure}[c.Status]
+	return []doctor.Finding{{Status: status, Measured: c.Measured, Cure: c.Cure}}
+}
+
+func (s *site) hsmFit(ctx context.Context) []doctor.Finding {
+	if s.storeClosed() {
+		return doctor.Skip("the metastore cannot be read")
+	}
+	var err error
+	if s.compared, err = recovery.CompareToken(ctx, s.conf, s.hsm); err != nil {
+		return failed(err, "")
+	}
+	if s.compared.Misfit != "" {
+		return doctor.Fail(s.compared.Misfit, "")
+	}
+	if s.noStore {
+		return doctor.Pass("the token is bound to no metastore, and there is none yet")
+	}
+	return doctor.Pass("token %s and %s", s.compared.Label, s.place.Where())
+}
+
+func (s *site) hsmMissing(context.Context) []doctor.Finding {
+	t := s.compared
+	switch {
+	case len(t.Missing) > 0 && t.Hidden != nil:
+		return failed(fmt.Errorf("versions that the token does not show: %s; %w", some(t.Missing), t.Hidden), "")
+	case len(t.Missing) > 0:
+		return doctor.Fail("versions of the metastore that the token lacks: "+some(t.Missing), s.hsm.CureLost())
+	}
+	return doctor.Pass("the token has each version of the metastore")
+}
+
+// some names the first few of many names.
+func some(names []string) string {
+	const most = 5
+	shown := make([]string, 0, most)
+	for _, n := range names[:min(most, len(names))] {
+		shown = append(shown, claviger.Printable(n))
+	}
+	text := strings.Join(shown, ", ")
+	if more := len(names) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+func (s *site) hsmUnknown(ctx context.Context) []doctor.Finding {
+	if t := s.compared; len(t.Unknown) > 0 {
+		return doctor.Fail("keys on the token that the metastore does not know: "+some(t.Unknown), "restore the "+
+			"newest metastore; or adopt the keys: "+t.Adopt)
+	}
+	objects, err := s.hsm.Objects(ctx)
+	if err != nil {
+		return failed(err, "")
+	}
+	var orphans, damaged []string
+	for _, o := range objects {
+		switch {
+		case o.Damaged:
+			damaged = append(damaged, o.Label)
+		case o.Mark == hsm.Orphan:
+			orphans = append(orphans, o.Label)
+		}
+	}
+	var list []doctor.Finding
+	if len(orphans) > 0 {
+		list = append(list, doctor.Warn("keys that were to be destroyed, and are still on the token: "+some(orphans),
+			"destroy them: claviger hsm prune --conf "+s.conf.Dir())...)
+	}
+	if len(damaged) > 0 {
+		list = append(list, doctor.Warn("keys that are incomplete, and have encrypted nothing: "+some(damaged),
+			"destroy them with the HSM's own tool")...)
+	}
+	if len(list) == 0 {
+		return doctor.Pass("the metastore knows each key of claviger on the token (keys there: %d)", len(objects))
+	}
+	return list
+}
+
+func (s *site) hsmAttributes(ctx context.Context) []doctor.Finding {
+	objects, err := s.hsm.Objects(ctx)
+	if err != nil {
+		return failed(err, "")
+	}
+	var open []string
+	own := 0
+	for _, o := range objects {
+		if o.Mark != hsm.Foreign {
+			own++
+		}
+		if o.Unguarded() {
+			open = append(open, o.Label)
+		}
+	}
+	if len(open) > 0 {
+		return doctor.Fail("keys that are extractable or not sensitive: "+some(open), "")
+	}
+	return doctor.Pass("each key of claviger is sensitive, and cannot leave the token (keys: %d)", own)
+}
+
+func (s *site) hsmStandby(ctx context.Context) []doctor.Finding {
+	if s.hsm == nil {
+		return doctor.Skip("the first token cannot be used")
+	}
+	found, err := s.hsm.InspectToken(ctx)
+	if err != nil {
+		return failed(err, "")
+	}
+	standby := found.Standby
+	switch {
+	case standby == nil:
+		return doctor.Skip("the keystore file names no standby")
+	case standby.Problem != "":
+		return doctor.Fail(standby.Problem, "correct the line standby of the keystore file, or the file that it names")
+	case len(standby.Differences()) > 0:
+		return doctor.Warn(strings.Join(standby.Differences(), "; "), "")
+	}
+	return doctor.Pass("%s, serial %s, has a copy of each key", standby.Token.Label, standby.Token.Serial)
+}
