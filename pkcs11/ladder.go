@@ -67,6 +67,9 @@ func (t *Token) paused(s subject) error {
 
 // succeeded ends the record of the subject. A success with a key shows that the token works.
 func (t *Token) succeeded(s subject) {
+	if t.busySince.Load() != 0 {
+		t.busySince.Store(0)
+	}
 	if s.key {
 		t.successes.Add(1)
 	}
@@ -200,7 +203,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 	if err := t.paused(s); err != nil {
 		return err
 	}
-	begun := time.Now()
+	begun, busy := time.Now(), 0
 	for rung := anotherSession; ; {
 		worked, from := t.successes.Load(), time.Now()
 		l, generation, err := t.runOnce(ctx, f)
@@ -215,6 +218,13 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			continue
 		case damageOf(err) == none || settled(err):
 			return err
+		case t.isBusy(err):
+			if !t.awaitBusy(ctx, busy) {
+				t.failed(s, begun)
+				return err
+			}
+			busy++
+			continue
 		case t.hungAlone(ctx, s, from, worked, generation, err):
 			return err
 		case libraryGone(err):

@@ -15,7 +15,7 @@ import (
 )
 
 // vendorPages are the pages of docs/hsm, and the profile that each describes.
-var vendorPages = map[string]Profile{"softhsm": SoftHSM, "luna": Luna, "nshield": NCipher, "cloudhsm": Generic,
+var vendorPages = map[string]Profile{"softhsm": SoftHSM, "luna": Luna, "nshield": NCipher, "cloudhsm": CloudHSM,
 	"generic": Generic}
 
 func readVendorPage(t *testing.T, name string) string {

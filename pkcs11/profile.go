@@ -15,11 +15,14 @@ const (
 	Luna    Profile = "luna"    // Thales (SafeNet) Luna
 	NCipher Profile = "ncipher" // Entrust (nCipher, Thales) nShield
 	SoftHSM Profile = "softhsm" // SoftHSM2
-	Generic Profile = "generic" // any other PKCS#11 token
+	// CloudHSM is AWS CloudHSM with Client SDK 5. A token's information does not show it for certain, so the
+	// configuration must name it.
+	CloudHSM Profile = "cloudhsm"
+	Generic  Profile = "generic" // any other PKCS#11 token
 )
 
 // Profiles lists the names, for messages and completion.
-func Profiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, Generic} }
+func Profiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, CloudHSM, Generic} }
 
 // traits are the values of a profile.
 type traits struct {
@@ -42,6 +45,8 @@ type traits struct {
 	modifiable bool
 	// oneObjectCall means that calls which make, destroy or search objects run one at a time, see Token.objects.
 	oneObjectCall bool
+	// busy are results by which the HSM may say that it is busy, see busy.go.
+	busy []uint
 	// manufacturers are prefixes of the manufacturer's name in CK_TOKEN_INFO, in lower case.
 	manufacturers []string
 }
@@ -66,6 +71,13 @@ var profiles = map[Profile]traits{
 		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 1,
 		dataLimit:     1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
+	},
+	// AWS' manual names CKR_FUNCTION_FAILED for an HSM that throttles, and its list of known issues CKR_DEVICE_ERROR of
+	// C_GetAttributeValue.
+	CloudHSM: {
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
+		dataLimit:  32 << 10,
+		modifiable: true, busy: []uint{p11.CKR_FUNCTION_FAILED, p11.CKR_DEVICE_ERROR},
 	},
 	Generic: {
 		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,

@@ -251,6 +251,9 @@ func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) e
 	}
 	err = f(l, s)
 	severity := damageOf(err)
+	if t.throttles(err) {
+		severity = none // a new session would be one call more
+	}
 	if severity == gone {
 		if t.stillLoggedIn(l.session) != nil {
 			t.retire(l)
@@ -314,7 +317,7 @@ func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, 
 		}
 		return l, 0, fmt.Errorf("%w: %w", errNoSession, err)
 	}
-	if damageOf(err) >= gone {
+	if damageOf(err) >= gone && !t.throttles(err) {
 		t.retireLocked(l)
 	}
 	return l, 0, err

@@ -55,6 +55,7 @@ type Token struct {
 	faults     map[subject]*fault // of the subjects that have failed
 	failing    atomic.Int64       // len(faults)
 
+	busySince atomic.Int64   // first result of a busy HSM since the last success, in UnixNano; 0: none
 	successes atomic.Uint64  // calls that encrypted with a key
 	progress  progress       // of the calls that encrypt
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
