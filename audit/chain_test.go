@@ -189,7 +189,7 @@ func TestTampering(t *testing.T) {
 	closeChain(t, c)
 	whole := readLines(t, path) // 9 records
 	heads := headOf(t, path)
-	reseal := func(line string) string { // as an attacker can who knows the format
+	reseal := func(line string) string { // as an attacker who knows the format can do
 		var r Record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
 			t.Fatal(err)

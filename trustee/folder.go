@@ -187,8 +187,9 @@ func LoadFolder(path string) (*Folder, error) {
 
 func loadFolder(path string) (*Folder, error) {
 	if Unfinished(path) {
-		return nil, fmt.Errorf("the identity in %s is unfinished: a process was killed while it made it, and nothing "+
-			"used it; the next start, or claviger trustee init, makes a new one (%w)", path, ErrNoFolder)
+		return nil, fmt.Errorf("the identity in %s is unfinished: a process was killed while it made the identity, "+
+			"and nothing used the identity; the next start, or claviger trustee init, makes a new one (%w)",
+			path, ErrNoFolder)
 	}
 	c, err := loadConf(path)
 	if err != nil {

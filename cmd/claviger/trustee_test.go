@@ -216,7 +216,7 @@ func TestTrusteeInitKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := command(t, "trustee", "serve", "--confdir", dir); err == nil ||
-		!strings.Contains(out, "killed while it made it") {
+		!strings.Contains(out, "killed while it made the identity") {
 		t.Errorf("served: %v, %s", err, out)
 	}
 	if out, err := command(t, "trustee", "init", "--confdir", dir, "--hostname", "h"); err != nil ||

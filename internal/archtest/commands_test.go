@@ -13,7 +13,7 @@ import (
 )
 
 // maxCommandLines is how many lines the commands have together, without tests: flags, one call, printing. What needs
-// more belongs into a room.
+// more belongs in a room.
 const maxCommandLines = 4500
 
 // TestCommandsAreShort: cmd/claviger has at most maxCommandLines lines without tests.
@@ -55,8 +55,8 @@ var otherCommandTypes = map[string]string{
 	"migration":     "what the subcommands of migrate share: flags, service and engine",
 }
 
-// TestCommandTypes: cmd/claviger declares commands, their flags and their output. Any other type belongs into a
-// room, where a server can use it too.
+// TestCommandTypes: cmd/claviger declares commands, their flags and their output. Any other type belongs in a room,
+// where a server can use it too.
 func TestCommandTypes(t *testing.T) {
 	faults, types := commandTypeFaults(t, commandSources(t))
 	for _, fault := range faults {
@@ -128,14 +128,14 @@ func receiver(fn *ast.FuncDecl) string {
 func commandTypeFault(spec *ast.TypeSpec, methods []*ast.FuncDecl) string {
 	fields, ok := spec.Type.(*ast.StructType)
 	if !ok {
-		return "is not a struct: it is neither flags nor output, so it belongs into a room"
+		return "is not a struct: it is neither flags nor output, so it belongs in a room"
 	}
 	isFlags := strings.HasSuffix(spec.Name.Name, "Flags")
 	for _, f := range fields.Fields.List {
 		named := f.Tag != nil && strings.Contains(f.Tag.Value, `json:"`)
 		if !isFlags && len(f.Names) > 0 && !named {
 			return "has the field " + f.Names[0].Name + " without a JSON name: it is neither flags nor output, so it " +
-				"belongs into a room"
+				"belongs in a room"
 		}
 	}
 	for _, m := range methods {
@@ -144,7 +144,7 @@ func commandTypeFault(spec *ast.TypeSpec, methods []*ast.FuncDecl) string {
 		case !isFlags && m.Name.Name == "text":
 		default:
 			return "has the method " + m.Name.Name + ": flags have define and methods without parameters, output has " +
-				"text; other work belongs into a room"
+				"text; other work belongs in a room"
 		}
 	}
 	return ""

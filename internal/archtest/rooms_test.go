@@ -32,7 +32,7 @@ type pkg struct {
 	Error        *struct{ Err string }
 }
 
-// room returns the import path without the module: "provider/hsm"; "" is the root.
+// room returns the name of the package as a room, the import path without the module: "provider/hsm"; "" is the root.
 func (p *pkg) room() string { return roomOf(p.ImportPath) }
 
 func roomOf(importPath string) string {

@@ -44,7 +44,7 @@ func Backup(ctx context.Context, from, to string) (f Facts, err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return f, err
 	}
-	if err := checkHead(from, from); err != nil {
+	if err := checkHeader(from, from); err != nil {
 		return f, err
 	}
 	work, err := sqlitedb.NewWork(to, "backup")
@@ -133,7 +133,7 @@ func Inspect(ctx context.Context, path string) (f Facts, err error) {
 // inspect is Inspect. Facts and errors have the name shown for the file.
 func inspect(ctx context.Context, path, shown string) (f Facts, err error) {
 	f.File = shown
-	if err := checkHead(path, shown); err != nil {
+	if err := checkHeader(path, shown); err != nil {
 		return f, err
 	}
 	c := config(path)
@@ -210,9 +210,9 @@ func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// checkHead reads the first 100 bytes of a file, and refuses a file that is not a metastore or is truncated. Errors
+// checkHeader reads the first 100 bytes of a file, and refuses a file that is not a metastore or is truncated. Errors
 // have the name shown for the file. https://www.sqlite.org/fileformat.html#the_database_header
-func checkHead(path, shown string) error {
+func checkHeader(path, shown string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -225,24 +225,24 @@ func checkHead(path, shown string) error {
 	if !st.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file: name the file of a metastore", shown)
 	}
-	head := make([]byte, 100)
-	if _, err := io.ReadFull(f, head); err != nil || string(head[:16]) != "SQLite format 3\x00" {
-		return fmt.Errorf("%s is not a metastore: it is not an SQLite database, or its head is damaged; name a file "+
+	header := make([]byte, 100)
+	if _, err := io.ReadFull(f, header); err != nil || string(header[:16]) != "SQLite format 3\x00" {
+		return fmt.Errorf("%s is not a metastore: it is not an SQLite database, or its header is damaged; name a file "+
 			"that claviger metastore backup has written", shown)
 	}
-	if id := binary.BigEndian.Uint32(head[68:]); id != applicationID {
+	if id := binary.BigEndian.Uint32(header[68:]); id != applicationID {
 		return fmt.Errorf("%s is not a metastore but the SQLite database of another program (application id %#x, ours "+
 			"is %#x); name a file that claviger metastore backup has written", shown, id, applicationID)
 	}
-	page := int64(binary.BigEndian.Uint16(head[16:]))
+	page := int64(binary.BigEndian.Uint16(header[16:]))
 	if page == 1 {
 		page = 65536
 	}
-	pages := int64(binary.BigEndian.Uint32(head[28:]))
+	pages := int64(binary.BigEndian.Uint32(header[28:]))
 	// If these two counters differ, an old SQLite has written the file, and the count of pages may be wrong.
-	valid := binary.BigEndian.Uint32(head[24:]) == binary.BigEndian.Uint32(head[92:])
+	valid := binary.BigEndian.Uint32(header[24:]) == binary.BigEndian.Uint32(header[92:])
 	if valid && st.Size() < page*pages {
-		return fmt.Errorf("%s is truncated: it has %d bytes, and its head says %d; copy it again, or take another "+
+		return fmt.Errorf("%s is truncated: it has %d bytes, and its header says %d; copy it again, or take another "+
 			"backup", shown, st.Size(), page*pages)
 	}
 	return nil

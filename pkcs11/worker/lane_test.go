@@ -211,8 +211,8 @@ func TestLanesAreKept(t *testing.T) {
 	noneLeft(t, before)
 }
 
-// TestSocketOfAnotherProcess: a process that the library has started may have the worker's end of a lane. It does not
-// keep the calls of a worker that has ended.
+// TestSocketOfAnotherProcess: a process that the library has started may have the worker's end of a lane. Even then a
+// call returns when the worker has ended.
 func TestSocketOfAnotherProcess(t *testing.T) {
 	ours, theirs := pair(t) // theirs stays open, as in such a process
 	defer theirs.close()

@@ -329,7 +329,7 @@ func TestStandbyWhenTheFirstIsSlow(t *testing.T) {
 	}
 }
 
-// TestStandbyIsTheFirst: the first token itself is refused as its standby, and a keystore file as its own standby.
+// TestStandbyIsTheFirst: the first token itself is refused as its standby.
 func TestStandbyIsTheFirst(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "k")

@@ -464,7 +464,7 @@ func TestFirstStartKilled(t *testing.T) {
 			}
 		}
 		s.env.Source = true
-		if _, err := s.open(path); err == nil || !strings.Contains(err.Error(), "killed while it made it") {
+		if _, err := s.open(path); err == nil || !strings.Contains(err.Error(), "killed while it made the identity") {
 			t.Errorf("%d files left, as a source: %v", len(left), err)
 		}
 		s.env.Source = false

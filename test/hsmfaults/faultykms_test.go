@@ -227,7 +227,8 @@ func generate(ctx context.Context, l *faultyKMS) (int, error) {
 	return status, wrong(status, answer, err)
 }
 
-// reencrypt wraps the DEK of the KMS's edek anew. The result is opened by check, without faults.
+// reencrypt wraps the DEK of the KMS's edek anew. Callers that need to know whether the result opens use reencrypted
+// and opensTo.
 func reencrypt(ctx context.Context, l *faultyKMS) (int, error) {
 	status, _, err := reencrypted(ctx, l)
 	return status, err
@@ -287,7 +288,7 @@ func (l *faultyKMS) tail() string {
 	return text[max(0, len(text)-4000):]
 }
 
-// end stops the KMS, and checks that it leaves no unfinished step in the metastore and no session.
+// end stops the KMS, and checks that it leaves no unfinished step in the metastore.
 func (l *faultyKMS) end(t *testing.T) {
 	t.Helper()
 	if err := l.stop(); err != nil {
