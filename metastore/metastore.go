@@ -9,6 +9,7 @@ package metastore
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"claviger"
@@ -91,6 +92,27 @@ type Keys interface {
 	// Op "delete" with their refs, or adds the refs to such an intent that exists already.
 	// Kinds KeyNotFound; Unavailable if a step of another Op is unfinished, as in Begin.
 	Remove(ctx context.Context, key string) (Intent, error)
+	// RemoveVersion removes the version with that ID of a key, if the key has a newer one, and
+	// writes the same intent as Remove for that version alone. The number of the version is
+	// never given again. Kinds KeyNotFound; VersionNotFound; Invalid for the newest version;
+	// Unavailable as in Remove.
+	RemoveVersion(ctx context.Context, key, id string) (Intent, error)
+}
+
+// OldVersion returns the ref of the version with that ID among all versions of a key, oldest first. Its errors are
+// those of Keys.RemoveVersion.
+func OldVersion(op, key, id string, all []Ref) (Ref, error) {
+	at := slices.IndexFunc(all, func(r Ref) bool { return r.ID == id })
+	switch {
+	case len(all) == 0:
+		return Ref{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+	case at < 0:
+		return Ref{}, claviger.E(op, claviger.VersionNotFound, claviger.VersionName(key, id), nil)
+	case at == len(all)-1:
+		return Ref{}, claviger.Errorf(op, claviger.Invalid, claviger.VersionName(key, id),
+			"the newest version of a key cannot be removed: new EDEKs are made under it; roll the key first")
+	}
+	return all[at], nil
 }
 
 // Numbers keeps the next version number of each name that a key ever had in this store. The next number only rises. No

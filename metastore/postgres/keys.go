@@ -365,10 +365,7 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "metastore/postgres.Remove"
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		// the rows carry the error
-		rows, _ := tx.Query(ctx,
-			`SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1
-				ORDER BY v.seq`, key)
+		rows, _ := tx.Query(ctx, selectRefs, key) // the rows carry the error
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
@@ -389,6 +386,40 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 	}
 	return in, nil
 }
+
+// RemoveVersion removes an old version, writes an intent to delete its HSM object, and announces the change.
+func (s *Store) RemoveVersion(ctx context.Context, key, id string) (in metastore.Intent, err error) {
+	const op = "metastore/postgres.RemoveVersion"
+	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		rows, _ := tx.Query(ctx, selectRefs, key) // the rows carry the error
+		all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
+		if err != nil {
+			return err
+		}
+		ref, err := metastore.OldVersion(op, key, id, all)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1`, key); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM key_version WHERE object = $1`, ref.Object); err != nil {
+			return err
+		}
+		if in, err = beginDelete(ctx, tx, op, key, []metastore.Ref{ref}); err != nil {
+			return err
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Invalidated})
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// selectRefs selects the versions of a key, oldest first.
+const selectRefs = `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1
+	ORDER BY v.seq`
 
 // beginDelete writes the intent to delete a key's HSM objects. If a delete of the key was begun before, beginDelete
 // adds the refs that its intent lacks.

@@ -26,6 +26,8 @@ const (
 		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.object, v.created, v.check_value
 		FROM key_version v JOIN ez_key k ON k.id = v.key_id
 		WHERE k.name = ? AND v.id = ?`
+	selectRefs = `
+		SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`
 )
 
 // Names returns all key names, sorted by bytes.
@@ -274,9 +276,7 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 	const op = "metastore/sqlite.Remove"
 	var in metastore.Intent
 	err := s.update(ctx, op, key, func(tx *sql.Tx) error {
-		refs, err := collect(ctx, tx, scanRef,
-			`SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?
-				ORDER BY v.seq`, key)
+		refs, err := collect(ctx, tx, scanRef, selectRefs, key)
 		if err != nil {
 			return err
 		}
@@ -287,6 +287,30 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 			return err
 		}
 		in, err = beginDelete(ctx, tx, op, key, refs)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// RemoveVersion removes an old version, and writes an intent to delete its HSM object.
+func (s *Store) RemoveVersion(ctx context.Context, key, id string) (in metastore.Intent, err error) {
+	const op = "metastore/sqlite.RemoveVersion"
+	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
+		all, err := collect(ctx, tx, scanRef, selectRefs, key)
+		if err != nil {
+			return err
+		}
+		ref, err := metastore.OldVersion(op, key, id, all)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM key_version WHERE object = ?`, ref.Object); err != nil {
+			return err
+		}
+		in, err = beginDelete(ctx, tx, op, key, []metastore.Ref{ref})
 		return err
 	})
 	if err != nil {

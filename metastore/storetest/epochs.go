@@ -9,6 +9,7 @@ import (
 // EpochStore has the methods that the suite of epochs calls.
 type EpochStore interface {
 	metastore.Keys
+	metastore.Intents
 	metastore.DeletedKeys
 	metastore.Epochs
 }
@@ -51,11 +52,15 @@ func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	wantNew("the key was rolled")
 	must(t, b.Amend(ctx, key("k", "aa").Metadata))
 	wantNew("the key was amended")
+	_, err := b.RemoveVersion(ctx, "k", "aa")
+	must(t, err)
+	wantNew("a version was removed")
+	must(t, b.Drop(ctx, "k"))
 	must(t, b.SoftDelete(ctx, "k"))
 	wantNone()
-	must(t, b.Undelete(ctx, "k", "aa"))
+	must(t, b.Undelete(ctx, "k", "bb"))
 	wantNew("the key was undeleted")
-	_, err := b.Remove(ctx, "k")
+	_, err = b.Remove(ctx, "k")
 	must(t, err)
 	wantNone()
 	must(t, b.Insert(ctx, key("k", "dd")))

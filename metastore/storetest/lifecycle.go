@@ -168,6 +168,10 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"Amend":     func(ctx context.Context) error { return s.Amend(ctx, key("k", "01").Metadata) },
 		"Append":    func(ctx context.Context) error { return s.Append(ctx, "k", version("02", 1)) },
 		"Remove":    func(ctx context.Context) error { _, err := s.Remove(ctx, "k"); return err },
+		"RemoveVersion": func(ctx context.Context) error {
+			_, err := s.RemoveVersion(ctx, "k", "01")
+			return err
+		},
 		"Begin": func(ctx context.Context) error {
 			_, err := s.Begin(ctx, metastore.Intent{Key: "i", Op: "create"})
 			return err

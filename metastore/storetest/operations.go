@@ -85,6 +85,11 @@ func KeyOperations() []Operation {
 		{"Insert", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("k", "3", "4")) }},
 		{"Append", func(ctx context.Context, s Full) error { return s.Append(ctx, "k", version("5", 5)) }},
 		{"Prepend", func(ctx context.Context, s Full) error { return s.Prepend(ctx, "k", version("1", 1)) }},
+		{"RemoveVersion", func(ctx context.Context, s Full) error {
+			_, err := s.RemoveVersion(ctx, "k", "3")
+			return err
+		}},
+		{"Drop the deletion", func(ctx context.Context, s Full) error { return s.Drop(ctx, "k") }},
 		{"Amend", func(ctx context.Context, s Full) error {
 			return s.Amend(ctx, claviger.Metadata{Name: "k", Description: text("amended"), Created: at(0),
 				Attributes: map[string]string{"a": "b"}})

@@ -55,6 +55,7 @@ func Run(t *testing.T, b Backend) {
 		{"VersionOrder", testVersionOrder},
 		{"Conflicts", testConflicts},
 		{"Remove", testRemove},
+		{"RemoveVersion", testRemoveVersion},
 		{"Prepend", testPrepend},
 		{"Amend", testAmend},
 		{"Intents", testIntents},
