@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,9 +50,19 @@ func purge(ctx context.Context, p *hsm.Provider) error {
 	return p.Purge(ctx, "k", versions...)
 }
 
-// TestDeletedCrashes interrupts a soft deletion, an undeletion and a purge at each write to the metastore and at each
-// kind of HSM call, opens the provider again and makes the step again. It ends as without the crash, and each object
-// belongs to a key.
+// purgeOldest purges the oldest version of k. It may be called again.
+func purgeOldest(ctx context.Context, p *hsm.Provider) error {
+	list, err := p.Versions(ctx, "k")
+	if err != nil {
+		return err
+	}
+	newest, _ := claviger.VersionNumber(list[len(list)-1].Name)
+	return p.PurgeVersion(ctx, claviger.VersionName("k", strconv.Itoa(newest-1)))
+}
+
+// TestDeletedCrashes interrupts a soft deletion, an undeletion, a purge, and a purge of one version at each write to
+// the metastore and at each kind of HSM call, opens the provider again and makes the step again. It ends as without
+// the crash, and each object belongs to a key.
 func TestDeletedCrashes(t *testing.T) {
 	b := newSite(t)
 	b.soft = "true"
@@ -85,6 +96,7 @@ func TestDeletedCrashes(t *testing.T) {
 			claviger.KeyExists, hsm.InUse, 2, 0},
 		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return purge(ctx, p) },
 			claviger.KeyNotFound, "", 0, 0},
+		{"purge a version", made, purgeOldest, claviger.VersionNotFound, hsm.InUse, 1, 0},
 	} {
 		for name, fault := range faults {
 			t.Run(s.name+"/"+name, func(t *testing.T) {
