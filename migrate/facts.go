@@ -275,3 +275,36 @@ func (s *holders) here(ctx context.Context, key string) (map[string]bool, error)
 	s.versions[key] = versions
 	return versions, nil
 }
+
+// OldVersion is a version of a key here that a newer one has replaced.
+type OldVersion struct {
+	Version, Key string
+	Replaced     time.Time // when the next version was made
+	// LastUse is the last recorded use, or the time since which uses are recorded, if that is later.
+	LastUse time.Time
+}
+
+// OldVersion returns the facts about a version that may be purged. Kinds KeyNotFound; VersionNotFound; Invalid for the
+// newest version; Unsupported if the target cannot purge one version.
+func (e *Engine) OldVersion(ctx context.Context, version string) (*OldVersion, error) {
+	target, ok := e.cfg.Target.(interface {
+		Replaced(ctx context.Context, version string) (time.Time, error)
+	})
+	if !ok {
+		return nil, claviger.Errorf("migrate.OldVersion", claviger.Unsupported, version,
+			"%s cannot destroy one version of a key; only an HSM can", e.cfg.Target.URI())
+	}
+	at, err := target.Replaced(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	last, since, err := e.cfg.Store.LastUses(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	v := &OldVersion{Version: version, Key: claviger.ParseVersion(version).Key, Replaced: at, LastUse: since}
+	if last[0].After(since) {
+		v.LastUse = last[0]
+	}
+	return v, nil
+}

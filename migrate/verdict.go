@@ -26,7 +26,7 @@ const (
 
 // Verdict says, by a census of fsimages, whether EDEKs of HDFS need a source. Package migrate/verdict makes it.
 type Verdict struct {
-	Format string `json:"format"` // "claviger migrate verdict 1"
+	Format string `json:"format"` // VerdictFormat or VersionVerdictFormat
 	// Name is the name of the journal's record; "" if the verdict was not recorded.
 	Name    string    `json:"name"`
 	At      time.Time `json:"at"`
@@ -90,13 +90,26 @@ type VersionVerdict struct {
 	Why          string     `json:"why"`
 }
 
+// The formats of verdicts on a source, and on one version of a key here.
+const (
+	VerdictFormat        = "claviger migrate verdict 1"
+	VersionVerdictFormat = "claviger key version verdict 1"
+)
+
 // verdictsRun is the name under which the journal keeps verdicts. It is not a run.
 const verdictsRun = "verdicts"
+
+// versionVerdictsRun is the same for verdicts on single versions here, which Finish does not use.
+const versionVerdictsRun = "version-verdicts"
 
 // RecordVerdict writes a verdict into the journal, and gives it a name. Paths of files and snapshots are left out of
 // the record.
 func (e *Engine) RecordVerdict(ctx context.Context, v *Verdict) error {
-	records, err := e.cfg.Store.Records(ctx, verdictsRun)
+	run := verdictsRun
+	if v.Format != VerdictFormat {
+		run = versionVerdictsRun
+	}
+	records, err := e.cfg.Store.Records(ctx, run)
 	if err != nil {
 		return err
 	}
@@ -111,7 +124,7 @@ func (e *Engine) RecordVerdict(ctx context.Context, v *Verdict) error {
 	for i := range record.Versions {
 		record.Versions[i].Snapshots, record.Versions[i].Paths = nil, nil
 	}
-	return e.put(ctx, verdictsRun, v.Name, record)
+	return e.put(ctx, run, v.Name, record)
 }
 
 // lastVerdict returns the verdict that was recorded last, or nil.

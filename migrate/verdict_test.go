@@ -87,7 +87,8 @@ func newVerdictMigration(t *testing.T) *verdictMigration {
 	b := &verdictMigration{testMigration: newTestMigration(t)}
 	b.add(t, "k", 2)
 	b.run(t)
-	b.v = &migrate.Verdict{At: noon, Outcome: migrate.Granted, Journal: b.facts(t, nil, nil).Journal,
+	b.v = &migrate.Verdict{Format: migrate.VerdictFormat, At: noon, Outcome: migrate.Granted,
+		Journal: b.facts(t, nil, nil).Journal,
 		Images: []migrate.VerdictImage{{Image: "fsimage_7", Namespace: 4711, Transaction: 7,
 			AsOf: ptr(noon.Add(-time.Minute))}},
 		Versions: []migrate.VersionVerdict{{Version: "k@0", Paths: []string{"/secret"}}}}

@@ -69,12 +69,7 @@ func parse(text string) time.Time {
 func (j *judge) checkAge(m *Image, asOf time.Time) {
 	ended := j.Facts.RunEnded
 	zones := j.migratedZones(m)
-	var missing []string
-	for _, z := range zones {
-		if !j.drained(z) {
-			missing = append(missing, claviger.Printable(z.Path))
-		}
-	}
+	missing := j.notDrained(zones)
 	if len(zones) > 0 && len(missing) == 0 {
 		return
 	}
@@ -111,15 +106,37 @@ func (j *judge) migratedZones(m *Image) (zones []*census.Zone) {
 	return zones
 }
 
-// drained reports whether a zone's re-encryption began after its key was taken over, to a version of this KMS. At its
-// start, the NameNode empties the queue of EDEKs of the zone's key.
+// notDrained returns the paths of zones of keys of which no zone is drained. A NameNode has one queue for each key.
+func (j *judge) notDrained(zones []*census.Zone) (paths []string) {
+	drained := map[string]bool{}
+	for _, z := range zones {
+		drained[z.Key] = drained[z.Key] || j.drained(z)
+	}
+	for _, z := range zones {
+		if !drained[z.Key] {
+			paths = append(paths, claviger.Printable(z.Path))
+		}
+	}
+	return paths
+}
+
+// drained reports whether a zone's re-encryption began after its key was taken over, or the judged version was
+// replaced, to a newer version of this KMS. At its start, the NameNode empties the queue of EDEKs of the zone's key.
 func (j *judge) drained(z *census.Zone) bool {
 	r := z.Reencryption
+	if r == nil || j.Facts.EDEKs[r.Version] != migrate.Here {
+		return false
+	}
 	since, ok := j.Facts.TakenOver[claviger.FoldName(z.Key)]
-	if !ok {
+	switch {
+	case j.old != nil && j.judged(r.Version):
+		return false
+	case j.old != nil:
+		since = j.old.Replaced
+	case !ok:
 		since = j.Facts.RunEnded
 	}
-	return r != nil && j.Facts.EDEKs[r.Version] == migrate.Here && parse(r.Submitted).After(since)
+	return parse(r.Submitted).After(since)
 }
 
 // asksHere reports whether the image has EDEKs of versions here.

@@ -11,8 +11,8 @@ import (
 	"claviger/migrate"
 )
 
-// addToDo makes the shortest list of steps after which no EDEK of the images needs the source. A re-encryption reaches
-// all live files of a zone, also those in its trash and those that are open for writing.
+// addToDo makes the shortest list of steps after which no EDEK of the images needs what is judged. A re-encryption
+// reaches all live files of a zone, also those in its trash and those that are open for writing.
 func (j *judge) addToDo() {
 	for i := range j.Images {
 		j.zonesToDo(i)
@@ -31,16 +31,13 @@ func (j *judge) do(command, format string, args ...any) {
 	j.v.ToDo = append(j.v.ToDo, migrate.Step{Do: fmt.Sprintf(format, args...), Command: command})
 }
 
-// atSource reports whether EDEKs of a version need the source.
-func (j *judge) atSource(version string) bool { return j.Facts.EDEKs[version] == migrate.AtSource }
-
-// zonesToDo adds a step for each zone with live EDEKs of the source.
+// zonesToDo adds a step for each zone with live EDEKs that count.
 func (j *judge) zonesToDo(image int) {
 	for i := range j.Images[image].Report.Zones {
 		z := &j.Images[image].Report.Zones[i]
 		var live, trash uint64
 		for _, v := range z.Versions {
-			if j.atSource(v.Version) {
+			if j.judged(v.Version) {
 				live += v.Live
 				trash += v.InTrash
 			}
@@ -63,12 +60,12 @@ func (j *judge) zonesToDo(image int) {
 	}
 }
 
-// outsideToDo adds a step for each version of the source that live files outside of zones have.
+// outsideToDo adds a step for each judged version that live files outside of zones have.
 func (j *judge) outsideToDo(image int) {
 	r := j.Images[image].Report
 	for i := range r.Versions {
 		v := &r.Versions[i]
-		if !j.atSource(v.Version) {
+		if !j.judged(v.Version) {
 			continue
 		}
 		outside := v.Counts
@@ -93,12 +90,12 @@ func (j *judge) outsideToDo(image int) {
 	}
 }
 
-// snapshotsToDo adds a step for each snapshot that shows EDEKs of the source.
+// snapshotsToDo adds a step for each snapshot that shows EDEKs that count.
 func (j *judge) snapshotsToDo(image int) {
 	all := map[string]*census.SnapshotUse{}
 	for i := range j.Images[image].Report.Versions {
 		v := &j.Images[image].Report.Versions[i]
-		if !j.atSource(v.Version) {
+		if !j.judged(v.Version) {
 			continue
 		}
 		for _, s := range v.Snapshots {

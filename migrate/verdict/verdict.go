@@ -49,7 +49,9 @@ type Input struct {
 	Unknown      string
 	// Queue is how long a NameNode keeps EDEKs that are ready.
 	Queue time.Duration
-	Facts *migrate.EDEKFacts
+	// MinUnused is how long a version here must be unused before it may be destroyed.
+	MinUnused time.Duration
+	Facts     *migrate.EDEKFacts
 }
 
 // Names returns the keys and versions in the censuses, whose holders the facts must have.
@@ -79,28 +81,46 @@ func edeks(c *census.Counts) uint64 { return c.Live + c.SnapshotOnly + c.Unreach
 type judge struct {
 	*Input
 	v    *migrate.Verdict
-	asOf []time.Time // of each image; zero: not known
+	asOf []time.Time         // of each image; zero: not known
+	old  *migrate.OldVersion // the version here that is judged; nil: the source is
 }
 
 // newImage is the cure of an image that is too old.
-const newImage = "make a new image (hdfs dfsadmin -saveNamespace, in safe mode), and run claviger migrate verdict again"
+const newImage = "make a new image (hdfs dfsadmin -saveNamespace, in safe mode), and run the command again"
 
-// Judge makes a verdict.
+// Judge makes a verdict on the source.
 func Judge(in *Input) *migrate.Verdict {
-	f := in.Facts
-	j := &judge{Input: in, v: &migrate.Verdict{Format: "claviger migrate verdict 1", At: f.At,
-		Outcome: migrate.NoVerdict, Images: []migrate.VerdictImage{}, Problems: []string{}, ToDo: []migrate.Step{},
-		Versions: []migrate.VersionVerdict{}, UnusedKeys: []string{}, NotReached: migrate.NotReached,
-		Journal: f.Journal}}
+	j := newJudge(in)
+	j.v.Format = migrate.VerdictFormat
 	j.checkRun()
+	j.checkImages()
+	j.checkUses(in.Facts.LastUse)
+	j.addVersions()
+	j.addUnused()
+	return j.decide()
+}
+
+func newJudge(in *Input) *judge {
+	return &judge{Input: in, v: &migrate.Verdict{At: in.Facts.At, Outcome: migrate.NoVerdict,
+		Images: []migrate.VerdictImage{}, Problems: []string{}, ToDo: []migrate.Step{},
+		Versions: []migrate.VersionVerdict{}, UnusedKeys: []string{}, NotReached: migrate.NotReached,
+		Journal: in.Facts.Journal}}
+}
+
+// checkImages checks the clocks and all images.
+func (j *judge) checkImages() {
+	if err := j.Facts.Clocks; err != nil {
+		j.problem("the time of the last use is not certain: %v", err)
+	}
 	j.checkNamespaces()
 	for i := range j.Images {
 		j.checkImage(&j.Images[i])
 	}
-	j.checkUses()
-	j.addVersions()
+}
+
+// decide sets the outcome, and what to do.
+func (j *judge) decide() *migrate.Verdict {
 	j.addToDo()
-	j.addUnused()
 	switch needed := slices.ContainsFunc(j.v.Versions, func(v migrate.VersionVerdict) bool { return v.EDEKs > 0 }); {
 	case len(j.v.Problems) > 0:
 	case needed:
@@ -117,7 +137,7 @@ func (j *judge) problem(format string, args ...any) {
 	j.v.Problems = append(j.v.Problems, fmt.Sprintf(format, args...))
 }
 
-// checkRun checks the migration and the clocks.
+// checkRun checks the migration.
 func (j *judge) checkRun() {
 	f := j.Facts
 	if f.Run == nil {
@@ -133,9 +153,6 @@ func (j *judge) checkRun() {
 		j.problem("the last run ended at %s, which is in the future: a clock was ahead then, so it is not certain "+
 			"which "+
 			"images are younger; wait until that time, or set the clock of this host", stamp(f.RunEnded))
-	}
-	if f.Clocks != nil {
-		j.problem("the time of the last use of the source is not certain: %v", f.Clocks)
 	}
 	for _, c := range f.Conflicts {
 		j.problem("version %s: %s", claviger.Printable(c.Version), c.Why)
@@ -234,7 +251,11 @@ func (j *judge) checkImage(m *Image) {
 			"namespace or the image is at fault", name, strings.Join(r.Problems, "; "))
 	}
 	j.checkKeys(m)
-	if !asOf.IsZero() && !j.Facts.RunEnded.IsZero() {
+	switch {
+	case asOf.IsZero():
+	case j.old != nil:
+		j.checkRolled(m, asOf)
+	case !j.Facts.RunEnded.IsZero():
 		j.checkAge(m, asOf)
 	}
 }
@@ -265,7 +286,7 @@ func (j *judge) checkKeys(m *Image) {
 	switch {
 	case !known && len(unknown) > 0:
 		j.problem("%s names no key that is known here (%s): is it an image of another cluster?", name, few(unknown))
-	case len(unknown) > 0:
+	case len(unknown) > 0 && j.old == nil:
 		j.problem("%s: %s, which is neither here nor in the journal. If the source has got the key since the last "+
 			"run, "+
 			"run the migration again. If the key is lost, delete its zones and files, and their snapshots: nobody can "+
@@ -286,19 +307,18 @@ func few(list []string) string {
 	return strings.Join(list, "; ")
 }
 
-// checkUses checks that each image is younger than the last use of the source.
-func (j *judge) checkUses() {
-	last := j.Facts.LastUse
+// checkUses checks that each image is younger than the last use; nil: none is known.
+func (j *judge) checkUses(last *metastore.Use) {
 	if last == nil {
 		return
 	}
 	j.v.LastUse = &last.Last
 	for i, asOf := range j.asOf {
 		if !asOf.IsZero() && last.Last.After(asOf) {
-			j.problem("version %s of the source was requested at %s, and %s shows the state of %s, so files that were "+
-				"made since are not in it: change any file (hdfs dfs -touch FILE), %s",
-				claviger.Printable(last.Version), stamp(last.Last), claviger.Printable(j.Images[i].Name), stamp(asOf),
-				newImage)
+			j.problem("version %s was requested at %s, and %s shows the state of %s, so files that were made since "+
+				"are not "+
+				"in it: change any file (hdfs dfs -touch FILE), %s", claviger.Printable(last.Version), stamp(last.Last),
+				claviger.Printable(j.Images[i].Name), stamp(asOf), newImage)
 		}
 	}
 }
@@ -311,18 +331,33 @@ func (j *judge) addVersions() {
 		index[v.Version] = append(index[v.Version], len(j.v.Versions))
 		j.v.Versions = append(j.v.Versions, v)
 	}
+	j.countVersions(func(version string) *migrate.VersionVerdict {
+		at := index[version]
+		if len(at) == 0 { // the facts are of another census
+			j.problem("version %s is missing in the facts of the journal: run the command again", version)
+			return new(migrate.VersionVerdict)
+		}
+		return &j.v.Versions[at[0]]
+	})
+}
+
+// judged reports whether an EDEK of that version counts.
+func (j *judge) judged(version string) bool {
+	if j.old != nil { // a key may have another spelling in HDFS
+		return claviger.FoldName(version) == claviger.FoldName(j.old.Version)
+	}
+	return j.Facts.EDEKs[version] == migrate.AtSource
+}
+
+// countVersions counts the EDEKs that count. of returns where those of a version are counted.
+func (j *judge) countVersions(of func(version string) *migrate.VersionVerdict) {
 	for i := range j.Images {
 		for n := range j.Images[i].Report.Versions {
 			c := &j.Images[i].Report.Versions[n]
-			if edeks(&c.Counts) == 0 || j.Facts.EDEKs[c.Version] != migrate.AtSource {
+			if edeks(&c.Counts) == 0 || !j.judged(c.Version) {
 				continue
 			}
-			at := index[c.Version]
-			if len(at) == 0 { // the facts are of another census
-				j.problem("version %s is missing in the facts of the journal: run the command again", c.Version)
-				continue
-			}
-			j.count(&j.v.Versions[at[0]], c, i)
+			j.count(of(c.Version), c, i)
 		}
 	}
 }

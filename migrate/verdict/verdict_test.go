@@ -94,7 +94,7 @@ var problems = map[string]struct {
 	"a run in the future": {func(in *verdict.Input) { in.Facts.RunEnded = noon.Add(time.Hour) },
 		"which is in the future: a clock was ahead"},
 	"clocks that differ": {func(in *verdict.Input) { in.Facts.Clocks = errors.New("2h ahead of PostgreSQL's") },
-		"last use of the source is not certain: 2h ahead"},
+		"last use is not certain: 2h ahead"},
 	"a conflict": {func(in *verdict.Input) {
 		in.Facts.Conflicts = []migrate.VersionConflict{{Version: "k@2", Why: "rolled at the source since"}}
 	}, "version k@2: rolled at the source since"},
@@ -139,7 +139,7 @@ var problems = map[string]struct {
 		in.Images[0].Report.Zones, in.Images[0].Report.Versions = nil, nil
 	}, "has no encryption zone, so nothing shows that it is an image of this HDFS: fetch it by --namenode"},
 	"a use after the image": {func(in *verdict.Input) { in.Facts.LastUse.Last = noon.Add(-time.Minute) },
-		"k@1 of the source was requested at 2026-11-23T11:59:00Z, and fsimage_7 shows the state of " +
+		"version k@1 was requested at 2026-11-23T11:59:00Z, and fsimage_7 shows the state of " +
 			"2026-11-23T11:00:00Z"},
 	"an image older than the run": {func(in *verdict.Input) { in.Facts.LastUse = nil; old(in, ended.Add(-time.Hour)) },
 		"does not show that HDFS asks this KMS for the EDEKs of /z"},
@@ -234,6 +234,10 @@ func TestOtherProofs(t *testing.T) {
 		},
 		"a key that was taken over after the re-encryption of another": func(in *verdict.Input) {
 			in.Facts.RunEnded = noon.Add(-2 * time.Hour)
+		},
+		"a zone that was made after the re-encryption of another one with its key": func(in *verdict.Input) {
+			in.Images[0].Report.Zones = append(in.Images[0].Report.Zones,
+				census.Zone{Path: "/new", Key: "k", State: "live"})
 		},
 		"a running re-encryption": func(in *verdict.Input) {
 			in.Images[0].Report.Zones[0].Reencryption.State = "running"

@@ -22,7 +22,8 @@ func TestPurgeVersion(t *testing.T) {
 	p := b.mustOpen(t)
 	ctx := t.Context()
 	for _, name := range []string{"k", "other"} {
-		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+		spec := provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 256}
+		if _, err := p.Create(ctx, spec); err != nil {
 			t.Fatal(err)
 		}
 	}
