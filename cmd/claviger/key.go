@@ -40,7 +40,8 @@ func newKeyCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newKeyList(), newKeyDescribe(), newKeyMigrate(), newKeyUndelete(), newKeyPurge())
+	cmd.AddCommand(newKeyList(), newKeyDescribe(), newKeyMigrate(), newKeyUndelete(), newKeyPurge(),
+		newKeyVersion())
 	return cmd
 }
 

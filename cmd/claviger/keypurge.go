@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/kms/edeks"
 	"claviger/kmswire"
+	"claviger/provider/hsm"
 	"claviger/provider/kmsclient"
 	"claviger/terminal"
 )
@@ -105,4 +107,25 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 	}
 	return out.Write(purged{Purged: p.name, Keys: keys},
 		func(w io.Writer) { fmt.Fprintf(w, "key %s is destroyed for ever\n", claviger.Printable(p.name)) })
+}
+
+func newKeyVersion() *cobra.Command {
+	var o edeks.PurgeOptions
+	purge := migrateCommand(edeks.PurgeUse, edeks.PurgeShort, edeks.PurgeLong, hsm.Destroy,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			hdfsFlag(cmd, f)
+			o.Define(cmd)
+		},
+		func(m *migration) error {
+			result, err := o.Purge(m.cmd, m.svc, m.engine, m.flags.hdfs, m.args[0])
+			if result == nil {
+				return err
+			}
+			return errors.Join(write(m, result, edeks.PurgeText), err)
+		})
+	purge.Args = cobra.ExactArgs(1)
+	cmd := &cobra.Command{Use: "version", Short: "Destroy old versions of keys", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(purge)
+	return cmd
 }

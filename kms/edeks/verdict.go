@@ -24,7 +24,7 @@ import (
 
 // VerdictUse, VerdictShort and VerdictLong describe the command claviger migrate verdict.
 const (
-	VerdictUse   = "verdict --conf DIR {--image FILE | --namenode URL}..."
+	VerdictUse   = "verdict --conf DIR [--image FILE] [--namenode URL]"
 	VerdictShort = "Count in fsimages whether EDEKs still need the source"
 	VerdictLong  = `verdict counts the EDEKs of an HDFS in fsimages, as claviger edek census does. It says for each
 version of the source how many EDEKs need it, and where: in live files, in the trash, in files that are open, and in
@@ -82,15 +82,25 @@ func (o *VerdictOptions) Verdict(ctx context.Context, conf, hdfs string, engine 
 	return v, engine.RecordVerdict(ctx, v)
 }
 
+// options are those of a census.
+func (o *VerdictOptions) options(conf string) *Options {
+	return &Options{Conf: conf, Paths: o.Paths, Workers: o.Workers, Quiet: o.Quiet}
+}
+
+// check returns an error of the command line.
+func (o *VerdictOptions) check() error {
+	if len(o.Images)+len(o.NameNodes) == 0 {
+		return &terminal.UsageError{Err: errors.New("give an image of each namespace by --image or --namenode")}
+	}
+	return o.options("").check([]string{"FILE"})
+}
+
 // count counts all images.
 func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Writer) (*verdict.Input, error) {
-	one := &Options{Conf: conf, Paths: o.Paths, Workers: o.Workers, Quiet: o.Quiet}
-	if len(o.Images)+len(o.NameNodes) == 0 {
-		return nil, &terminal.UsageError{Err: errors.New("give an image of each namespace by --image or --namenode")}
-	}
-	if err := one.check([]string{"FILE"}); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
+	one := o.options(conf)
 	if hdfs == "" {
 		hdfs = conf
 	}

@@ -39,6 +39,36 @@ func Verdict(w io.Writer, v *migrate.Verdict) {
 		l.line("Keys here that no zone and no EDEK of the images has: %s",
 			claviger.Printable(strings.Join(v.UnusedKeys, ", ")))
 	}
+	l.rest(v, "the source")
+}
+
+// VersionVerdict writes whether EDEKs of HDFS need one version of a key here.
+func VersionVerdict(w io.Writer, v *migrate.Verdict) {
+	l := lines{w}
+	of := &v.Versions[0]
+	name := claviger.Printable(of.Version)
+	switch v.Outcome {
+	case migrate.Granted:
+		l.line("No EDEK of the images needs version %s.", name)
+	case migrate.Needed:
+		l.line("Version %s is %s.", name, of.Why)
+	default:
+		l.line("There is no verdict on version %s. The images do not show whether EDEKs need it.", name)
+	}
+	for _, p := range v.Problems {
+		l.line("  PROBLEM: %s", p)
+	}
+	l.line("")
+	l.images(v.Images)
+	l.evidence(v.Versions)
+	if of.LastUse != nil {
+		l.line("The version may have been used until %s.", of.LastUse.UTC().Format(time.RFC3339))
+	}
+	l.rest(v, "the version")
+}
+
+// rest writes what to do, what an image does not show, and the name of the record.
+func (l lines) rest(v *migrate.Verdict, what string) {
 	if len(v.ToDo) > 0 {
 		l.line("")
 		l.line("To do:")
@@ -50,7 +80,7 @@ func Verdict(w io.Writer, v *migrate.Verdict) {
 		}
 	}
 	l.line("")
-	l.line("An image does not show the following places. They may need the source too:")
+	l.line("An image does not show the following places. They may need %s too:", what)
 	for _, s := range v.NotReached {
 		l.line("  - %s", s)
 	}
