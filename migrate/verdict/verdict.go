@@ -250,6 +250,10 @@ func (j *judge) checkImage(m *Image) {
 			"the "+
 			"namespace or the image is at fault", name, strings.Join(r.Problems, "; "))
 	}
+	for _, w := range r.Warnings {
+		j.problem("the census of %s warns: %s; take an image when that is over, or with a claviger that knows the "+
+			"image's layout", name, w)
+	}
 	j.checkKeys(m)
 	switch {
 	case asOf.IsZero():

@@ -101,6 +101,9 @@ var problems = map[string]struct {
 	"an incomplete census": {func(in *verdict.Input) {
 		in.Images[0].Report.Complete, in.Images[0].Report.Problems = false, []string{"1 inodes are reached by no path"}
 	}, "the census of fsimage_7 is not complete (1 inodes are reached by no path): hdfs fsck /"},
+	"a rolling upgrade": {func(in *verdict.Input) {
+		in.Images[0].Report.Warnings = []string{"a rolling upgrade is running: a rollback brings back an older state"}
+	}, "the census of fsimage_7 warns: a rolling upgrade is running"},
 	"unknown nameservices": {func(in *verdict.Input) { in.Nameservices, in.Unknown = nil, "conf has no hdfs-site.xml" },
 		"how many namespaces the HDFS has: conf has no hdfs-site.xml"},
 	"a missing nameservice": {func(in *verdict.Input) {
