@@ -101,6 +101,10 @@ var problems = map[string]struct {
 	"an incomplete census": {func(in *verdict.Input) {
 		in.Images[0].Report.Complete, in.Images[0].Report.Problems = false, []string{"1 inodes are reached by no path"}
 	}, "the census of fsimage_7 is not complete (1 inodes are reached by no path): hdfs fsck /"},
+	"a version that the facts lack": {func(in *verdict.Input) {
+		in.Facts.EDEKs["k@9"] = migrate.AtSource
+		need(in.Images[0].Report, "k@9", census.Counts{Live: 1})
+	}, "version k@9 is missing in the facts of the journal"},
 	"a rolling upgrade": {func(in *verdict.Input) {
 		in.Images[0].Report.Warnings = []string{"a rolling upgrade is running: a rollback brings back an older state"}
 	}, "the census of fsimage_7 warns: a rolling upgrade is running"},
@@ -166,7 +170,7 @@ var problems = map[string]struct {
 	"an old image without EDEKs of this KMS": {func(in *verdict.Input) {
 		in.Facts.LastUse = nil
 		old(in, noon.Add(-time.Hour))
-		in.Images[0].Report.Versions = in.Images[0].Report.Versions[:1]
+		in.Images[0].Report.Versions[0].Live, in.Images[0].Report.Versions[1].Counts = 1, census.Counts{}
 	}, "does not show that HDFS asks this KMS for the EDEKs of /z"},
 	"a clock ahead": {func(in *verdict.Input) {
 		in.Images[0].Report.Image.Time = rfc(noon.Add(time.Hour))
@@ -304,6 +308,22 @@ func TestToDo(t *testing.T) {
 	}
 }
 
+// TestNames: the keys and versions of a census that need a holder are those of zones, of their re-encryptions, and of
+// EDEKs; each is named once.
+func TestNames(t *testing.T) {
+	a, b := namespace(1), namespace(2)
+	need(b, "k@1", census.Counts{SnapshotOnly: 1})
+	need(b, "k@0", census.Counts{Unreachable: 1})
+	b.Zones = append(b.Zones, census.Zone{Key: "a"}, census.Zone{Key: "k", Reencryption: &census.Reencryption{}})
+	keys, versions := verdict.Names([]verdict.Image{{Report: b}, {Report: a}})
+	if !slices.Equal(keys, []string{"a", "k"}) || !slices.Equal(versions, []string{"k@0", "k@1", "k@2"}) {
+		t.Errorf("keys %q, versions %q", keys, versions)
+	}
+	if _, versions := verdict.Names([]verdict.Image{{Report: a}}); !slices.Equal(versions, []string{"k@2"}) {
+		t.Errorf("versions %q, and no EDEK has k@0", versions)
+	}
+}
+
 // federation is an input of two namespaces, in which a snapshot and files need the source.
 func federation() *verdict.Input {
 	in := site()
@@ -311,7 +331,7 @@ func federation() *verdict.Input {
 	in.Nameservices, in.Images[0].Nameservice = []string{"ns1", "ns2"}, "ns1"
 	need(in.Images[0].Report, "k@0", census.Counts{SnapshotOnly: 2},
 		census.SnapshotUse{Snapshot: "/z/.snapshot/s1", EDEKs: 2})
-	need(in.Images[1].Report, "k@0", census.Counts{Live: 3, OpenForWrite: 1})
+	need(in.Images[1].Report, "k@0", census.Counts{Live: 3, InTrash: 2, OpenForWrite: 1})
 	return in
 }
 
@@ -352,7 +372,7 @@ func Example() {
 	}
 	// Output:
 	// needed
-	// k@0: needed by 5 EDEKs: 3 live, 2 only in snapshots; of the live ones 1 open for writing
+	// k@0: needed by 5 EDEKs: 3 live, 2 only in snapshots; of the live ones 2 in the trash, 1 open for writing
 	// k@1: no EDEK needs it
 	// hdfs crypto -reencryptZone -start -path /z
 	// hdfs dfs -deleteSnapshot hdfs://ns1/z s1
