@@ -10,8 +10,8 @@ import (
 // maxDepth ends the way up from a folder in a damaged image.
 const maxDepth = 10_000
 
-// path returns the path of an entry of a folder, as it is seen at far. The path of an entry in a snapshot names the
-// snapshot. name is "" for the folder itself.
+// path returns the path of an entry of a folder, as it is in the state far. The path of an entry in a snapshot names
+// the snapshot. name is "" for the folder itself.
 func (c *counter) path(folder uint32, name string, far reach) string {
 	var names []string
 	if name != "" {
@@ -57,14 +57,15 @@ func (c *counter) snapshotPath(far reach) string {
 	return c.path(folder, "", far)
 }
 
-// where returns the path of an inode as it is seen at far. parent is the number + 1 of the folder in the index, or 0.
+// where returns the path of an inode as it is in the state far. parent is the number + 1 of the folder in the index, or
+// 0.
 func (c *counter) where(id uint64, parent uint32, name string, far reach) string {
 	p := c.placeAt(id, parent, far)
 	return c.path(p.folder, c.placeName(p.ref, name), far)
 }
 
-// placeAt returns the place of an inode at far. Of several places, it is the one that ended first after far: the inode
-// moved on from there.
+// placeAt returns the place of an inode in the state far. Of several places, it is the one that ended first after far:
+// the inode moved on from there.
 func (c *counter) placeAt(id uint64, parent uint32, far reach) place {
 	best := place{folder: noFolder}
 	consider := func(p place) {

@@ -117,7 +117,7 @@ func OldVersion(op, key, id string, all []Ref) (Ref, error) {
 
 // Numbers keeps the next version number of each name that a key ever had in this store. The next number only rises. No
 // number is given twice for a name, also not after the step that reserved it was dropped, or after the key was deleted,
-// deleted, discarded or created again, because EDEKs keep the names of such versions for ever.
+// discarded or created again, because EDEKs keep the names of such versions for ever.
 type Numbers interface {
 	// NextNumber returns the lowest number that no version of that name has had or
 	// reserved; 0 for a name that was never numbered.

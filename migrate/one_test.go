@@ -45,7 +45,7 @@ func TestRunKey(t *testing.T) {
 	b.sameMetadata(t, "a", "b")
 }
 
-// TestRunKeyRefuses: why a single key is not migrated.
+// TestRunKeyRefuses: the error of RunKey says why the key is not migrated.
 func TestRunKeyRefuses(t *testing.T) {
 	b := newTestMigration(t)
 	b.add(t, "a", 1)

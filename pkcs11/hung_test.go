@@ -88,7 +88,7 @@ func TestHungToken(t *testing.T) {
 }
 
 // TestPausesOfHungKey: the pauses grow to five minutes. A call that hung at the same time as another does not lengthen
-// them. Errors that do not mean that the call itself hung, and calls without a key, are left to the ladder.
+// them. Errors that do not mean that the call itself hung, and calls without a key, are left to the steps of repair.
 func TestPausesOfHungKey(t *testing.T) {
 	_, tok, keys := openFaulty(t, nil)
 	s, hung := keySubject(keys[0].label), worker.GoneError{Reason: "C_Encrypt did not return in 25s", Hung: true}

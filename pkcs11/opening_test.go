@@ -134,9 +134,9 @@ func TestEachCallOfALoginFails(t *testing.T) {
 	}
 }
 
-// TestMechanismLadder: if the token refuses a mechanism, or does not list it, the next one is used, and the log and the
+// TestNextMechanism: if the token refuses a mechanism, or does not list it, the next one is used, and the log and the
 // error say why.
-func TestMechanismLadder(t *testing.T) {
+func TestNextMechanism(t *testing.T) {
 	c, fault := faulty(t)
 	for _, s := range []struct {
 		refused []uint // by C_EncryptInit

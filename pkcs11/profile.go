@@ -65,15 +65,15 @@ var profiles = map[Profile]traits{
 		modifiable: true, manufacturers: []string{"ncipher", "entrust"},
 	},
 	// SoftHSM does all work under one lock. More sessions give no more calls, and cost nothing: measurements with 32
-	// keys gave the same CPU time for a call with 4 sessions and with 33. They help if a network is between it and
-	// this process.
+	// keys gave the same CPU time for a call with 4 sessions and with 33. More sessions help if a network is
+	// between SoftHSM and this process.
 	SoftHSM: {
 		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 1,
 		dataLimit:     1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
-	// AWS' manual names CKR_FUNCTION_FAILED for an HSM that throttles, and its list of known issues CKR_DEVICE_ERROR of
-	// C_GetAttributeValue.
+	// AWS' manual names CKR_FUNCTION_FAILED for an HSM that throttles. AWS' list of known issues names CKR_DEVICE_ERROR
+	// of C_GetAttributeValue.
 	CloudHSM: {
 		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
 		dataLimit:  32 << 10,

@@ -120,7 +120,7 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, t.limit)
 }
 
-// do runs f with a session of its own. If that fails, it runs f again after it has done what may help; see ladder.go. f
+// do runs f with a session of its own. If that fails, it runs f again after it has done what may help; see repair.go. f
 // must make its calls on that session only. f may run on after ctx has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
 	return t.doAndNotify(ctx, op, subject{name: op}, nil, f, func(error) {})

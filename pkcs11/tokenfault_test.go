@@ -269,7 +269,7 @@ func TestAttemptOfAKeyThatHangs(t *testing.T) {
 	}
 }
 
-// TestAttemptEnds: an operation that fails after each step of the ladder fails, and so does one that gets no session
+// TestAttemptEnds: an operation that fails after each step of repair fails, and so does one that gets no session
 // and cannot wait for one.
 func TestAttemptEnds(t *testing.T) {
 	c := config(softhsmtest.New(t))

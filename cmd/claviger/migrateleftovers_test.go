@@ -51,14 +51,14 @@ func finishWithShred(t *testing.T, path, typed string, yes bool) (migrate.Leftov
 	return f.Leftovers[0], err
 }
 
-// markServed writes into the folder in the mark of a KMS that was started from the folder of.
-func markServed(t *testing.T, in, of string) {
+// markServed writes the mark of a KMS that was started from another folder into a folder.
+func markServed(t *testing.T, folder, startedFrom string) {
 	t.Helper()
-	mark, err := trustee.Mark(of)
+	mark, err := trustee.Mark(startedFrom)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kmstest.WriteFile(t, filepath.Join(in, keytrustee.ServedFile),
+	kmstest.WriteFile(t, filepath.Join(folder, keytrustee.ServedFile),
 		fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark))
 }
 

@@ -111,7 +111,7 @@ func TestNumbersUsedUp(t *testing.T) {
 	}
 }
 
-// TestDamagedSince checks that the begin of the record of uses must be a number.
+// TestDamagedSince checks that the time at which the record of uses begins must be a number.
 func TestDamagedSince(t *testing.T) {
 	s, _ := newStore(t)
 	if err := s.SetSetting(t.Context(), metastore.SettingLastUsesSince, "yesterday"); err != nil {

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestBench: each step makes its calls with so many sessions at the same time, and the progress names each step.
+// TestBench: each step of the measurement uses its own number of sessions and of EDEKs in a call, and reports them. The
+// progress counts the steps.
 func TestBench(t *testing.T) {
 	b := newSite(t)
 	p := b.mustOpen(t)

@@ -14,7 +14,7 @@ import (
 	"claviger/provider"
 )
 
-// refusal is an answer with an error, while its failure is made.
+// refusal has the parts of an error answer from which failures are made.
 type refusal struct {
 	h       *host
 	r       request

@@ -12,8 +12,8 @@ import (
 	"claviger/pkcs11/worker"
 )
 
-// A call that fails is tried again, one rung of a ladder after another: on another session, with the key's handle
-// found again; after a new login; after a new start of the library. The two upper rungs disturb all calls, so they are
+// A call that fails is tried again, after one step of repair each time: on another session, with the key's handle
+// found again; after a new login; after a new start of the library. The last two steps disturb all calls, so they are
 // for faults of the token. A fault of one key, on a token that works for others, fails the calls with that key alone.
 
 // Pauses after failed operations with one key. The first failure has no pause.
@@ -198,13 +198,13 @@ func (t *Token) tryNewKey(s p11.SessionHandle) error {
 	return err
 }
 
-// attempt runs f. After a failure it climbs the ladder, and runs f again.
+// attempt runs f. After a failure it makes the next step of repair, and runs f again.
 func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.SessionHandle) error) error {
 	if err := t.paused(s); err != nil {
 		return err
 	}
 	begun, busy := time.Now(), 0
-	for rung := anotherSession; ; {
+	for step := anotherSession; ; {
 		worked, from := t.successes.Load(), time.Now()
 		l, generation, err := t.runOnce(ctx, f)
 		switch {
@@ -228,12 +228,12 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		case t.hungAlone(ctx, s, from, worked, generation, err):
 			return err
 		case libraryGone(err):
-			rung = max(rung, anotherStart) // also for the callers that still wait
+			step = max(step, anotherStart) // also for the callers that still wait
 		case ctx.Err() != nil:
 			return err
 		}
 		var failed error
-		if rung, failed = t.climb(ctx, s, rung, l, generation, err); failed != nil {
+		if step, failed = t.repair(ctx, s, step, l, generation, err); failed != nil {
 			t.failed(s, begun)
 			return failed
 		}
@@ -246,7 +246,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 	}
 }
 
-// The rungs, by what is done before the next run.
+// The steps of repair, which are made before the next run.
 const (
 	anotherSession = iota
 	anotherLogin
@@ -254,15 +254,16 @@ const (
 	noneLeft
 )
 
-// climb does what the rung says, so that the operation can run again, and returns the rung after it. It may skip a
-// rung. It returns an error if the operation does not run again.
-func (t *Token) climb(ctx context.Context, s subject, rung int, l *login, generation uint64, cause error) (int, error) {
-	switch rung {
+// repair makes a step of repair, so that the operation can run again, and returns the step after it. It may skip a
+// step. It returns an error if the operation does not run again.
+func (t *Token) repair(ctx context.Context, s subject, step int, l *login, generation uint64, cause error) (int,
+	error) {
+	switch step {
 	case anotherSession:
 		return anotherLogin, nil
 	case anotherLogin:
 		if !t.isTokenFault(ctx, s) {
-			return rung, cause
+			return step, cause
 		}
 		if l != nil && time.Since(l.made) > newLogin {
 			t.log.Warn("calls fail on the token; logging in again", "module", t.cfg.Module, "err", cause)
@@ -272,11 +273,11 @@ func (t *Token) climb(ctx context.Context, s subject, rung int, l *login, genera
 		fallthrough // the login is new: another one will not help
 	case anotherStart:
 		if err := t.reset(ctx, generation, cause); err != nil {
-			return rung, fmt.Errorf("%w (%w)", cause, err)
+			return step, fmt.Errorf("%w (%w)", cause, err)
 		}
 		return noneLeft, nil
 	}
-	return rung, cause
+	return step, cause
 }
 
 // libraryGone reports whether a call cannot succeed before the library is initialised again.

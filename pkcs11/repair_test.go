@@ -175,8 +175,8 @@ func TestSeveralKeysAgree(t *testing.T) {
 	}
 }
 
-// TestLadder: each rung is climbed only if the one below does not help.
-func TestLadder(t *testing.T) {
+// TestRepairSteps: each step of repair is made only if the step before does not help.
+func TestRepairSteps(t *testing.T) {
 	for _, c := range []struct {
 		name           string
 		heals          func(m *Meter) bool
@@ -354,9 +354,9 @@ func (h searchHook) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHan
 	return h.Boundary.FindObjects(s, limit)
 }
 
-// TestHungKey: calls with one key hang for ever in the library. They take no more places than a key has, the other keys
-// work, and callers of the hung key get an error at once after the first call has reached its limit. When the calls
-// return, the key works again.
+// TestHungKey: calls with one key hang for ever in the library. They hold no more sessions than one key may use, the
+// other keys work, and callers of the hung key get an error at once after the first call has reached its limit. When
+// the calls return, the key works again.
 func TestHungKey(t *testing.T) {
 	release := make(chan struct{})
 	let := sync.OnceFunc(func() { close(release) })
@@ -381,7 +381,7 @@ func TestHungKey(t *testing.T) {
 	}
 	eventually(t, func() error { // the last call of the other key is about to end
 		if used, _ := tok.Sessions(); used > tok.inFlight {
-			return fmt.Errorf("the key has %d places, want %d", used, tok.inFlight)
+			return fmt.Errorf("calls with the key hold %d sessions, want %d", used, tok.inFlight)
 		}
 		return nil
 	})
