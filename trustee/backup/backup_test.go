@@ -135,7 +135,7 @@ func TestBothWays(t *testing.T) {
 	}
 	for _, secret := range []string{"s3cret", "LOCAL_FINGERPRINT", "statement"} {
 		if bytes.Contains(sealed, []byte(secret)) {
-			t.Errorf("%q is to be read in the backup", secret)
+			t.Errorf("the backup shows %q", secret)
 		}
 	}
 	to := filepath.Join(t.TempDir(), "restored", ".keytrustee")
@@ -293,11 +293,11 @@ func TestRefused(t *testing.T) {
 	var out bytes.Buffer
 	if _, err := backup.Write(t.Context(), &out, openpgp.EntityList{&signer}, dir, store, time.Now()); err == nil ||
 		!strings.Contains(err.Error(), "a key for encryption [E]") || out.Len() != 0 {
-		t.Errorf("to who can only sign: %v, %d bytes", err, out.Len())
+		t.Errorf("for a recipient whose key can only sign: %v, %d bytes", err, out.Len())
 	}
 }
 
-// TestGnuPG: gpg opens a backup, so its key may be where only gpg can use it.
+// TestGnuPG: gpg opens a backup, so the private key of the backup may be in a place that only gpg can use.
 func TestGnuPG(t *testing.T) {
 	for _, program := range []string{"gpg", "gpg1"} {
 		t.Run(program, func(t *testing.T) {
