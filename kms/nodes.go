@@ -44,7 +44,8 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	if !signers && (!tokens || p.File == "") { // for tokens alone, the default file is not made
 		return nil
 	}
-	store, err := location.Open(ctx, conf, location.Options{Log: log})
+	// Node: the pages of a large file were checked, or are checked after the claim of the server.
+	store, err := location.Open(ctx, conf, location.Options{Log: log, Node: true})
 	if err != nil {
 		return err
 	}
