@@ -12,9 +12,9 @@ type Library struct {
 	module *module
 }
 
-// OpenLibrary loads the library that the configuration names. Its errors name the problem and the cure.
+// OpenLibrary loads the library that the configuration names, until ctx ends. Its errors name the problem and the cure.
 func OpenLibrary(ctx context.Context, cfg Config) (*Library, error) {
-	m, err := openModule(ctx, cfg.Module, cfg.Worker.inWorker(), cfg.CallLimit, cfg.Apart)
+	m, err := openInTime(ctx, &cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -34,8 +34,27 @@ type TokenState struct {
 	Sessions, MaxSessions uint
 }
 
-// Token finds the one token that the configuration names, without a login.
+// Token finds the one token that the configuration names, without a login. It returns when ctx ends, also if the
+// library hangs.
 func (l *Library) Token(ctx context.Context) (TokenState, error) {
+	type found struct {
+		s   TokenState
+		err error
+	}
+	done := make(chan found, 1)
+	go func() {
+		s, err := l.token(ctx)
+		done <- found{s, err}
+	}()
+	select {
+	case f := <-done:
+		return f.s, f.err
+	case <-ctx.Done():
+		return TokenState{}, fmt.Errorf("the HSM behind %s did not answer in time: %w", l.cfg.Module, ctx.Err())
+	}
+}
+
+func (l *Library) token(ctx context.Context) (TokenState, error) {
 	visit, err := l.module.enter(ctx)
 	if err != nil {
 		return TokenState{}, err

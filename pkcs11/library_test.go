@@ -1,8 +1,10 @@
 package pkcs11
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -43,6 +45,30 @@ func TestLibraryShowsToken(t *testing.T) {
 		if err := lib.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLibraryHangs: a library that hangs does not hang its caller.
+func TestLibraryHangs(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	resume := m.Hang("GetSlotList")
+	lib, err := OpenLibrary(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := lib.Token(ctx); err == nil || !strings.Contains(err.Error(), "did not answer in time") {
+		t.Error(err)
+	}
+	resume()
+	if _, err := lib.Token(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := lib.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

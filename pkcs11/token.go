@@ -108,31 +108,11 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 // start loads the library and logs in. If a step hangs until ctx ends, start returns without it. If the step returns
 // later, it is undone.
 func (t *Token) start(ctx context.Context) error {
-	type loaded struct {
-		m   *module
-		err error
+	m, err := openInTime(ctx, &t.cfg)
+	if err != nil {
+		return err
 	}
-	opened := make(chan loaded, 1)
-	go func() {
-		m, err := openModule(ctx, t.cfg.Module, t.cfg.Worker.inWorker(), t.cfg.CallLimit,
-			t.cfg.Apart)
-		opened <- loaded{m, err}
-	}()
-	select {
-	case o := <-opened:
-		if o.err != nil {
-			return o.err
-		}
-		t.module = o.m
-	case <-ctx.Done():
-		go func() {
-			if o := <-opened; o.err == nil {
-				_ = o.m.release() // Open has returned: there is no caller for an error
-			}
-		}()
-		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check program "+
-			"says more", t.cfg.Module, ctx.Err())
-	}
+	t.module = m
 	t.b = t.module.b
 	if t.cfg.Wrap != nil {
 		t.b = t.cfg.Wrap(t.b)
@@ -145,6 +125,32 @@ func (t *Token) start(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("the HSM behind %s did not answer in time: %w", t.cfg.Module, ctx.Err())
+	}
+}
+
+// openInTime loads the library. If that hangs until ctx ends, openInTime returns without it. If the library comes up
+// later, it is unloaded.
+func openInTime(ctx context.Context, c *Config) (*module, error) {
+	type loaded struct {
+		m   *module
+		err error
+	}
+	opened := make(chan loaded, 1)
+	go func() {
+		m, err := openModule(ctx, c.Module, c.Worker.inWorker(), c.CallLimit, c.Apart)
+		opened <- loaded{m, err}
+	}()
+	select {
+	case o := <-opened:
+		return o.m, o.err
+	case <-ctx.Done():
+		go func() {
+			if o := <-opened; o.err == nil {
+				_ = o.m.release() // openInTime has returned: there is no caller for an error
+			}
+		}()
+		return nil, fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check "+
+			"program says more", c.Module, ctx.Err())
 	}
 }
 
