@@ -23,7 +23,7 @@ const (
 	Short = "Check a configuration, its HSM, its metastore and its rights, and say what to correct"
 	Long  = `doctor checks a service before its first start, or beside the running service. For each check it shows
 what was measured, and for each warning and failure why it matters and what to do. It changes nothing: the key that it
-makes on the token to try the token is destroyed again. It logs in to the token once at most, and not at all if the
+makes on the token to try the token is destroyed again. It logs in once at most to each token, and not at all if the
 token says that a wrong PIN was tried before.
 
 Run it as the user that the service runs as, with the environment of the service (for a unit of systemd:

@@ -31,15 +31,9 @@ type failure struct {
 	provoke  func(l *lab)
 }
 
-// set returns a provocation: a property with another value. An empty value removes the property.
+// set returns a provocation: a property with another value.
 func set(name, value string) func(*lab) {
-	return func(l *lab) {
-		l.props[name] = strings.ReplaceAll(value, "DIR", l.dir)
-		if value == "" {
-			delete(l.props, name)
-		}
-		l.write()
-	}
+	return func(l *lab) { l.set(name, strings.ReplaceAll(value, "DIR", l.dir)) }
 }
 
 // rule is set for kms-acls.xml.
@@ -204,14 +198,8 @@ var ofHSM = []failure{
 		l.write()
 	}},
 	{"a standby without the newest key", "D-hsm-standby", true, func(l *lab) {
-		clone, err := l.token.Clone("standby")
-		l.must(err)
+		l.cloneStandby()
 		l.keys("newest")
-		standby := l.file
-		standby.Token = clone.Label
-		l.must(pkcs11.WriteKeystoreFile(l.path("standby.keystore"), standby))
-		l.file.Standby = l.path("standby.keystore")
-		l.write()
 	}},
 }
 

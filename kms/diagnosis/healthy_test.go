@@ -3,6 +3,7 @@ package diagnosis
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,7 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	"claviger/doctor"
+	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/pgtest"
 	"claviger/pkcs11"
 )
 
@@ -42,6 +46,60 @@ func TestHealthy(t *testing.T) {
 	l.wantHealthy("with keys")
 	l.serve()
 	l.wantHealthy("beside the server")
+}
+
+// TestHealthyNodes is TestHealthy for several nodes on a metastore in PostgreSQL.
+func TestHealthyNodes(t *testing.T) {
+	l := newLab(t)
+	l.set(hadoopconf.MetastoreURI, pgtest.Database(t))
+	l.keys("payroll")
+	l.wantHealthy("with keys")
+	l.serve()
+	l.serve()
+	l.wantHealthy("beside two servers")
+}
+
+// TestHealthyKeystore is TestHealthy for a server without an HSM, which has no metastore.
+func TestHealthyKeystore(t *testing.T) {
+	l := newLab(t)
+	delete(l.props, hadoopconf.MetastoreURI)
+	l.set(hadoopconf.ProviderURI, "jceks://file@"+l.path("kms.jceks"))
+	l.serve()
+	text, err := l.check()
+	if err != nil || !strings.Contains(text, "no failure, no warning") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}
+
+// TestHealthyStandby: a standby with a copy of each key is healthy. There is one login at each token.
+func TestHealthyStandby(t *testing.T) {
+	l := newLab(t)
+	l.keys("payroll")
+	l.cloneStandby()
+	logins := l.Calls(faultmodule.Login)
+	text, err := l.check("D-hsm-standby")
+	if err != nil || !strings.Contains(text, "has a copy of each key") || l.Calls(faultmodule.Login)-logins != 2 {
+		t.Errorf("%v after %d logins\n%s", err, l.Calls(faultmodule.Login)-logins, text)
+	}
+}
+
+// TestRoomAndSessions judges what SoftHSM does not report.
+func TestRoomAndSessions(t *testing.T) {
+	sections := map[string]string{}
+	put := func(name string, list []doctor.Finding) {
+		for _, f := range list {
+			sections[name] = fmt.Sprintf("  %s  %s\n", f.Status, f.Measured)
+		}
+	}
+	put("sessions: no limit", sessions(pkcs11.TokenState{Sessions: 3}, 30))
+	put("sessions: enough", sessions(pkcs11.TokenState{Sessions: 3, MaxSessions: 64}, 30))
+	put("sessions: too few", sessions(pkcs11.TokenState{Sessions: 3, MaxSessions: 16}, 30))
+	put("room: not known", room(0, false, nil))
+	put("room: enough", room(1000, true, nil))
+	put("room: little", room(99, true, nil))
+	put("room: none", room(0, true, nil))
+	put("room: no answer", room(0, false, errors.New("the token does not answer")))
+	golden(t, "room.golden", sections)
 }
 
 // state returns the content of each file of the site and of the token. A login writes token.object anew, and a key that

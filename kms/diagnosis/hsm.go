@@ -218,8 +218,11 @@ func (s *site) hsmTemplate(ctx context.Context) []doctor.Finding {
 
 func (s *site) hsmSessions(context.Context) []doctor.Finding {
 	_, limit := s.hsm.Sessions()
-	wants := uint(limit) + 1 //nolint:gosec // a small number; one session holds the login
-	state := s.tokenState
+	return sessions(s.tokenState, uint(limit)+1) //nolint:gosec // a small number; one session holds the login
+}
+
+// sessions compares the sessions that a token allows with those that a server wants.
+func sessions(state pkcs11.TokenState, wants uint) []doctor.Finding {
 	switch {
 	case state.MaxSessions == 0:
 		return doctor.Pass("the token reports no limit; the server uses up to %d", wants)
@@ -235,7 +238,11 @@ func (s *site) hsmSessions(context.Context) []doctor.Finding {
 const fewKeys = 100
 
 func (s *site) hsmRoom(ctx context.Context) []doctor.Finding {
-	keys, known, err := s.hsm.Room(ctx)
+	return room(s.hsm.Room(ctx))
+}
+
+// room judges how many more keys fit on a token.
+func room(keys int, known bool, err error) []doctor.Finding {
 	switch {
 	case err != nil:
 		return failed(err, "")

@@ -84,6 +84,29 @@ func (l *lab) write() {
 	}
 }
 
+// set gives a property another value.
+func (l *lab) set(name, value string) {
+	l.t.Helper()
+	l.props[name] = value
+	l.write()
+}
+
+// cloneStandby gives the site a standby, with a copy of each key.
+func (l *lab) cloneStandby() {
+	l.t.Helper()
+	clone, err := l.token.Clone("standby")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	standby := l.file
+	standby.Token = clone.Label
+	if err := pkcs11.WriteKeystoreFile(l.path("standby.keystore"), standby); err != nil {
+		l.t.Fatal(err)
+	}
+	l.file.Standby = l.path("standby.keystore")
+	l.write()
+}
+
 // siteXML returns a configuration file, in the order of the names.
 func siteXML(props map[string]string) string {
 	var pairs []string
