@@ -213,12 +213,26 @@ func (r *Report) text(w io.Writer) {
 		}
 	}
 	for _, g := range r.Groups {
+		if reason := g.skipped(); reason != "" {
+			fmt.Fprintf(w, "\n%s: skipped, because %s\n", g.Title, reason)
+			continue
+		}
 		fmt.Fprintf(w, "\n%s: %s\n", g.Title, g.Status)
 		for _, c := range g.Checks {
 			c.text(w, width)
 		}
 	}
 	fmt.Fprintf(w, "\n%s\n", r.summary())
+}
+
+// skipped returns the reason for which all checks of a group were skipped; "" if there is no such reason.
+func (g *GroupResult) skipped() string {
+	for _, c := range g.Checks {
+		if c.cause == "" || c.cause != g.Checks[0].cause {
+			return ""
+		}
+	}
+	return g.Checks[0].cause
 }
 
 // text writes a check: a line for each finding, and below it what to do.

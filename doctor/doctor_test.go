@@ -69,8 +69,7 @@ two: ok
   ok       D-e  but another
   skipped  D-f  not configured
 
-three: skipped
-  skipped  D-g  D-f was skipped
+three: skipped, because D-f was skipped
 
 1 failure (D-b), 1 warning (D-a); passed: 1, skipped: 4
 `
