@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/secret"
 	"claviger/terminal"
 	"claviger/typo"
 )
@@ -68,8 +69,18 @@ type Role struct {
 	Name string // "kms"
 	// Groups returns the checks. It opens nothing: the checks do. end is called after the last check.
 	Groups func(o *Options) (groups []Group, end func() error, err error)
-	// User returns the user that the service runs as.
-	User func(o *Options) (string, error)
+}
+
+// ServiceUser returns the user that the service runs as.
+func (o *Options) ServiceUser() (secret.User, error) {
+	if o.User == "" {
+		return secret.Self(), nil
+	}
+	u, err := secret.UserNamed(o.User)
+	if err != nil {
+		return u, &terminal.UsageError{Err: fmt.Errorf("--user: %w", err)}
+	}
+	return u, nil
 }
 
 func roleNames(roles []Role) (names []string) {
@@ -101,9 +112,11 @@ func Run(ctx context.Context, o *Options, roles []Role, log io.Writer) (err erro
 	if r.Conf, err = filepath.Abs(o.Conf); err != nil {
 		return err
 	}
-	if r.User, err = role.User(o); err != nil {
+	user, err := o.ServiceUser()
+	if err != nil {
 		return err
 	}
+	r.User = user.Name
 	progress := terminal.NewProgress(log, "checks", o.Quiet)
 	defer progress.End()
 	r.Groups, r.Status, err = run(ctx, selectChecks(groups, o.Only), progress.Show)

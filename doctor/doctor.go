@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"claviger"
+	"claviger/secret"
 )
 
 // Status is the result of a check.
@@ -59,6 +62,42 @@ func Warn(measured, cure string) []Finding { return []Finding{{Warning, measured
 
 // Fail returns one finding with the status Failure.
 func Fail(measured, cure string) []Finding { return []Finding{{Failure, measured, cure}} }
+
+// Error returns one failure with the text of an error. If the system has refused a right to this process, the cure is
+// the command that grants it.
+func Error(err error, cure string) []Finding {
+	if errors.Is(err, fs.ErrPermission) {
+		if remedy := secret.Admit(err); remedy != "" {
+			cure = remedy
+		}
+	}
+	return Fail(err.Error(), cure)
+}
+
+// WithCure returns a finding for a text of the form "fault; cure: command".
+func WithCure(status Status, text string) Finding {
+	measured, cure, _ := strings.Cut(text, "; cure: ")
+	return Finding{Status: status, Measured: measured, Cure: cure}
+}
+
+// Exposed returns a failure for each way in which other users could read or change files with secrets of a service that
+// runs as u.
+func Exposed(u secret.User, files []secret.File) []Finding {
+	var list []Finding
+	for _, fault := range u.Exposed(files...) {
+		list = append(list, WithCure(Failure, fault))
+	}
+	if len(list) > 0 {
+		return list
+	}
+	there := 0
+	for _, f := range files {
+		if _, err := os.Stat(f.Path); err == nil {
+			there++
+		}
+	}
+	return Pass("others than %s, root and the groups of the files may not read or change them (%d files)", u.Name, there)
+}
 
 // Check is one question. The texts are also those of docs/doctor.md and of --explain.
 type Check struct {

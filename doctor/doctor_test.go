@@ -24,7 +24,7 @@ func check(id string, made *[]string, findings []Finding, needs ...string) Check
 
 // roles returns one role with these groups.
 func roles(groups ...Group) []Role {
-	return []Role{{Name: "test", User: func(*Options) (string, error) { return "svc", nil },
+	return []Role{{Name: "test",
 		Groups: func(*Options) ([]Group, func() error, error) { return groups, func() error { return nil }, nil }}}
 }
 

@@ -13,7 +13,6 @@ import (
 // The example checks a service whose port is taken. The check that needs the port is skipped.
 func ExampleRun() {
 	role := doctor.Role{Name: "shop",
-		User: func(*doctor.Options) (string, error) { return "shop", nil },
 		Groups: func(*doctor.Options) ([]doctor.Group, func() error, error) {
 			return []doctor.Group{{Title: "network", Checks: []doctor.Check{
 				{ID: "D-port", Title: "the port is free", Why: "the server must listen",

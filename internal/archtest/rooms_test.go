@@ -222,7 +222,7 @@ var rules = []rule{
 		"it wires a KMS from its configuration, and may import only what this list names"},
 	{"kms/acls", []string{"", "typo", "authz", "hadoopconf", "kms", "metastore", "metastore/location"},
 		"it answers questions about rules, and prints nothing"},
-	{"doctor", []string{"", "terminal", "typo"}, "it runs checks and shows their results, and knows no service"},
+	{"doctor", []string{"", "secret", "terminal", "typo"}, "it runs checks and shows their results, and knows no service"},
 	{"kms/diagnosis", []string{"", "authz", "doctor", "hadoopconf", "kms", "kms/acls", "metastore/location",
 		"metastore/sqlite", "migrate", "owner", "pkcs11", "provider", "provider/builtin", "provider/hsm", "recovery",
 		"secret", "terminal"}, "it checks a KMS with the code of the rooms below it"},

@@ -62,7 +62,7 @@ func (s *site) configuration() doctor.Group {
 func (s *site) confRead(context.Context) []doctor.Finding {
 	conf, err := hadoopconf.LoadKMS(s.options.Conf, os.LookupEnv)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	s.conf, s.service = conf, kms.NewStages(conf, "claviger doctor", slog.New(slog.DiscardHandler))
 	s.closers = append(s.closers, s.service.Close)
@@ -81,10 +81,8 @@ func (s *site) confRead(context.Context) []doctor.Finding {
 
 func (s *site) confUser(context.Context) []doctor.Finding {
 	var err error
-	if s.options.User != "" {
-		if s.user, err = secret.UserNamed(s.options.User); err != nil {
-			return failed(err, "name a user of this host with --user")
-		}
+	if s.user, err = s.options.ServiceUser(); err != nil {
+		return doctor.Error(err, "name a user of this host with --user")
 	}
 	self := secret.Self()
 	var other *owner.RootError
@@ -93,7 +91,7 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 	case s.options.User == "" && foreign:
 		s.user, err = secret.UserNamed(other.User)
 		if err != nil {
-			return failed(err, "")
+			return doctor.Error(err, "")
 		}
 		return doctor.Warn(fmt.Sprintf("this process runs as root, and %s belongs to user %s; rights are judged for "+
 			"%[2]s", other.File, other.User), fmt.Sprintf("run the doctor as that user (sudo -u %s claviger doctor "+
@@ -112,7 +110,7 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 func (s *site) confNames(context.Context) []doctor.Finding {
 	var list []doctor.Finding
 	for _, w := range s.conf.Warnings() {
-		list = append(list, withCure(doctor.Warning, w))
+		list = append(list, doctor.WithCure(doctor.Warning, w))
 	}
 	if len(list) == 0 {
 		return doctor.Pass("every property is known, and in its file")
@@ -124,10 +122,10 @@ func (s *site) confValues(context.Context) []doctor.Finding {
 	log, doubts := collect()
 	var list []doctor.Finding
 	for _, err := range kms.Faults(s.conf, log) {
-		list = append(list, failed(err, "")...)
+		list = append(list, doctor.Error(err, "")...)
 	}
 	for _, text := range *doubts {
-		list = append(list, withCure(doctor.Warning, text))
+		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	if len(list) == 0 {
 		return doctor.Pass("every value can be used")
@@ -178,18 +176,5 @@ func existing(files []string) (list []string) {
 }
 
 func (s *site) confSecrets(context.Context) []doctor.Finding {
-	files := kms.SecretFiles(s.conf)
-	var list []doctor.Finding
-	var paths []string
-	for _, f := range files {
-		paths = append(paths, f.Path)
-	}
-	for _, fault := range s.user.Exposed(files...) {
-		list = append(list, withCure(doctor.Failure, fault))
-	}
-	if len(list) == 0 {
-		return doctor.Pass("others than %s, root and the groups of the files may not read or change them (%d files)",
-			s.user.Name, len(existing(paths)))
-	}
-	return list
+	return doctor.Exposed(s.user, kms.SecretFiles(s.conf))
 }

@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"strings"
 
 	"claviger/doctor"
 	"claviger/hadoopconf"
@@ -21,11 +19,10 @@ import (
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/secret"
-	"claviger/terminal"
 )
 
 // Role is the KMS as a role of claviger doctor.
-func Role() doctor.Role { return doctor.Role{Name: "kms", Groups: groups, User: userOf} }
+func Role() doctor.Role { return doctor.Role{Name: "kms", Groups: groups} }
 
 // site is the KMS that is checked. A check stores what it has opened or read, for the checks that need it.
 type site struct {
@@ -74,35 +71,6 @@ func (s *site) close() error {
 		errs = append(errs, s.closers[i]())
 	}
 	return errors.Join(errs...)
-}
-
-// userOf returns the name of the user that the server runs as.
-func userOf(o *doctor.Options) (string, error) {
-	if o.User == "" {
-		return secret.CurrentUser(), nil
-	}
-	u, err := secret.UserNamed(o.User)
-	if err != nil {
-		return "", &terminal.UsageError{Err: fmt.Errorf("--user: %w", err)}
-	}
-	return u.Name, nil
-}
-
-// failed returns a failure with the text of an error. If the system has refused a right to this process, the cure is
-// the command that grants it.
-func failed(err error, cure string) []doctor.Finding {
-	if errors.Is(err, fs.ErrPermission) {
-		if remedy := secret.Admit(err); remedy != "" {
-			cure = remedy
-		}
-	}
-	return doctor.Fail(err.Error(), cure)
-}
-
-// withCure splits a text of the form "fault; cure: command".
-func withCure(status doctor.Status, text string) doctor.Finding {
-	measured, cure, _ := strings.Cut(text, "; cure: ")
-	return doctor.Finding{Status: status, Measured: measured, Cure: cure}
 }
 
 // warnings is a log that collects the texts of warnings and errors.

@@ -134,16 +134,16 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 	}
 	c, doubts, err := hsm.TokenConfig(s.firstProvider())
 	if err != nil {
-		return failed(err, "correct the keystore file, or make it: claviger hsm init")
+		return doctor.Error(err, "correct the keystore file, or make it: claviger hsm init")
 	}
 	s.tokenConfig = c
 	if s.library, err = pkcs11.OpenLibrary(ctx, c); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	s.closers = append(s.closers, s.library.Close)
 	list := doctor.Pass("%s is loaded", c.Module)
 	for _, text := range doubts {
-		list = append(list, withCure(doctor.Warning, text))
+		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	return list
 }
@@ -151,18 +151,18 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 func (s *site) hsmToken(ctx context.Context) (list []doctor.Finding) {
 	var err error
 	if s.tokenState, err = s.library.Token(ctx); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	return doctor.Pass("%s", s.tokenState.Name)
 }
 
 func (s *site) hsmPIN(context.Context) []doctor.Finding {
 	if s.tokenState.PIN != nil {
-		return failed(s.tokenState.PIN, "")
+		return doctor.Error(s.tokenState.PIN, "")
 	}
 	pin, err := s.tokenConfig.PIN()
 	if err != nil {
-		return failed(err, "put the PIN in its place, where the service's user may read it")
+		return doctor.Error(err, "put the PIN in its place, where the service's user may read it")
 	}
 	pin.Wipe()
 	return doctor.Pass("it is in %s, and the token does not report a wrong PIN", s.tokenConfig.PINSource)
@@ -180,13 +180,13 @@ func (s *site) hsmLogin(ctx context.Context) []doctor.Finding {
 	}
 	switch {
 	case pkcs11.IsPINRefused(err):
-		return failed(err, "")
+		return doctor.Error(err, "")
 	case err != nil:
-		return failed(err, "see the log of the HSM's client, and what the HSM's own tool shows as this user")
+		return doctor.Error(err, "see the log of the HSM's client, and what the HSM's own tool shows as this user")
 	}
 	p, ok := s.service.Primary.(*hsm.Provider)
 	if !ok {
-		return failed(errNoHSM, "")
+		return doctor.Error(errNoHSM, "")
 	}
 	s.hsm = p
 	return doctor.Pass("the token accepts the PIN")
@@ -194,7 +194,7 @@ func (s *site) hsmLogin(ctx context.Context) []doctor.Finding {
 
 func (s *site) hsmMechanism(context.Context) []doctor.Finding {
 	if s.noMechanism != nil {
-		return failed(s.noMechanism, "")
+		return doctor.Error(s.noMechanism, "")
 	}
 	i := s.hsm.Info()
 	text := fmt.Sprintf("%s, up to %d bytes in one call, profile %s", i.Mechanism, i.MaxData, i.Profile)
@@ -211,7 +211,7 @@ func (s *site) hsmTemplate(ctx context.Context) []doctor.Finding {
 			"files could get a file of root; run the doctor as %[2]s", other.File, other.User)
 	}
 	if err := s.hsm.TryKey(ctx); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	return doctor.Pass("a key was made, encrypted, and was destroyed")
 }
@@ -245,7 +245,7 @@ func (s *site) hsmRoom(ctx context.Context) []doctor.Finding {
 func room(keys int, known bool, err error) []doctor.Finding {
 	switch {
 	case err != nil:
-		return failed(err, "")
+		return doctor.Error(err, "")
 	case !known:
 		return doctor.Pass("the token does not report how much room it has")
 	case keys == 0:
@@ -276,7 +276,7 @@ func (s *site) hsmFit(ctx context.Context) []doctor.Finding {
 	}
 	var err error
 	if s.compared, err = recovery.CompareToken(ctx, s.conf, s.hsm); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	if s.compared.Misfit != "" {
 		return doctor.Fail(s.compared.Misfit, "")
@@ -291,7 +291,7 @@ func (s *site) hsmMissing(context.Context) []doctor.Finding {
 	t := s.compared
 	switch {
 	case len(t.Missing) > 0 && t.Hidden != nil:
-		return failed(fmt.Errorf("versions that the token does not show: %s; %w", some(t.Missing), t.Hidden), "")
+		return doctor.Error(fmt.Errorf("versions that the token does not show: %s; %w", some(t.Missing), t.Hidden), "")
 	case len(t.Missing) > 0:
 		return doctor.Fail("versions of the metastore that the token lacks: "+some(t.Missing), s.hsm.CureLost())
 	}
@@ -319,7 +319,7 @@ func (s *site) hsmUnknown(ctx context.Context) []doctor.Finding {
 	}
 	objects, err := s.hsm.Objects(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	var orphans, damaged []string
 	for _, o := range objects {
@@ -348,7 +348,7 @@ func (s *site) hsmUnknown(ctx context.Context) []doctor.Finding {
 func (s *site) hsmAttributes(ctx context.Context) []doctor.Finding {
 	objects, err := s.hsm.Objects(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	var open []string
 	own := 0
@@ -372,7 +372,7 @@ func (s *site) hsmStandby(ctx context.Context) []doctor.Finding {
 	}
 	found, err := s.hsm.InspectToken(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	standby := found.Standby
 	switch {

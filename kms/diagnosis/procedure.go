@@ -67,7 +67,7 @@ func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 		return doctor.Skip("the metastore, which has the journal of migrations, cannot be read")
 	}
 	if err := s.service.OpenSources(ctx); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	source, ok := s.service.ReencryptionSource()
 	if !ok {
@@ -77,16 +77,16 @@ func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 	if s.options.HDFS != "" {
 		hdfs, err := hadoopconf.LoadHDFS(s.options.HDFS, os.LookupEnv)
 		if err != nil {
-			return failed(fmt.Errorf("--hdfs-conf: %w", err), "name the folder of HDFS' configuration")
+			return doctor.Error(fmt.Errorf("--hdfs-conf: %w", err), "name the folder of HDFS' configuration")
 		}
 		cfg.Probes.HDFS = hdfs.Get
 	}
 	engine, err := s.service.Engine(ctx, cfg)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	if s.requirements, err = engine.Requirements(ctx); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	return doctor.Pass("keys are migrated from %s", source.URI())
 }

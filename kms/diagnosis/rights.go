@@ -51,7 +51,7 @@ const shownKeys = 3
 func (s *site) aclNobody(ctx context.Context) []doctor.Finding {
 	found, err := acls.Check(ctx, s.conf)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	s.aclFindings = found
 	if found.Useless != "" {
@@ -64,7 +64,7 @@ func (s *site) aclNobody(ctx context.Context) []doctor.Finding {
 func (s *site) aclRules(context.Context) []doctor.Finding {
 	var list []doctor.Finding
 	for _, text := range s.aclFindings.Findings {
-		list = append(list, withCure(doctor.Warning, text))
+		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	if len(list) == 0 {
 		return doctor.Pass("no rule is doubtful")
@@ -93,7 +93,7 @@ func (s *site) ask(ctx context.Context, user, request, key string) (*acls.Explan
 func (s *site) aclHDFS(ctx context.Context) []doctor.Finding {
 	keys, err := s.keyNames(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	var list []doctor.Finding
 	users, _, _ := strings.Cut(s.conf.WithPrefix(hadoopconf.HDFSSuperusers)[""], " ")
@@ -103,7 +103,7 @@ func (s *site) aclHDFS(ctx context.Context) []doctor.Finding {
 		}
 		f, err := s.superuser(ctx, user, keys)
 		if err != nil {
-			return failed(err, "")
+			return doctor.Error(err, "")
 		}
 		list = append(list, f)
 	}
@@ -148,7 +148,7 @@ func (s *site) aclKeys(ctx context.Context) []doctor.Finding {
 	keys, err := s.keyNames(ctx)
 	switch {
 	case err != nil:
-		return failed(err, "")
+		return doctor.Error(err, "")
 	case len(keys) == 0:
 		return doctor.Skip("there is no key yet")
 	}
@@ -156,7 +156,7 @@ func (s *site) aclKeys(ctx context.Context) []doctor.Finding {
 	for _, key := range keys {
 		f, err := s.usersOf(ctx, key)
 		if err != nil {
-			return failed(err, "")
+			return doctor.Error(err, "")
 		}
 		list = append(list, f)
 	}

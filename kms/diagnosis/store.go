@@ -103,7 +103,7 @@ func (s *site) storePlace(ctx context.Context) []doctor.Finding {
 	}
 	place, err := location.Of(s.conf)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	s.place = place
 	if place.Missing() {
@@ -121,13 +121,13 @@ func (s *site) storeIntegrity(ctx context.Context) []doctor.Finding {
 	}
 	older := s.facts.Schema > 0 && s.facts.Schema < sqlite.SchemaVersion && s.place.File != ""
 	if err != nil && !older {
-		return failed(fmt.Errorf("%s", claviger.Reason(err)), "")
+		return doctor.Error(fmt.Errorf("%s", claviger.Reason(err)), "")
 	}
 	list := doctor.Pass("keys: %d, versions: %d, deleted keys: %d, interrupted steps: "+
 		"%d", s.facts.Keys, s.facts.Versions,
 		s.facts.Deleted, s.facts.Pending)
 	for _, text := range *doubts {
-		list = append(list, withCure(doctor.Warning, text))
+		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	return list
 }
@@ -140,7 +140,7 @@ func (s *site) storeSchema(ctx context.Context) []doctor.Finding {
 	}
 	if err := s.service.OpenStore(ctx); err != nil {
 		s.storeFault = claviger.Reason(err)
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	s.storeOpen = true
 	if s.place.File == "" {
@@ -161,7 +161,7 @@ func (s *site) storeSize(context.Context) []doctor.Finding {
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(s.place.File, &fs); err != nil {
-		return failed(&os.PathError{Op: "statfs", Path: s.place.File, Err: err}, "")
+		return doctor.Error(&os.PathError{Op: "statfs", Path: s.place.File, Err: err}, "")
 	}
 	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec // no file system has 2^63 bytes
 	text := fmt.Sprintf("%s; %s are free", megabytes(size), megabytes(free))
@@ -181,7 +181,7 @@ func (s *site) storeLatency(ctx context.Context) []doctor.Finding {
 	for range storeReads {
 		began := time.Now()
 		if err := s.service.Store.Check(ctx); err != nil {
-			return failed(err, "")
+			return doctor.Error(err, "")
 		}
 		times = append(times, time.Since(began))
 	}
@@ -198,10 +198,10 @@ func (s *site) storeClock(ctx context.Context) []doctor.Finding {
 	}
 	clocks, err := s.service.Store.Clocks(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	if err := clocks.Check(); err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	return doctor.Pass("this host's clock agrees with %s", clocks.ClockOwner)
 }
@@ -212,7 +212,7 @@ func (s *site) storeNodes(ctx context.Context) []doctor.Finding {
 	}
 	nodes, err := s.service.Nodes(ctx)
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	if len(nodes) == 0 {
 		return doctor.Pass("no server runs")
@@ -258,7 +258,7 @@ func (s *site) storeBackup(ctx context.Context) []doctor.Finding {
 			s.options.Backup, f.TokenSerial, s.facts.TokenSerial)
 	}
 	if err != nil {
-		return failed(err, "")
+		return doctor.Error(err, "")
 	}
 	age := now().Sub(f.Made)
 	text := fmt.Sprintf("%s was made at %s (days ago: %d), with keys: %d, versions: %d; the metastore has %d and %d",
