@@ -46,7 +46,7 @@ This user must be able to read the folder; the folder may belong to another user
 					return openDeposits(ctx, keeper, dir)
 				}
 			}
-			return printChecks(&out, keyhsmhost.Validate(ctx, &set, deposits))
+			return printChecks(&out, keyhsmhost.Validate(ctx, &set, keyhsmhost.Validation{Deposits: deposits}))
 		},
 	}
 	keyHSMConf(cmd, &conf)

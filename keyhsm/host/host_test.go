@@ -201,7 +201,7 @@ func TestValidate(t *testing.T) {
 	validate := func(change func(*keyhsm.Settings)) (failed, passed []string) {
 		set := settings(t, dir)
 		change(set)
-		for _, c := range Validate(t.Context(), set, nil) {
+		for _, c := range Validate(t.Context(), set, Validation{}) {
 			switch {
 			case c.OK:
 				passed = append(passed, c.Name)

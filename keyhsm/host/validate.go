@@ -23,17 +23,27 @@ type Check struct {
 // operator.
 type Deposits func(ctx context.Context, keeper *keyhsm.Keeper) (text string, err error)
 
+// Validation says how Validate works.
+type Validation struct {
+	Deposits Deposits // nil if no trustee is known
+	// Careful: the PIN is not tried if the token says that a wrong PIN was tried before.
+	Careful bool
+}
+
 // Validate checks the token, the pair and the certificates of a Key HSM. After a failed check of the token,
-// it makes no more checks of the token. deposits is nil if no trustee is known.
-func Validate(ctx context.Context, set *keyhsm.Settings, deposits Deposits) []Check {
-	var v validation
-	v.token(ctx, set, deposits)
+// it makes no more checks of the token.
+func Validate(ctx context.Context, set *keyhsm.Settings, how Validation) []Check {
+	v := validation{careful: how.Careful}
+	v.token(ctx, set, how.Deposits)
 	v.certificates(set)
 	return v.checks
 }
 
 // validation collects checks.
-type validation struct{ checks []Check }
+type validation struct {
+	checks  []Check
+	careful bool
+}
 
 func (v *validation) ok(name, format string, args ...any) {
 	v.checks = append(v.checks, Check{Name: name, OK: true, Detail: fmt.Sprintf(format, args...)})
@@ -117,6 +127,7 @@ func (v *validation) open(ctx context.Context, set *keyhsm.Settings) *pkcs11.Tok
 	}
 	pin.Wipe()
 	v.ok("PIN file", "%s", set.PINFile)
+	cfg.Careful = v.careful
 	loaded, meter := false, new(pkcs11.Meter)
 	cfg.Wrap = func(b pkcs11.Boundary) pkcs11.Boundary {
 		loaded = true
