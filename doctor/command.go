@@ -53,7 +53,7 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 	f := cmd.Flags()
 	f.StringVar(&o.Conf, "conf", "", "configuration folder")
 	f.StringVar(&o.Role, "role", roles[0].Name,
-		"what the configuration is for: "+strings.Join(roleNames(roles), " or "))
+		"what the folder of --conf is for: "+strings.Join(roleNames(roles), ", "))
 	f.StringVar(&o.User, "user", "", "user that the service runs as, for rights to files (default: the user of this "+
 		"process)")
 	f.StringVar(&o.HDFS, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")

@@ -96,7 +96,7 @@ func Exposed(u secret.User, files []secret.File) []Finding {
 			there++
 		}
 	}
-	return Pass("others than %s, root and the groups of the files may not read or change them (%d files)", u.Name, there)
+	return Pass("users other than %s may not read or change them (%d files)", u.Name, there)
 }
 
 // Check is one question. The texts are also those of docs/doctor.md and of --explain.

@@ -4,11 +4,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/doctor"
+	ofKeyHSM "claviger/keyhsm/diagnosis"
 	"claviger/kms/diagnosis"
+	ofTrustee "claviger/trustee/diagnosis"
 )
 
 // doctorRoles are the services that doctor checks; the first is the default.
-var doctorRoles = []doctor.Role{diagnosis.Role()}
+var doctorRoles = []doctor.Role{diagnosis.Role(), ofTrustee.Role(), ofKeyHSM.Role()}
 
 func newDoctorCommand() *cobra.Command {
 	var o doctor.Options

@@ -66,8 +66,9 @@ func TestDoctorAsUser(t *testing.T) {
 		{0, nil, exitOK, []string{"warning  D-conf-user        this process runs as root, and",
 			"cure: run the doctor as that user (sudo -u nobody claviger doctor", "skipped  D-hsm-template",
 			"user nobody may read", "no failure, 1 warning (D-conf-user)"}},
-		{0, []string{"--user", "nobody"}, exitOK, []string{"ok       D-conf-user        nobody; this process runs as root",
-			"skipped  D-hsm-template", "no failure, no warning"}},
+		{0, []string{"--user", "nobody"}, exitOK, []string{
+			"ok       D-conf-user        nobody; this process runs as root", "skipped  D-hsm-template",
+			"no failure, no warning"}},
 		{another, []string{"--user", "nobody"}, exitRefused, []string{"warning  D-conf-user", "runs as user daemon"}},
 	} {
 		text, status := doctorAs(t, program, tt.user, token.Env, append(tt.args, "--conf", conf)...)

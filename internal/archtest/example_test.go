@@ -17,6 +17,8 @@ var noExample = map[string]string{
 	"keyhsm":                   "it needs an RSA pair in a token",
 	"keyhsm/host":              "it needs a token",
 	"trustee/host":             "it serves until it is stopped",
+	"keyhsm/diagnosis":         "docs/doctor.md shows it",
+	"trustee/diagnosis":        "docs/doctor.md shows it",
 	"kms/diagnosis":            "docs/doctor.md shows it",
 	"kms/edeks":                "docs/census.md shows it",
 	"kms/kmstest":              "it serves tests of the server",

@@ -65,7 +65,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := owner.RefuseRoot(folder.Path); err != nil {
 		return err
 	}
-	secrets := console.WatchSecretFiles(log, func() []secret.File { return secretFiles(folder) })
+	secrets := console.WatchSecretFiles(log, func() []secret.File { return SecretFiles(folder) })
 	store, err := location.Open(ctx, folder, log)
 	if err != nil {
 		return err
@@ -224,8 +224,8 @@ func checkWrapped(ctx context.Context, c Config, store server.Store, keeper *key
 	return wrapped, nil
 }
 
-// secretFiles are the files of a trustee that other users must not read or change.
-func secretFiles(folder *trustee.Folder) []secret.File {
+// SecretFiles are the files of a trustee that other users must not read or change.
+func SecretFiles(folder *trustee.Folder) []secret.File {
 	key := secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), Kind: "private key"}
 	list := append(trustee.SecretFiles(folder.Path), key)
 	if folder.Store != "" {

@@ -173,7 +173,7 @@ func TestKeyHSMNotReady(t *testing.T) {
 // TestSecretFiles checks that the files of the store are watched, and for a database the files with its passwords.
 func TestSecretFiles(t *testing.T) {
 	paths := func(f *trustee.Folder) (list []string) {
-		for _, file := range secretFiles(f) {
+		for _, file := range SecretFiles(f) {
 			if file == (secret.File{}) {
 				t.Error("an empty file")
 			}

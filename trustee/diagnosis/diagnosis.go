@@ -1,0 +1,107 @@
+// Package diagnosis has the checks of `claviger doctor --role trustee` for a Key Trustee Server: its folder and its
+// store. They change nothing. `claviger trustee status` compares the two servers of a pair.
+package diagnosis
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"path/filepath"
+	"time"
+
+	"claviger"
+	"claviger/doctor"
+	"claviger/trustee"
+	"claviger/trustee/host"
+	"claviger/trustee/location"
+	"claviger/web"
+)
+
+// Role is the Key Trustee Server as a role of claviger doctor.
+func Role() doctor.Role { return doctor.Role{Name: "trustee", Groups: groups} }
+
+// service is the trustee that is checked.
+type service struct {
+	options *doctor.Options
+	folder  *trustee.Folder
+}
+
+// groups returns the checks of a trustee.
+func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
+	s := &service{options: o}
+	return []doctor.Group{{Title: "Key Trustee Server", Checks: []doctor.Check{
+		{ID: "D-trustee-folder", Title: "the folder",
+			Measures: trustee.ConfFile + " and the rings of the folder of --conf are read as the server reads them",
+			Why:      "the folder has the identity of the trustee, which signs its answers",
+			Cure:     "name the folder of the trustee (its --confdir), or make it: claviger trustee init",
+			Run:      s.read},
+		{ID: "D-trustee-secrets", Title: "files with secrets", Needs: []string{"D-trustee-folder"},
+			Measures: "owner and mode of the private ring, the private key and the store, and of the folders above " +
+				"them",
+			Why:  "another user of this host who reads or replaces such a file can answer as the trustee",
+			Cure: "correct owner and mode",
+			Run:  s.secrets},
+		{ID: "D-trustee-certificate", Title: "the certificate", Needs: []string{"D-trustee-folder"},
+			Measures: "the certificate and its private key are read; less than 30 days left is a warning",
+			Why:      "clients refuse a server whose certificate has ended",
+			Cure:     "put a new certificate and its private key in the place of the old ones; no restart is needed",
+			Run:      s.certificate},
+		{ID: "D-trustee-store", Title: "the store", Needs: []string{"D-trustee-folder"},
+			Measures: "the SQLite file of the deposits is opened for reading, and read",
+			Why:      "without the deposits, a Key Trustee KMS has no keys",
+			Cure:     "restore the newest backup: claviger trustee restore",
+			Run:      s.store},
+	}}}, func() error { return nil }, nil
+}
+
+func (s *service) read(context.Context) []doctor.Finding {
+	folder, err := location.Load(s.options.Conf)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	s.folder = folder
+	return doctor.Pass("the identity is %s", claviger.Printable(folder.Identity.String()))
+}
+
+func (s *service) secrets(context.Context) []doctor.Finding {
+	u, err := s.options.ServiceUser()
+	if err != nil {
+		return doctor.Error(err, "name a user of this host with --user")
+	}
+	return doctor.Exposed(u, host.SecretFiles(s.folder))
+}
+
+func (s *service) certificate(context.Context) []doctor.Finding {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(s.folder.Path, trustee.TLSCert),
+		filepath.Join(s.folder.Path, trustee.TLSKey))
+	if err != nil {
+		return doctor.Error(err, "make a certificate: claviger trustee init --confdir "+s.folder.Path)
+	}
+	now := time.Now()
+	if pair.Leaf.NotAfter.Before(now) || pair.Leaf.NotBefore.After(now) {
+		return doctor.Fail("the certificate is valid from "+pair.Leaf.NotBefore.UTC().Format(time.RFC3339)+" to "+
+			pair.Leaf.NotAfter.UTC().Format(time.RFC3339)+" only", "")
+	}
+	if err := web.CheckExpiry(func() (*x509.Certificate, error) { return pair.Leaf, nil }, now); err != nil {
+		return doctor.Warn(err.Error(), "")
+	}
+	return doctor.Pass("%s, until %s", pair.Leaf.Subject, pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
+}
+
+func (s *service) store(ctx context.Context) []doctor.Finding {
+	if s.folder.Store != "" {
+		return doctor.Skip("the deposits are in PostgreSQL: claviger trustee status shows its state")
+	}
+	store, release, err := location.OpenReadOnly(ctx, s.folder)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	err = store.Check(ctx)
+	role, failed := store.Role(ctx)
+	for _, err := range []error{err, failed, release()} {
+		if err != nil {
+			return doctor.Error(err, "")
+		}
+	}
+	return doctor.Pass("it can be read; the role is %s", role)
+}
