@@ -2,6 +2,7 @@ package edeks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -96,14 +97,17 @@ func (o *PurgeOptions) Purge(cmd *cobra.Command, svc *kms.Service, engine *migra
 		Caller: kms.OwnCaller(), Provider: primary.URI(), Message: "only version " + version + ", by " + v.Name},
 		func() error { return primary.PurgeVersion(ctx, version) })
 	result.Purged = err == nil
-	if failed := trail.Close(); err == nil {
-		err = failed
-	}
-	return result, err
+	return result, errors.Join(err, trail.Err(), trail.Close())
+}
+
+// trail is an audit log that records attempts.
+type trail interface {
+	audit.Logger
+	audit.Guard
 }
 
 // audited does work between the record of its attempt and the record of its result.
-func audited(ctx context.Context, trail *kms.AuditTrail, event audit.Event, work func() error) error {
+func audited(ctx context.Context, trail trail, event audit.Event, work func() error) error {
 	if err := trail.Begin(ctx, event); err != nil {
 		return err
 	}
@@ -112,9 +116,6 @@ func audited(ctx context.Context, trail *kms.AuditTrail, event audit.Event, work
 		event.Status, event.Message = audit.Error, claviger.Reason(err)
 	}
 	trail.Log(context.WithoutCancel(ctx), event)
-	if err == nil {
-		err = trail.Err()
-	}
 	return err
 }
 

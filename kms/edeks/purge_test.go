@@ -2,6 +2,7 @@ package edeks
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/audit"
 	"claviger/internal/imagetest"
 	"claviger/kms"
 	"claviger/kms/kmstest"
@@ -172,6 +174,59 @@ func TestPurgeOfUsedVersion(t *testing.T) {
 	if !errors.As(err, new(*claviger.RefusedError)) || !strings.Contains(strings.Join(result.Verdict.Problems, "\n"),
 		"claviger.purge.min.unused") {
 		t.Errorf("%v, %+v", err, result)
+	}
+	if got := s.works(); got != "k@0 k@1 k@2 " {
+		t.Errorf("%q work", got)
+	}
+}
+
+// fakeTrail is an audit log that fails if begin is set.
+type fakeTrail struct {
+	begin  error
+	events []audit.Event
+}
+
+func (f *fakeTrail) Begin(context.Context, audit.Event) error { return f.begin }
+func (f *fakeTrail) Log(_ context.Context, e audit.Event)     { f.events = append(f.events, e) }
+func (f *fakeTrail) Err() error                               { return nil }
+func (f *fakeTrail) Close() error                             { return nil }
+
+// TestAuditedPurge: nothing is destroyed if the attempt cannot be recorded, and a destruction that fails is recorded.
+func TestAuditedPurge(t *testing.T) {
+	full := errors.New("the disk is full")
+	f := &fakeTrail{begin: full}
+	if err := audited(t.Context(), f, audit.Event{}, func() error {
+		t.Error("destroyed without a record")
+		return nil
+	}); !errors.Is(err, full) {
+		t.Error(err)
+	}
+	f = &fakeTrail{}
+	broken := errors.New("CKR_DEVICE_REMOVED")
+	err := audited(t.Context(), f, audit.Event{Op: audit.PurgeKey}, func() error { return broken })
+	if !errors.Is(err, broken) || len(f.events) != 1 || f.events[0].Status != audit.Error ||
+		f.events[0].Op != audit.PurgeKey {
+		t.Errorf("%v, %+v", err, f.events)
+	}
+	f = &fakeTrail{}
+	if err := audited(t.Context(), f, audit.Event{}, func() error { return nil }); err != nil || len(f.events) != 1 ||
+		f.events[0].Status != audit.OK {
+		t.Errorf("%v, %+v", err, f.events)
+	}
+}
+
+// TestPurgeFaults: faults of an image, of the confirmation and of the audit log end the command, and nothing is
+// destroyed.
+func TestPurgeFaults(t *testing.T) {
+	s := newPurgeSite(t, "0s")
+	if _, err := s.purge("k@1", "", zoneTree(), "--image", "nothing"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an image that does not exist: %v", err)
+	}
+	if err := os.Mkdir(s.audit, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := s.purge("k@1", "k@1", zoneTree()); err == nil || result != nil {
+		t.Errorf("an audit log that cannot be opened: %v, %+v", err, result)
 	}
 	if got := s.works(); got != "k@0 k@1 k@2 " {
 		t.Errorf("%q work", got)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -247,6 +248,8 @@ func TestServiceOf(t *testing.T) {
 		{"http://h3:5", "b", ha},
 		{"http://h2:9999", "", ha}, {"http://h1:9871", "", ha}, {"http://other:9870", "", ha},
 		{"http://nn:9870", onlyService, single}, {"http://nn:9870", "", nil},
+		{"http://h5:7", "one", []string{"dfs.nameservices", "one", "dfs.namenode.http-address", "h5:7"}},
+		{"http://h5:7", "", []string{"dfs.nameservices", "one,two", "dfs.namenode.http-address", "h5:7"}},
 	} {
 		s, err := readSite(hdfsConf(t, c.conf...))
 		if err != nil {
@@ -273,5 +276,38 @@ func TestVerdictUsage(t *testing.T) {
 		if !errors.As(err, new(*terminal.UsageError)) {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+// TestVerdictFaults: faults of NameNodes and of the configuration are errors, and no verdict is recorded.
+func TestVerdictFaults(t *testing.T) {
+	e, conf := migrated(t), hdfsConf(t)
+	broken := hdfsConf(t)
+	if err := os.WriteFile(filepath.Join(broken, "hdfs-site.xml"), []byte("<configuration>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	image, _ := zoneTree().Bytes()
+	for _, c := range []struct {
+		want, conf string
+		options    VerdictOptions
+	}{
+		{"dfs.cluster.administrators", conf,
+			VerdictOptions{NameNodes: []string{start(t, &server{status: http.StatusForbidden})}}},
+		{"the image of http://", conf,
+			VerdictOptions{NameNodes: []string{start(t, &server{image: image[:len(image)-5], txid: 3})}}},
+		{"tried 3 times", conf,
+			VerdictOptions{NameNodes: []string{start(t, &server{image: image, txid: 3, breaks: 9})}}},
+		{"hdfs-site.xml", broken, VerdictOptions{Images: []string{write(t, zoneTree())}}},
+		{"is no number of milliseconds", hdfsConf(t, propQueue, "-1"),
+			VerdictOptions{Images: []string{write(t, zoneTree())}}},
+		{"a pipe or folder cannot be read", conf, VerdictOptions{Images: []string{t.TempDir()}}},
+	} {
+		if v, err := judge(t, e, c.conf, c.options); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, %+v, want %q", err, v, c.want)
+		}
+	}
+	f, err := e.Finish(t.Context(), migrate.FinishOptions{Since: time.Now(), Verdict: true})
+	if err != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "there is no verdict") {
+		t.Errorf("%v, %q", err, f.Refusals)
 	}
 }
