@@ -213,6 +213,9 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 			return err
 		}
 		for _, o := range objects {
+			if err := ctx.Err(); err != nil { // Close waits for the end of this function
+				return claviger.E(op, claviger.Unavailable, "", err)
+			}
 			info, err := t.describe(s, o)
 			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
 				continue // destroyed since

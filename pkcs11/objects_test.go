@@ -441,3 +441,36 @@ func TestSessionKeysAreNotListed(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestListEnds: a list of keys ends when its context does, so that Close does not wait for the description of each key.
+func TestListEnds(t *testing.T) {
+	tok, m := open(t)
+	for n := range byte(10) {
+		generate(t, tok, n, 128)
+	}
+	m.Reset()
+	ctx, cancel := context.WithCancel(t.Context())
+	release := m.Hang("GetAttributeValue")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := tok.List(ctx)
+		ended <- err
+	}()
+	eventually(t, func() error {
+		if m.Count("GetAttributeValue") == 0 {
+			return errors.New("no key is described")
+		}
+		return nil
+	})
+	cancel()
+	release()
+	if err := <-ended; !claviger.Is(err, claviger.Unavailable) {
+		t.Error(err)
+	}
+	if err := tok.Close(); err != nil { // waits for the call
+		t.Error(err)
+	}
+	if n := m.Count("GetAttributeValue"); n > 1 {
+		t.Errorf("%d calls were made for keys", n)
+	}
+}
