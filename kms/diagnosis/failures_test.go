@@ -106,6 +106,10 @@ var ofConfiguration = []failure{
 		l.must(os.Remove(l.path("kms-acls.xml")))
 	}},
 	{"a rule with a misspelt name", "D-acl-rules", false, rule("default.key.acl.DECRPT_EEK", "bob")},
+	{"a keystore that is no keystore", "D-provider-open", false, func(l *lab) {
+		l.set(hadoopconf.ProviderURI, "jceks://file@"+l.path("kms.jceks"))
+		l.must(os.WriteFile(l.path("kms.jceks"), []byte("no keystore"), 0o600))
+	}},
 	{"a superuser who may decrypt, by the rules of operations", "D-acl-hdfs", false,
 		rule("hadoop.kms.blacklist.DECRYPT_EEK", "oozie")},
 }

@@ -64,11 +64,22 @@ func TestHealthyKeystore(t *testing.T) {
 	l := newLab(t)
 	delete(l.props, hadoopconf.MetastoreURI)
 	l.set(hadoopconf.ProviderURI, "jceks://file@"+l.path("kms.jceks"))
-	l.serve()
-	text, err := l.check()
-	if err != nil || !strings.Contains(text, "no failure, no warning") {
-		t.Errorf("%v\n%s", err, text)
+	healthy := func(when, want string) {
+		t.Helper()
+		before := l.state()
+		text, err := l.check()
+		if err != nil || !strings.Contains(text, "no failure, no warning") || !strings.Contains(text, want) {
+			t.Errorf("%s: %v\n%s", when, err, text)
+		}
+		if after := l.state(); after != before {
+			t.Errorf("%s:\n%s\nafter:\n%s", when, before, after)
+		}
 	}
+	healthy("before the first start", "kms.jceks (keys: 0)")
+	l.keys("payroll")
+	healthy("with a key", "kms.jceks (keys: 1)")
+	l.serve()
+	healthy("beside the server", "kms.jceks (keys: 1)")
 }
 
 // TestHealthyStandby: a standby with a copy of each key is healthy. There is one login at each token.

@@ -16,11 +16,42 @@ import (
 	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 	"claviger/recovery"
+	"claviger/secret"
 )
 
 // token returns the checks of the HSM. They come after those of the metastore, because the token is opened with it.
 func (s *site) token() doctor.Group {
 	return doctor.Group{Title: "HSM", Checks: append(s.beforeLogin(), s.afterLogin()...)}
+}
+
+// otherProvider returns the check of a first provider that is not an HSM.
+func (s *site) otherProvider() doctor.Group {
+	return doctor.Group{Title: "first provider without an HSM", Checks: []doctor.Check{
+		{ID: "D-provider-open", Title: "the first provider", Needs: []string{"D-conf-read"},
+			After: []string{"D-store-schema"},
+			Measures: "a first provider that is not an HSM, such as a Java keystore, is opened for reading; its keys " +
+				"are counted",
+			Why:  "a server that cannot read its keys does not start",
+			Cure: "correct the URI of the provider, the file, or its password",
+			Run:  s.openOther},
+	}}
+}
+
+func (s *site) openOther(ctx context.Context) []doctor.Finding {
+	if s.isHSM() {
+		return doctor.Skip("the first provider is an HSM")
+	}
+	if !s.storeOpen {
+		_ = s.service.OpenStore(ctx) // as in hsmLogin
+	}
+	if err := s.service.OpenPrimary(ctx); err != nil {
+		return doctor.Error(err, "")
+	}
+	names, err := s.service.Primary.Keys(ctx)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	return doctor.Pass("%s (keys: %d)", secret.Value(s.service.Primary.URI()), len(names))
 }
 
 // beforeLogin returns the checks that need no login.

@@ -13,9 +13,10 @@ import (
 // procedure returns the checks of the requirements of Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM
 // KMS".
 func (s *site) procedure() doctor.Group {
-	needs := []string{"D-seed-source"} // which comes after D-store-schema
+	needs := []string{"D-seed-source"}
 	return doctor.Group{Title: "requirements of Cloudera's procedure", Checks: []doctor.Check{
-		{ID: "D-seed-source", Title: "a migration is configured", Needs: []string{"D-hsm-mechanism"},
+		{ID: "D-seed-source", Title: "a migration is configured", Needs: []string{"D-conf-read"},
+			After:    []string{"D-hsm-mechanism", "D-provider-open"},
 			Measures: "the sources of the configuration are opened",
 			Why:      "the other requirements are about the source of a migration",
 			Cure:     "correct the URI of the source (hadoop.kms.key.provider.reencryption.source.uri)",
@@ -65,6 +66,9 @@ func (s *site) procedure() doctor.Group {
 func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 	if s.storeClosed() {
 		return doctor.Skip("the metastore, which has the journal of migrations, cannot be read")
+	}
+	if s.service.Primary == nil {
+		return doctor.Skip("the first provider cannot be used")
 	}
 	if err := s.service.OpenSources(ctx); err != nil {
 		return doctor.Error(err, "")
