@@ -195,7 +195,7 @@ func TestLastVerdictCounts(t *testing.T) {
 	if f := b.finish(t); f.Finished {
 		t.Error("finished by a verdict that a later one has replaced")
 	}
-	b.v.Outcome = migrate.Granted
+	b.v.Outcome, b.v.At = migrate.Granted, noon // the time of the first one
 	b.record(t)
 	if f := b.finish(t); !f.Finished || f.EDEKs.Verdict != b.v.Name {
 		t.Errorf("%+v", f)
