@@ -206,6 +206,10 @@ func TestHoldersElsewhere(t *testing.T) {
 	e := newElsewhereMigration(t)
 	f, err := e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
 	must(t, err)
+	must(t, e.store.Insert(t.Context(), metastore.Key{Metadata: claviger.Metadata{Name: "finance", BitLength: 128,
+		Cipher: "none"}, List: []metastore.Version{{ID: "3", Object: "00", Created: born}}}))
+	f, err = e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
+	must(t, err)
 	if f.Keys["finance"] != migrate.AtSource || f.EDEKs["finance@0"] != migrate.AtSource ||
 		f.EDEKs["finance@3"] != migrate.AtSource {
 		t.Errorf("%v, %v", f.Keys, f.EDEKs)
@@ -220,5 +224,21 @@ func TestIncompleteRunIsNoEnd(t *testing.T) {
 	b.run(t)
 	if f := b.facts(t, nil, nil); f.Run == nil || f.Run.State != migrate.Incomplete || !f.RunEnded.IsZero() {
 		t.Errorf("%+v, ended %v", f.Run, f.RunEnded)
+	}
+}
+
+// TestHolderOfDestroyedVersion: a version of a migrated key that was made here and destroyed since needs no source. If
+// the source has a version of that number too, the EDEK may be the source's.
+func TestHolderOfDestroyedVersion(t *testing.T) {
+	b := newTestMigration(t)
+	b.add(t, "k", 2)
+	b.run(t)
+	must(t, b.store.Insert(t.Context(), metastore.Key{Metadata: claviger.Metadata{Name: "k", BitLength: 128,
+		Cipher: "none"}, List: []metastore.Version{{ID: "1", Object: "01", Created: born},
+		{ID: "5", Object: "05", Created: born}, {ID: "abc", Object: "0a", Created: born}}}))
+	f := b.facts(t, nil, []string{"k@1", "k@4", "k@5", "k@abc"})
+	if f.EDEKs["k@1"] != migrate.AtSource || f.EDEKs["k@4"] != migrate.AtSource ||
+		f.EDEKs["k@5"] != migrate.Destroyed || f.EDEKs["k@abc"] != migrate.AtSource {
+		t.Errorf("%v", f.EDEKs)
 	}
 }
