@@ -44,13 +44,13 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	query := u.Query()
 	if holdsPassword(u) {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s holds a password, which belongs "+
-			"into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by "+
+			"in a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by "+
 			"?passfile=/path, or by PGPASSFILE", what)
 	}
 	if hasMisplacedParts(uri) {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s is not of the form "+
 			"postgresql://USER@HOST:PORT/DATABASE: it has a second @, an @ or a second / behind the host, a # or a "+
-			"parameter without a value. It is not shown, since such a part may be a password, which belongs into "+
+			"parameter without a value. It is not shown, since such a part may be a password, which belongs in "+
 			"a file named by ?passfile=/path; write those characters of a user's or a database's name as "+
 			"%%40, %%2F and %%23", what)
 	}

@@ -119,7 +119,7 @@ func (c Config) Fail(path, op, key string, err error) error {
 	case sqlite3.SQLITE_INTERRUPT: // the driver's code for a context that ended during a call
 		return fail("did not finish the call, because its context ended: %w", context.Canceled)
 	case sqlite3.SQLITE_NOTADB:
-		return fail("is not an SQLite database, or its head is damaged (%w); name the right file, or %s", err,
+		return fail("is not an SQLite database, or its header is damaged (%w); name the right file, or %s", err,
 			c.Damaged)
 	case sqlite3.SQLITE_CORRUPT:
 		return fail("is damaged (%w); %s", err, c.Damaged)

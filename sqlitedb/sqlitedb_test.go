@@ -164,7 +164,7 @@ func TestRefused(t *testing.T) {
 		return p
 	}
 	damaged := append([]byte(nil), image...)
-	for i := 0; i < len(damaged); i += 4096 { // the head of every page, but not the head of the file (100 bytes)
+	for i := 0; i < len(damaged); i += 4096 { // the header of every page, but not that of the file (100 bytes)
 		copy(damaged[max(i, 100):], "\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad\xbe\xef")
 	}
 	late := append([]byte(nil), image...)
@@ -184,7 +184,7 @@ func TestRefused(t *testing.T) {
 			`its folder .*missing cannot be used: .*no such file.*make the folder`},
 		{filepath.Join(good, "m.db"), claviger.Unavailable, `not a (folder|directory)`},
 		{filepath.Join(dir, "folder"), claviger.Unavailable, `not a regular file`},
-		{write("text.db", text), claviger.Unavailable, `is not an SQLite database, or its head is damaged .*mend it`},
+		{write("text.db", text), claviger.Unavailable, `is not an SQLite database, or its header is damaged .*mend it`},
 		{write("damaged.db", damaged), claviger.Unavailable, `is damaged .*mend it`},
 		{write("late.db", late), claviger.Unavailable, `is damaged .*mend it`},
 		{write("short.db", image[:len(image)/2]), claviger.Unavailable, `is damaged .*mend it`},
