@@ -133,7 +133,7 @@ func (s *server) migrationChecks() (checks []console.Check) {
 		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true,
 			Run: s.checkMigrations},
 			console.Check{Name: "uses of sources", Informational: true, Run: s.ring.CheckUses},
-			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts},
+			console.Check{Name: "version names of two keys", Informational: true, Run: s.ring.CheckConflicts},
 			console.Check{Name: "rolls at the sources", Informational: true, Run: s.ring.CheckRolled})
 	}
 	if len(s.ring.Sources()) > 0 {

@@ -36,7 +36,7 @@ func TestReadiness(t *testing.T) {
 		"keys unknown to the metastore", "metastore", "metastore takes changes", "names at the sources", "provider",
 		"results of the HSM", "rolls at the sources", "searches of the HSM", "shared tokens and secrets",
 		"source " + source, "sources of migrations", "started", "token and metastore fit", "uses of sources",
-		"versions that are two keys", "waits for sources"}
+		"version names of two keys", "waits for sources"}
 	if slices.Sort(names); status != http.StatusOK || !r.Ready || !slices.Equal(names, want) {
 		t.Errorf("%d, ready %t, with the checks %q, want %q", status, r.Ready, names, want)
 	}

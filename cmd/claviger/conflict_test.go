@@ -43,7 +43,7 @@ func TestRolledAtTheSource(t *testing.T) {
 	}
 	if !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "'ledger@1' is one key here and another key") {
-		t.Fatalf("an EDEK of a name that is two keys: %v, want a 503", err)
+		t.Fatalf("an EDEK of a version name of two keys: %v, want a 503", err)
 	}
 	// At a start the sources are compared before anything is opened.
 	here.stop()
@@ -60,7 +60,7 @@ func TestRolledAtTheSource(t *testing.T) {
 	if n, ok := claviger.VersionNumber(seal(t, here.kms, "ledger", "").edek.Version); !ok || n < 4 {
 		t.Errorf("rolled here to number %d, which the source has too", n)
 	}
-	wantReadyPage(t, here.url, "versions that are two keys", "ledger@1 of kms://")
+	wantReadyPage(t, here.url, "version names of two keys", "ledger@1 of kms://")
 	wants(t, false, []string{"migrate", "verify", "--conf", dir}, "set claviger.migration.ours to ledger@1")
 	here.stop()
 	site["claviger.migration.ours"], site["claviger.migration.gap"] = "ledger@1", "10"

@@ -79,8 +79,8 @@ func TestVersionNoVerdict(t *testing.T) {
 		"is in the future: a clock was ahead": func(_ *verdict.Input, old *migrate.OldVersion) {
 			old.Replaced = noon.Add(time.Hour)
 		},
-		"version k@2: is two keys": func(in *verdict.Input, _ *migrate.OldVersion) {
-			in.Facts.Conflicts = []migrate.VersionConflict{{Version: "k@2", Why: "is two keys"}}
+		"version k@2: belongs to two keys": func(in *verdict.Input, _ *migrate.OldVersion) {
+			in.Facts.Conflicts = []migrate.VersionConflict{{Version: "k@2", Why: "belongs to two keys"}}
 		},
 		"the census of fsimage_7 is not complete": func(in *verdict.Input, _ *migrate.OldVersion) {
 			in.Images[0].Report.Complete = false
