@@ -50,8 +50,8 @@ func nameProcess() {
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) //nolint:gosec // of this thread
 }
 
-// serve takes lanes from the server, and answers their requests, until the server closes its socket. Calls that hang in
-// the library end with the process.
+// serve takes connections from the server, and answers their requests, until the server closes its socket. Calls that
+// hang in the library end with the process.
 func serve() error {
 	if err := secret.NoCoreDumps(); err != nil {
 		return err
@@ -80,7 +80,7 @@ func serve() error {
 		if err != nil {
 			return fmt.Errorf("the socket to the server: %w", err)
 		}
-		go newLane(fd).serve(lib.answer) //nolint:errcheck // the server sees that the socket is closed
+		go newConn(fd).serve(lib.answer) //nolint:errcheck // the server sees that the socket is closed
 	}
 }
 

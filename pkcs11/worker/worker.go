@@ -96,15 +96,15 @@ func Load(ctx context.Context, path string, limit time.Duration) (_ Library, loa
 // process is a running worker.
 type process struct {
 	cmd    *exec.Cmd
-	socket *os.File // passes lanes to the worker, which ends when it is closed
+	socket *os.File // passes connections to the worker, which ends when it is closed
 
 	killed atomic.Pointer[killing]
 	ended  chan struct{}
 	status string // how it ended; read it after ended is closed
 
 	mu    sync.Mutex
-	lanes map[*lane]struct{} // all
-	idle  []*lane            // those without a call
+	conns map[*conn]struct{} // all
+	idle  []*conn            // those without a call
 	freed sync.Cond          // idle has grown, or the process has ended
 }
 
@@ -123,7 +123,7 @@ func (c *client) start(ctx context.Context) (*process, error) {
 	if err != nil {
 		return fail(err)
 	}
-	p := &process{socket: os.NewFile(uintptr(ours), "worker"), ended: make(chan struct{}), lanes: map[*lane]struct{}{}}
+	p := &process{socket: os.NewFile(uintptr(ours), "worker"), ended: make(chan struct{}), conns: map[*conn]struct{}{}}
 	p.freed.L = &p.mu
 	file := os.NewFile(uintptr(theirs), "server")
 	defer file.Close() //nolint:errcheck // the worker has its own
@@ -178,7 +178,7 @@ func (p *process) run(started chan<- error) {
 	_ = p.socket.Close() // there is nothing left to send
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for l := range p.lanes {
+	for l := range p.conns {
 		l.shutdown() // a process that the library has started may still have the other end
 	}
 	for _, l := range p.idle {
@@ -191,8 +191,8 @@ func (p *process) run(started chan<- error) {
 // noSocketError means that this process can open no further sockets.
 type noSocketError struct{ error }
 
-// newLane makes a lane and passes its other end to the worker. A worker that takes nothing is killed by p.watch.
-func (p *process) newLane() (*lane, error) {
+// newConn makes a connection and passes its other end to the worker. A worker that takes nothing is killed by p.watch.
+func (p *process) newConn() (*conn, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, noSocketError{err}
@@ -210,11 +210,11 @@ func (p *process) newLane() (*lane, error) {
 	if err != nil {
 		return nil, errors.Join(err, syscall.Close(ours))
 	}
-	return newLane(ours), nil
+	return newConn(ours), nil
 }
 
-// take returns a lane without a call. If no further socket can be opened, it waits for a lane.
-func (p *process) take() (*lane, error) {
+// take returns a connection without a call. If no further socket can be opened, it waits for a connection.
+func (p *process) take() (*conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -223,9 +223,9 @@ func (p *process) take() (*lane, error) {
 			p.idle = p.idle[:n-1]
 			return l, nil
 		}
-		l, err := p.newLane()
+		l, err := p.newConn()
 		if err == nil {
-			p.lanes[l] = struct{}{}
+			p.conns[l] = struct{}{}
 			return l, nil
 		}
 		select {
@@ -233,15 +233,15 @@ func (p *process) take() (*lane, error) {
 			return nil, GoneError{Reason: p.status}
 		default:
 		}
-		if !errors.As(err, new(noSocketError)) || len(p.lanes) == 0 {
+		if !errors.As(err, new(noSocketError)) || len(p.conns) == 0 {
 			return nil, err
 		}
 		p.freed.Wait()
 	}
 }
 
-// free keeps a lane for the next call.
-func (p *process) free(l *lane) {
+// free keeps a connection for the next call.
+func (p *process) free(l *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
@@ -253,9 +253,9 @@ func (p *process) free(l *lane) {
 	}
 }
 
-// dropLocked closes a lane. The caller holds p.mu.
-func (p *process) dropLocked(l *lane) {
-	delete(p.lanes, l)
+// dropLocked closes a connection. The caller holds p.mu.
+func (p *process) dropLocked(l *conn) {
+	delete(p.conns, l)
 	l.close()
 }
 

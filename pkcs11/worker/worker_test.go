@@ -60,7 +60,7 @@ func fake(kind string) {
 		case "garbage":
 			_, _ = syscall.Write(fd, bytes.Repeat([]byte{0xff}, 1000))
 		case "silent":
-			go newLane(fd).serve(func(q *Request, r *Response) { //nolint:errcheck // it ends when it is killed
+			go newConn(fd).serve(func(q *Request, r *Response) { //nolint:errcheck // it ends when it is killed
 				r.Loaded = true
 				if q.Function == ping {
 					if pings.Add(1) > 1 {

@@ -20,21 +20,21 @@ import (
 	"claviger/pkcs11/cryptoki"
 )
 
-// pair returns the two ends of a lane.
-func pair(t *testing.T) (ours, theirs *lane) {
+// pair returns the two ends of a connection.
+func pair(t *testing.T) (ours, theirs *conn) {
 	t.Helper()
 	a, b, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs = newLane(a), newLane(b)
+	ours, theirs = newConn(a), newConn(b)
 	t.Cleanup(ours.close)
 	return ours, theirs
 }
 
-// TestLane: calls in both forms follow each other on one lane, with data of any size. Neither end keeps what it
+// TestConn: calls in both forms follow each other on one connection, with data of any size. Neither end keeps what it
 // received or sent: a PIN, or keystream.
-func TestLane(t *testing.T) {
+func TestConn(t *testing.T) {
 	ours, theirs := pair(t)
 	served := make(chan error, 1)
 	go func() {
@@ -50,8 +50,8 @@ func TestLane(t *testing.T) {
 		})
 	}()
 	const secret = "a secret of sixteen bytes or more"
-	for _, size := range []int{0, 1, len(secret), laneBuffer - 60, laneBuffer, laneBuffer + 1,
-		40 * laneBuffer, 1, 16} {
+	for _, size := range []int{0, 1, len(secret), connBuffer - 60, connBuffer, connBuffer + 1,
+		40 * connBuffer, 1, 16} {
 		if r, err := ours.call(&Request{Function: "Login", PIN: secret}); err != nil || string(r.Data) != secret {
 			t.Fatalf("before %d bytes: %v", size, err)
 		}
@@ -71,9 +71,9 @@ func TestLane(t *testing.T) {
 	}
 	ours.shutdown()
 	if err := <-served; err == nil {
-		t.Error("the end of a lane is no error")
+		t.Error("the end of a connection is no error")
 	}
-	for name, l := range map[string]*lane{"ours": ours, "theirs": theirs} {
+	for name, l := range map[string]*conn{"ours": ours, "theirs": theirs} {
 		for what, b := range map[string][]byte{"received": l.in, "read": l.data, "sent": l.out.Bytes()} {
 			if b = b[:cap(b)]; bytes.Contains(b, []byte(secret)) || bytes.Contains(b, []byte{7, 7}) {
 				t.Errorf("%s keeps what was %s", name, what)
@@ -82,8 +82,8 @@ func TestLane(t *testing.T) {
 	}
 }
 
-// TestLaneErrors: an answer that is no message, that is longer than the data, or that ends too early is an error.
-func TestLaneErrors(t *testing.T) {
+// TestConnErrors: an answer that is no message, that is longer than the data, or that ends too early is an error.
+func TestConnErrors(t *testing.T) {
 	for answer, want := range map[string]string{
 		"":                      "EOF",
 		"x":                     "unknown kind, 0x78",
@@ -116,7 +116,7 @@ func TestLaneErrors(t *testing.T) {
 	theirs.close()
 }
 
-// TestServeEnds: the worker ends a lane on which bytes come that are not a request.
+// TestServeEnds: the worker ends a connection on which bytes come that are not a request.
 func TestServeEnds(t *testing.T) {
 	for _, request := range []string{"x", "g\xff\xff", "e", "e" + strings.Repeat("\x00", 24),
 		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff"} {
@@ -139,7 +139,7 @@ func TestServeEnds(t *testing.T) {
 	}
 }
 
-// TestNoMoreSockets: calls that find no free lane while the process may open no more files wait for one.
+// TestNoMoreSockets: calls that find no free connection while the process may open no more files wait for one.
 func TestNoMoreSockets(t *testing.T) {
 	m, c := start(t, 0)
 	m.Delay(faultmodule.GetSlotList, 10*time.Millisecond)
@@ -157,12 +157,12 @@ func TestNoMoreSockets(t *testing.T) {
 	p := c.process.Load()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.lanes) > 2 { // of the load and of a ping
-		t.Errorf("%d lanes", len(p.lanes))
+	if len(p.conns) > 2 { // of the load and of a ping
+		t.Errorf("%d connections", len(p.conns))
 	}
 }
 
-// TestWaitForSocketEnds: a call that waits for a lane returns when the worker ends.
+// TestWaitForSocketEnds: a call that waits for a connection returns when the worker ends.
 func TestWaitForSocketEnds(t *testing.T) {
 	m, c := start(t, 0)
 	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})
@@ -183,8 +183,8 @@ func TestWaitForSocketEnds(t *testing.T) {
 	})
 }
 
-// TestLanesAreKept: calls that follow each other use the same lane, and Finalize closes all.
-func TestLanesAreKept(t *testing.T) {
+// TestConnectionsAreKept: calls that follow each other use the same connection, and Finalize closes all.
+func TestConnectionsAreKept(t *testing.T) {
 	keepFiles(t)
 	_, c := start(t, 0)
 	if err := c.Finalize(); err != nil {
@@ -201,8 +201,8 @@ func TestLanesAreKept(t *testing.T) {
 		}
 	}
 	p.mu.Lock()
-	if n := len(p.lanes); n > 2 { // one may be of a ping
-		t.Errorf("%d lanes for calls that follow each other", n)
+	if n := len(p.conns); n > 2 { // one may be of a ping
+		t.Errorf("%d connections for calls that follow each other", n)
 	}
 	p.mu.Unlock()
 	if err := c.Finalize(); err != nil {
@@ -211,8 +211,8 @@ func TestLanesAreKept(t *testing.T) {
 	noneLeft(t, before)
 }
 
-// TestSocketOfAnotherProcess: a process that the library has started may have the worker's end of a lane. Even then a
-// call returns when the worker has ended.
+// TestSocketOfAnotherProcess: a process that the library has started may have the worker's end of a connection. Even
+// then a call returns when the worker has ended.
 func TestSocketOfAnotherProcess(t *testing.T) {
 	ours, theirs := pair(t) // theirs stays open, as in such a process
 	defer theirs.close()
@@ -221,7 +221,7 @@ func TestSocketOfAnotherProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &process{cmd: exec.CommandContext(t.Context(), "true"), socket: null, ended: make(chan struct{}),
-		lanes: map[*lane]struct{}{ours: {}}}
+		conns: map[*conn]struct{}{ours: {}}}
 	p.freed.L = &p.mu
 	failed := make(chan error, 1)
 	go func() {

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lane is one end of a socket pair between a server and its worker. It carries one call at a time. The sockets block:
+// conn is one end of a socket pair between a server and its worker. It carries one call at a time. The sockets block:
 // a thread that waits in a system call costs much less than Go's poller, and a call in the library of this process
 // would keep a thread as well.
 //
 // A message begins with a byte that says what follows: a Request or a Response by package gob, or the raw form of
 // Encrypt, which is the call of each request that opens or makes keys.
-type lane struct {
+type conn struct {
 	fd   int
 	in   []byte       // has been received
 	next int          // in[next:] has not been read yet
@@ -36,20 +36,20 @@ const (
 	encrypted = 'd' // the data
 )
 
-// laneBuffer is the size of the buffer of a lane, in bytes. It holds the message of a call for many single EDEKs. The
-// data of a larger message is read to its place, so that it is not copied.
-const laneBuffer = 4 << 10
+// connBuffer is the size of the buffer of a connection, in bytes. It holds the message of a call for many single
+// EDEKs. The data of a larger message is read to its place, so that it is not copied.
+const connBuffer = 4 << 10
 
-func newLane(fd int) *lane {
-	l := &lane{fd: fd, in: make([]byte, 0, laneBuffer)}
+func newConn(fd int) *conn {
+	l := &conn{fd: fd, in: make([]byte, 0, connBuffer)}
 	l.enc, l.dec = gob.NewEncoder(&l.out), gob.NewDecoder(l)
 	return l
 }
 
-func (l *lane) close() { _ = syscall.Close(l.fd) }
+func (l *conn) close() { _ = syscall.Close(l.fd) }
 
 // shutdown ends a Read or a send of another goroutine.
-func (l *lane) shutdown() { _ = syscall.Shutdown(l.fd, syscall.SHUT_RDWR) }
+func (l *conn) shutdown() { _ = syscall.Shutdown(l.fd, syscall.SHUT_RDWR) }
 
 // retried makes a system call again if a signal interrupted it.
 func retried(f func() (int, error)) (int, error) {
@@ -62,7 +62,7 @@ func retried(f func() (int, error)) (int, error) {
 }
 
 // Read reads from the socket. It returns io.EOF if the other end is closed.
-func (l *lane) Read(p []byte) (int, error) {
+func (l *conn) Read(p []byte) (int, error) {
 	if l.next == len(l.in) && len(p) < cap(l.in) {
 		clear(l.in) // it may have been keystream
 		n, err := l.receive(l.in[:cap(l.in)])
@@ -79,7 +79,7 @@ func (l *lane) Read(p []byte) (int, error) {
 	return l.receive(p)
 }
 
-func (l *lane) receive(p []byte) (int, error) {
+func (l *conn) receive(p []byte) (int, error) {
 	n, err := retried(func() (int, error) { return syscall.Read(l.fd, p) })
 	if err != nil || n == 0 {
 		return 0, cmp.Or(err, io.EOF)
@@ -88,21 +88,21 @@ func (l *lane) receive(p []byte) (int, error) {
 }
 
 // ReadByte reads one byte, so that package gob reads no more than its message.
-func (l *lane) ReadByte() (byte, error) {
+func (l *conn) ReadByte() (byte, error) {
 	var b [1]byte
 	_, err := io.ReadFull(l, b[:])
 	return b[0], err
 }
 
 // wipe clears what was received.
-func (l *lane) wipe() { clear(l.in[:l.next]) }
+func (l *conn) wipe() { clear(l.in[:l.next]) }
 
 // send sends the message in out, and data after it.
-func (l *lane) send(data []byte) error {
+func (l *conn) send(data []byte) error {
 	defer l.out.Reset()
 	head := l.out.Bytes()
 	defer clear(head)
-	if len(data) <= laneBuffer {
+	if len(data) <= connBuffer {
 		l.out.Write(data)
 		head, data = l.out.Bytes(), nil
 		defer clear(head)
@@ -119,7 +119,7 @@ func (l *lane) send(data []byte) error {
 }
 
 // sendGob sends a Request or a Response.
-func (l *lane) sendGob(v any) error {
+func (l *conn) sendGob(v any) error {
 	l.out.WriteByte(byGob)
 	if err := l.enc.Encode(v); err != nil {
 		return err
@@ -128,7 +128,7 @@ func (l *lane) sendGob(v any) error {
 }
 
 // sendRequest sends the raw form of Encrypt.
-func (l *lane) sendRequest(q *Request) error {
+func (l *conn) sendRequest(q *Request) error {
 	m := q.Mechanisms[0]
 	b := append(l.out.AvailableBuffer(), encrypt)
 	for _, n := range []uint64{uint64(q.Session), uint64(q.Object), uint64(m.Mechanism)} {
@@ -140,7 +140,7 @@ func (l *lane) sendRequest(q *Request) error {
 }
 
 // sendResponse sends the result of Encrypt.
-func (l *lane) sendResponse(data []byte) error {
+func (l *conn) sendResponse(data []byte) error {
 	l.out.Write(appendLength(append(l.out.AvailableBuffer(), encrypted), data))
 	return l.send(data)
 }
@@ -149,14 +149,14 @@ func appendLength(b, p []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, uint32(len(p))) //nolint:gosec // far below the limit of Encrypt
 }
 
-func (l *lane) number() (uint64, error) {
+func (l *conn) number() (uint64, error) {
 	var b [8]byte
 	_, err := io.ReadFull(l, b[:])
 	return binary.BigEndian.Uint64(b[:]), err
 }
 
 // bytes reads a byte string of at most limit bytes into p, or into new memory if p is too small.
-func (l *lane) bytes(p []byte, limit int) ([]byte, error) {
+func (l *conn) bytes(p []byte, limit int) ([]byte, error) {
 	var b [4]byte
 	if _, err := io.ReadFull(l, b[:]); err != nil {
 		return nil, err
@@ -173,8 +173,8 @@ func (l *lane) bytes(p []byte, limit int) ([]byte, error) {
 	return p, err
 }
 
-// call sends a request and returns the response. An error means that the lane is of no more use.
-func (l *lane) call(q *Request) (*Response, error) {
+// call sends a request and returns the response. An error means that the connection is of no more use.
+func (l *conn) call(q *Request) (*Response, error) {
 	var err error
 	if q.Function == "Encrypt" {
 		err = l.sendRequest(q)
@@ -203,7 +203,7 @@ func (l *lane) call(q *Request) (*Response, error) {
 const maxRequest = 1 << 30
 
 // serve answers requests until the other end is closed.
-func (l *lane) serve(answer func(*Request, *Response)) error {
+func (l *conn) serve(answer func(*Request, *Response)) error {
 	defer l.close()
 	for {
 		kind, err := l.ReadByte()
@@ -235,7 +235,7 @@ func (l *lane) serve(answer func(*Request, *Response)) error {
 }
 
 // readEncrypt reads the raw form of Encrypt.
-func (l *lane) readEncrypt(q *Request) error {
+func (l *conn) readEncrypt(q *Request) error {
 	q.Function = "Encrypt"
 	var n [3]uint64
 	for i := range n {
