@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -91,9 +93,13 @@ var ofConfiguration = []failure{
 	{"a folder that does not exist", "D-conf-files", false, set("claviger.audit.file", "DIR/logs/audit.log")},
 	{"files of root", "D-conf-files", false, func(l *lab) {
 		l.o.User = "daemon"
-		for dir := l.dir; dir != os.TempDir(); dir = filepath.Dir(dir) {
-			l.must(os.Chmod(dir, 0o755)) //nolint:gosec // the user daemon may enter the folder
-		}
+		l.enterable()
+	}},
+	{"a folder of root with files of the service", "D-conf-files", true, func(l *lab) {
+		l.o.User = "daemon"
+		kmstest.WriteFile(l.t, l.path("audit.log"), "") // each file exists, and new ones cannot be made
+		l.give("daemon")
+		l.must(os.Chown(l.dir, 0, 0))
 	}},
 	{"a PIN that everybody reads", "D-conf-secrets", false, func(l *lab) {
 		l.must(os.Chmod(l.token.PINFile, 0o644)) //nolint:gosec // the test needs it
@@ -117,14 +123,7 @@ var ofConfiguration = []failure{
 // ofStore are failures of the metastore, and of rules about its keys.
 var ofStore = []failure{
 	{"no place", "D-store-place", false, set(hadoopconf.MetastoreURI, "mysql://db/x")},
-	{"a damaged file", "D-store-integrity", true, func(l *lab) {
-		data, err := os.ReadFile(l.path("c.db"))
-		l.must(err)
-		for i := 8192; i < 9000; i++ {
-			data[i] = 0xff
-		}
-		l.must(os.WriteFile(l.path("c.db"), data, 0o600))
-	}},
+	{"a damaged file", "D-store-integrity", true, func(l *lab) { l.damage() }},
 	{"a file that is no metastore", "D-store-integrity", false, func(l *lab) {
 		l.must(os.WriteFile(l.path("c.db"), []byte("text"), 0o600))
 	}},
@@ -205,6 +204,64 @@ var ofHSM = []failure{
 		l.cloneStandby()
 		l.keys("newest")
 	}},
+}
+
+// damage damages the metastore.
+func (l *lab) damage() {
+	l.t.Helper()
+	data, err := os.ReadFile(l.path("c.db"))
+	l.must(err)
+	for i := 8192; i < 9000; i++ {
+		data[i] = 0xff
+	}
+	l.must(os.WriteFile(l.path("c.db"), data, 0o600))
+}
+
+// enterable lets every user enter the folders of the site and of the token.
+func (l *lab) enterable() {
+	l.t.Helper()
+	for _, folder := range []string{l.dir, filepath.Dir(l.token.PINFile)} {
+		for dir := folder; dir != os.TempDir(); dir = filepath.Dir(dir) {
+			l.must(os.Chmod(dir, 0o755)) //nolint:gosec // see above
+		}
+	}
+}
+
+// give gives the files of the site and the PIN to a user.
+func (l *lab) give(name string) {
+	l.t.Helper()
+	l.enterable()
+	found, err := user.Lookup(name)
+	l.must(err)
+	uid, err := strconv.Atoi(found.Uid)
+	l.must(err)
+	l.must(filepath.WalkDir(l.dir, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, uid, -1))
+	}))
+	l.must(os.Chown(l.token.PINFile, uid, -1))
+}
+
+// TestWithoutStore: if the metastore is damaged, the HSM is checked all the same, and what needs the records of the
+// metastore is skipped.
+func TestWithoutStore(t *testing.T) {
+	l := newLab(t)
+	l.keys("payroll")
+	l.damage()
+	text, _ := l.check()
+	for id, want := range map[string]string{
+		"D-hsm-login":    "ok       D-hsm-login  the token accepts the PIN",
+		"D-hsm-template": "ok       D-hsm-template  a key was made",
+		"D-hsm-latency":  "skipped  D-hsm-latency  the metastore, which names the keys, cannot be read",
+		"D-hsm-fit":      "skipped  D-hsm-fit  the metastore cannot be read",
+		"D-hsm-missing":  "skipped  D-hsm-missing  D-hsm-fit was skipped",
+		"D-seed-source":  "skipped  D-seed-source  the metastore, which has the journal",
+		"D-acl-keys":     "skipped  D-acl-keys  D-store-integrity failed",
+		"D-acl-hdfs":     "ok       D-acl-hdfs  hdfs may not decrypt",
+	} {
+		if got := l.lines(text, id); !strings.Contains(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 }
 
 // ofProcedure are failures of the requirements of Cloudera's procedure.
