@@ -59,7 +59,7 @@ func TestKeystoreFileErrors(t *testing.T) {
 		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
 			`file of its own (mode 0400) and name that: pin-file = PATH`,
 		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +
-			`softhsm generic]`,
+			`softhsm cloudhsm generic]`,
 		good + "max-sessions = 0": `:4: max-sessions has the value "0"; it must be a number ` +
 			`from 1 to 4096`,
 		good + "max-sessions = 4097": `:4: max-sessions has the value "4097"; it must be a number ` +
@@ -328,7 +328,7 @@ func TestParseURI(t *testing.T) {
 		"pkcs11:token=a?pin-source=%7Cpinomatic": `pin-source has the value "|pinomatic"; it must be ` +
 			`file: and an absolute path`,
 		"pkcs11:token=a;x-claviger-profile=lunar" + rest: `unknown profile "lunar"; known ones: [luna ncipher ` +
-			`softhsm generic]`,
+			`softhsm cloudhsm generic]`,
 		"pkcs11:token=a" + rest + "&module-name=x": `module-path and module-name both name the ` +
 			`library; keep one`,
 		"pkcs11:token=a?module-name=/x&pin-source=file:/pin": `module-name has the value "/x"; a path is named by ` +

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,8 +53,9 @@ never overwrites anything.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if s.Settings.HSM, err = pkcs11.ParseProfile(args[0]); err != nil || s.Settings.HSM == "" {
-				return &exitError{exitUsage, fmt.Errorf("unknown HSM %q; known ones: %v", args[0], pkcs11.Profiles())}
+			s.Settings.HSM, err = pkcs11.ParseProfile(args[0])
+			if known := pkcs11.PairProfiles(); err != nil || !slices.Contains(known, s.Settings.HSM) {
+				return &exitError{exitUsage, fmt.Errorf("unknown HSM %q; known ones: %v", args[0], known)}
 			}
 			if slot >= 0 {
 				n := uint(slot)
