@@ -36,6 +36,12 @@ type KeyInfo struct {
 	neverKnown, localKnown bool // whether the token reports NeverExtractable and Local
 }
 
+// WasOutside reports whether the token says that the key was made elsewhere, or was extractable at some time. A copy
+// from a backup of the HSM may be such a key, too. Not every token reports these attributes.
+func (k KeyInfo) WasOutside() bool {
+	return k.neverKnown && !k.NeverExtractable || k.localKnown && !k.Local
+}
+
 // objects locks the token's list of objects for a call that changes or searches it, if the profile needs that. A
 // search of SoftHSM also reads a file that C_GenerateKey is writing in another session. The result is two objects
 // for one key, or an object that does not work, or CKR_GENERAL_ERROR (seen with 2.6.1; TestConcurrentGenerate). Calls
@@ -112,8 +118,8 @@ func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, label 
 	if err == nil {
 		err = t.noOtherUse(s, object)
 	}
-	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt || k.neverKnown &&
-		!k.NeverExtractable || k.localKnown && !k.Local) {
+	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt ||
+		k.WasOutside()) {
 		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, "+
 			"local=%t, encrypt=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the "+
 			"policies of the partition",

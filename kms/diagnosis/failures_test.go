@@ -195,6 +195,7 @@ var ofHSM = []failure{
 		})
 	}},
 	{"a key that can leave the token", "D-hsm-attributes", true, func(l *lab) { l.extractable("open@0") }},
+	{"a key that was brought in", "D-hsm-attributes", true, func(l *lab) { l.imported("brought@0") }},
 	{"a standby that is the token itself", "D-hsm-standby", true, func(l *lab) {
 		l.must(pkcs11.WriteKeystoreFile(l.path("standby.keystore"), l.file))
 		l.file.Standby = l.path("standby.keystore")
@@ -301,6 +302,36 @@ func (l *lab) source() {
 // extractable makes a key that can leave the token.
 func (l *lab) extractable(label string) {
 	l.t.Helper()
+	l.withSession(func(lib *p11.Ctx, session p11.SessionHandle) {
+		_, err := lib.GenerateKey(session, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
+			append(keyAttributes(label, true), p11.NewAttribute(p11.CKA_VALUE_LEN, 32)))
+		l.must(err)
+	})
+}
+
+// imported makes a key whose material comes from outside of the token.
+func (l *lab) imported(label string) {
+	l.t.Helper()
+	l.withSession(func(lib *p11.Ctx, session p11.SessionHandle) {
+		_, err := lib.CreateObject(session, append(keyAttributes(label, false),
+			p11.NewAttribute(p11.CKA_VALUE, make([]byte, 32))))
+		l.must(err)
+	})
+}
+
+// keyAttributes are the attributes of an AES key on the token.
+func keyAttributes(label string, extractable bool) []*p11.Attribute {
+	return []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+		p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_SENSITIVE, true),
+		p11.NewAttribute(p11.CKA_EXTRACTABLE, extractable), p11.NewAttribute(p11.CKA_ENCRYPT, true),
+		p11.NewAttribute(p11.CKA_LABEL, label), p11.NewAttribute(p11.CKA_ID, []byte{8, 7, 6, 5, 4, 3, 2, 1}),
+	}
+}
+
+// withSession logs in to the token by the library itself.
+func (l *lab) withSession(work func(*p11.Ctx, p11.SessionHandle)) {
+	l.t.Helper()
 	lib := p11.New(l.token.Module)
 	defer lib.Destroy()
 	l.must(lib.Initialize())
@@ -316,14 +347,7 @@ func (l *lab) extractable(label string) {
 	pin, err := os.ReadFile(l.token.PINFile)
 	l.must(err)
 	l.must(lib.Login(session, p11.CKU_USER, strings.TrimSpace(string(pin))))
-	_, err = lib.GenerateKey(session, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
-		p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_TOKEN, true),
-		p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, true),
-		p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, label),
-		p11.NewAttribute(p11.CKA_ID, []byte{8, 7, 6, 5, 4, 3, 2, 1}),
-	})
-	l.must(err)
+	work(lib, session)
 }
 
 // TestFailures provokes each warning and failure that can be provoked, and compares the text with testdata.

@@ -131,10 +131,11 @@ func (s *site) afterLogin() []doctor.Check {
 			Cure:     "restore the newest metastore, or adopt the keys (docs/hsm/adopt.md)",
 			Run:      s.hsmUnknown},
 		{ID: "D-hsm-attributes", Title: "attributes of keys", Needs: []string{"D-hsm-fit"},
-			Measures: "each key of claviger must be sensitive and never extractable, and complete",
-			Why:      "a key that could leave the token is not protected by it",
-			Cure:     "roll the EZ keys of these versions, and find out who changed the keys",
-			Run:      s.hsmAttributes},
+			Measures: "each key of claviger must be sensitive and not extractable; and, where the token reports it, " +
+				"made by the token and never extractable",
+			Why:  "a key that could leave the token is not protected by it",
+			Cure: "roll the EZ keys of these versions, and find out who changed the keys",
+			Run:  s.hsmAttributes},
 		{ID: "D-hsm-standby", Title: "the standby token", Needs: []string{"D-hsm-login"},
 			Measures: "the standby of the keystore file is opened, its keys are compared with the metastore, and it " +
 				"is closed",
@@ -381,18 +382,29 @@ func (s *site) hsmAttributes(ctx context.Context) []doctor.Finding {
 	if err != nil {
 		return doctor.Error(err, "")
 	}
-	var open []string
+	var open, outside []string
 	own := 0
 	for _, o := range objects {
-		if o.Mark != hsm.Foreign {
-			own++
-		}
-		if o.Unguarded() {
+		switch {
+		case o.Mark == hsm.Foreign, o.Damaged:
+			continue
+		case o.Unguarded():
 			open = append(open, o.Label)
+		case o.WasOutside:
+			outside = append(outside, o.Label)
 		}
+		own++
 	}
+	var list []doctor.Finding
 	if len(open) > 0 {
-		return doctor.Fail("keys that are extractable or not sensitive: "+some(open), "")
+		list = doctor.Fail("keys that are extractable or not sensitive: "+some(open), "")
+	}
+	if len(outside) > 0 {
+		list = append(list, doctor.Warn("keys that were made elsewhere, or were extractable before, as the token "+
+			"says: "+some(outside), "if they are not copies from a backup of the HSM, roll their EZ keys")...)
+	}
+	if len(list) > 0 {
+		return list
 	}
 	return doctor.Pass("each key of claviger is sensitive, and cannot leave the token (keys: %d)", own)
 }

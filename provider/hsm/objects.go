@@ -42,6 +42,8 @@ type Object struct {
 	Bits        int    `json:"bits"`
 	Extractable bool   `json:"extractable"`
 	Sensitive   bool   `json:"sensitive"`
+	// WasOutside is that of pkcs11.KeyInfo.
+	WasOutside bool `json:"wasOutside,omitempty"`
 	// Damaged: it has no length, so it is not a complete key. SoftHSM leaves such objects if it is killed within
 	// C_GenerateKey. It reports them as not sensitive.
 	Damaged bool `json:"damaged,omitempty"`
@@ -203,7 +205,7 @@ func (p *Provider) markWith(ctx context.Context, keys []pkcs11.KeyInfo, r *recor
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
 		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable,
-			Sensitive: k.Sensitive, Damaged: k.Bits == 0, Mark: Foreign}
+			Sensitive: k.Sensitive, WasOutside: k.WasOutside(), Damaged: k.Bits == 0, Mark: Foreign}
 		switch {
 		case r.live[o.ID]:
 			o.Mark = InUse
