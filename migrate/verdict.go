@@ -197,10 +197,10 @@ func (e *Engine) refuseEDEKs(ctx context.Context, f *Ending, h *history, o Finis
 			f.NotReached = NotReached
 		}
 	default:
-		f.refuse("it is not confirmed that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto " +
-			"-reencryptZone -start -path ZONE), delete snapshots from before it, then confirm it by --edeks-done. " +
-			"The re-encryption reaches only the files of HDFS: not ORC's footers, not Ozone, and no copies outside " +
-			"of HDFS")
+		f.refuse("it is not shown that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto " +
+			"-reencryptZone -start -path ZONE), delete snapshots from before it, run claviger migrate verdict, and " +
+			"call finish with --verdict. Or confirm it yourself by --edeks-done. Neither covers ORC's footers, " +
+			"Ozone, or copies outside of HDFS")
 	}
 	return nil
 }

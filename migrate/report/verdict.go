@@ -159,7 +159,7 @@ func (l lines) evidence(versions []migrate.VersionVerdict) {
 // edekProof returns what shows that no EDEK of HDFS needs the source.
 func edekProof(p *migrate.EDEKProof) string {
 	if p == nil || p.By != migrate.ByVerdict {
-		return "you say that the EDEKs of all zones are re-encrypted"
+		return "by the operator's word (--edeks-done) the EDEKs of all zones are re-encrypted"
 	}
 	var images []string
 	for _, m := range p.Images {

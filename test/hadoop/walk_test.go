@@ -266,7 +266,7 @@ func migrateCluster(t *testing.T, source origin) {
 	}
 	// While the source runs, the server asks it for other keys.
 	if output := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(output,
-		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(output, "was not migrated") {
+		"it is not shown that all EDEKs are re-encrypted") || strings.Contains(output, "was not migrated") {
 		t.Errorf("finish, too early, says\n%s", output)
 	}
 	w.cluster.SetKeyProvider(ourKMS.ProviderURI())
