@@ -142,7 +142,7 @@ type gatherer struct {
 	large   []*waiter
 	running int // runs, also those whose call hangs
 	hung    int // runs whose call hangs: it did not return within its limit, and has not returned since
-	left    int // abandoned waiters since the last look for them
+	givenUp int // waiters that were abandoned since dropAbandoned last ran
 
 	progress progress // of all its calls
 }
@@ -177,14 +177,14 @@ func (g *gatherer) add(w *waiter) {
 func (g *gatherer) abandon() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.left++; 2*g.left >= len(g.small)+len(g.large) {
+	if g.givenUp++; 2*g.givenUp >= len(g.small)+len(g.large) {
 		g.dropAbandoned()
 	}
 }
 
 // dropAbandoned drops the abandoned waiters from the queues. The caller holds g.mu.
 func (g *gatherer) dropAbandoned() {
-	g.left = 0
+	g.givenUp = 0
 	g.small = dropAbandoned(g.small)
 	g.large = dropAbandoned(g.large)
 }
@@ -363,8 +363,8 @@ func (g *gatherer) serve(batch []part) bool {
 	}
 	call := g.watched(batch)
 	var out []byte
-	var over sync.Mutex // guards the next two
-	var ended, left bool
+	var mu sync.Mutex // guards the next two
+	var returned, hung bool
 	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), call, func(l *login,
 		s p11.SessionHandle) error {
 		var err error
@@ -385,10 +385,10 @@ func (g *gatherer) serve(batch []part) bool {
 			clear(in) // with one part, in is the waiter's own and may still be in use
 		}
 		clear(out)
-		over.Lock()
-		ended = true
-		resume := left
-		over.Unlock()
+		mu.Lock()
+		returned = true
+		resume := hung
+		mu.Unlock()
 		if resume {
 			go g.goesOn()
 		}
@@ -396,18 +396,18 @@ func (g *gatherer) serve(batch []part) bool {
 	if err == nil {
 		return true
 	}
-	over.Lock()
-	left = !ended
-	if left {
+	mu.Lock()
+	hung = !returned
+	if hung {
 		g.hangs(err)
 	}
-	over.Unlock()
+	mu.Unlock()
 	for _, p := range batch { // the call may still run: the bytes that it reads must stay
 		if p.w.state.CompareAndSwap(waiting, served) {
 			p.w.done <- err
 		}
 	}
-	return !left
+	return !hung
 }
 
 // deliver gives each waiter its part of out, or err. A waiter with more blocks to encrypt is queued again.

@@ -496,7 +496,7 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 func (p *Provider) Rebind(ctx context.Context) error { return p.rebind(ctx) }
 
 // Bindings lists the stores to which the token is bound, and reports whether this store is one of them. If the token
-// keeps no such objects it needs no binding, and bound is true.
+// keeps no data objects, it cannot be bound, and bound is true.
 func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, err error) {
 	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {

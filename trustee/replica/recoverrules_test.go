@@ -120,7 +120,8 @@ type recoverRule struct {
 	want       string // see recovered
 }
 
-// keyRules have a document of the key k, made at minute 12, and its versions.
+// keyRules have a document of the key k, made at minute 12, and its versions. The deposit deleted/k/1 records that the
+// key was deleted.
 func keyRules() map[string]recoverRule {
 	doc, v1, v2 := deposit("key/k", 12), deposit("version/k@1", 11), deposit("version/k@2", 13)
 	oldDoc, old1, old2 := deposit("key/k", 5), deposit("version/k@1", 5), deposit("version/k@2", 5)
@@ -236,7 +237,8 @@ func otherRules() map[string]recoverRule {
 
 func records(list ...server.Record) []server.Record { return list }
 
-// recovered returns the changes of the store and the result of a recovery in a line.
+// recovered returns the changes of the store and the result of a recovery in a line. A word before each text names its
+// list: added (Names), aside (Aside), left (NotAdded), idle (NotLacked).
 func recovered(changes []string, r *replica.Recovered) string {
 	line := slices.Clone(changes)
 	for i, list := range [][]string{r.Names, r.Aside, r.NotAdded, r.NotLacked} {
