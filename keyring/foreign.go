@@ -83,7 +83,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 		default:
 			deks, err = s.open(ctx, v, as, edeks)
 		}
-		return r.needNotCounted(ctx, s, v, err)
+		return r.checkAbsence(ctx, s, v, err)
 	})
 	if err != nil {
 		return nil, err
@@ -94,11 +94,11 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	return deks, nil
 }
 
-// needNotCounted gets the result err of a lookup of a version at a source. "No such version" is not final if the
+// checkAbsence gets the result err of a lookup of a version at a source. "No such version" is not final if the
 // source's count of versions includes it: one node of the source may not have seen the roll yet, and another node has
-// the version. Then the kind is SourceUnreachable, until the answer is settled. Otherwise needNotCounted returns err
+// the version. Then the kind is SourceUnreachable, until the answer is settled. Otherwise checkAbsence returns err
 // unchanged.
-func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.VersionRef, err error) error {
+func (r *Ring) checkAbsence(ctx context.Context, s *source, v claviger.VersionRef, err error) error {
 	if err == nil {
 		s.absent.Delete(v.Name())
 		return nil
@@ -157,7 +157,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request,
 				v, err = s.Version(ctx, version.Name())
 				return err
 			})
-			return r.needNotCounted(ctx, s, version, err)
+			return r.checkAbsence(ctx, s, version, err)
 		})
 		return err
 	})

@@ -87,7 +87,7 @@ func TestRollChecksMaterialFirst(t *testing.T) {
 }
 
 // TestCreateForgetsTheKeyBefore: another process deleted a key that is in memory.
-// After the name's key is made again here, it is the new key that is shown.
+// After a new key of that name is made here, the new key is shown.
 func TestCreateForgetsTheKeyBefore(t *testing.T) {
 	l := newTestRing(t, nil)
 	create(t, l.primary, "k")

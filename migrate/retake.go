@@ -49,7 +49,7 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 			"files of one of the two to a zone with another key", key)), nil
 }
 
-// retake makes the record of an adopted key the record of a key that was taken over.
+// retake makes the record of an adopted key the record of a migrated key.
 func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
@@ -87,9 +87,9 @@ func (sv *survey) names() []string {
 	return names
 }
 
-// whyAdoptedBelow returns the text for an operator about an adopted key with a version whose number the source has
+// whyAdoptedConflict returns the text for an operator about an adopted key with a version whose number the source has
 // used.
-func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) string {
+func (e *Engine) whyAdoptedConflict(ctx context.Context, key, version string) string {
 	value := e.oursValue(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+

@@ -152,7 +152,7 @@ func (e *Engine) surveyKey(ctx context.Context, sv *survey, i int) (Item, error)
 	if v := e.collision(ctx, it, atSource, it.TargetVersions); v != "" {
 		it = e.collided(ctx, it, atSource, v)
 		if it.Retaken {
-			it.Why = e.whyAdoptedBelow(ctx, name, v)
+			it.Why = e.whyAdoptedConflict(ctx, name, v)
 		}
 	}
 	if it.Retaken && it.State == Conflict {

@@ -390,7 +390,7 @@ func (t *Token) reset(ctx context.Context, generation uint64, cause error) error
 	t.mu.Lock()
 	t.resetting = nil
 	t.retryAt = time.Now().Add(t.backoff)
-	if !errors.Is(err, errHung) { // that costs the HSM nothing
+	if !errors.Is(err, errHung) { // errHung costs the HSM nothing
 		t.retryAt = time.Now().Add(max(t.backoff, time.Since(begun)))
 	}
 	t.mu.Unlock()

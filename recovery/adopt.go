@@ -106,8 +106,8 @@ func (a *Adoption) LeftOut(conf string) error {
 		fmt.Fprintf(&b, "\nkey %s cannot be adopted: %s%s", claviger.Printable(c.Key),
 			claviger.Reason(c.MayAdopt(a.Choice.adoption())), decisions(conf, c))
 	}
-	return claviger.Refuse("--all has left out %d keys; choose for each of the commands below it:%s", len(a.Left),
-		b.String())
+	return claviger.Refuse("--all has left out %d keys; for each of them, choose one of the commands below it:%s",
+		len(a.Left), b.String())
 }
 
 // decisions returns the commands from which an operator chooses for a candidate, one on each line.

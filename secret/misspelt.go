@@ -27,7 +27,8 @@ var (
 	variable    = regexp.MustCompile(`^(?:\$\{|\*)`)
 	authToLocal = regexp.MustCompile(`^\s*(?:RULE:\[|DEFAULT\b)`)
 	// cutShort matches a password that was hidden only in part, because it contains an '@'.
-	cutShort    = regexp.MustCompile(`^` + Redacted + `@[^:@]*@`)
+	cutShort = regexp.MustCompile(`^` + Redacted + `@[^:@]*@`)
+	// userOfKnown matches a user whose password is hidden already.
 	userOfKnown = regexp.MustCompile(`^[^\s:@/\\]*:` + Redacted + `@`)
 	pkcs11Path  = regexp.MustCompile(`^[a-z-]+=`)
 	wordBefore  = regexp.MustCompile(`[^\s,;="'(<:]*$`)

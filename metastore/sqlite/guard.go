@@ -66,7 +66,7 @@ type guard struct {
 	real string // path without symbolic links
 	log  *slog.Logger
 
-	mu   sync.Mutex                // held during a checkpoint, and while a loss is handled
+	mu   sync.Mutex                // held during a checkpoint, and while recheck runs
 	file atomic.Pointer[fileState] // after the last checkpoint of this process; nil before the file is open
 	// content is the checksum of the file in that state.
 	content content
@@ -76,7 +76,7 @@ type guard struct {
 	claimed atomic.Bool
 	// changes is the highest count of changes that this process has seen.
 	changes atomic.Int64
-	// overwritten says how the file was overwritten; nil if it was not. Then nothing is read or written.
+	// overwritten says how the file was overwritten or damaged; nil if it was not. Then nothing is read or written.
 	overwritten atomic.Pointer[string]
 	// displaced says why the open file is not at its path; nil if it is. Then nothing is written. Reads continue,
 	// because the open file has not changed.
@@ -89,8 +89,8 @@ type guard struct {
 var sidecarSuffixes = [2]string{"-wal", "-shm"}
 
 // guardAnswer is the text that a client gets.
-const guardAnswer = "this server's metastore was moved, replaced or written over while the server used it, so " +
-	"nothing is changed; an operator must stop the server, put the right file in its place, and start the server " +
+const guardAnswer = "this server's metastore was moved, replaced, written over or damaged while the server used it, " +
+	"so nothing is changed; an operator must stop the server, put the right file in its place, and start the server " +
 	"again"
 
 // checkPlace returns an error if the file was overwritten, and for a write also if the file is not at its path: the
@@ -122,7 +122,7 @@ func (s *Store) refusal(op, key, why string) error {
 		s.db.Path(), why), guardAnswer)
 }
 
-// unchanged reports whether the file is as this process left it, and no earlier check has found a loss.
+// unchanged reports whether the file is as this process left it, and no check has set overwritten or displaced.
 func (g *guard) unchanged() bool {
 	if g.overwritten.Load() != nil || g.displaced.Load() != nil {
 		return false

@@ -62,7 +62,7 @@ func overwrite(t *testing.T, from, to string) {
 	}
 }
 
-// waitDetected waits until the regular checks have detected a loss. The error must contain the texts.
+// waitDetected waits until the regular checks have found a fault of the file. The error must contain the texts.
 func waitDetected(t *testing.T, s *Store, texts ...string) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
