@@ -45,7 +45,7 @@ func TestDoctorAsUser(t *testing.T) {
 	kmstest.WriteSite(t, conf, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(conf, "luna.keystore"),
 		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "c.db"),
-		"claviger.audit.file":   filepath.Join(conf, "audit.log")})
+		"claviger.audit.file":   filepath.Join(conf, "audit.log"), "hadoop.kms.http.port": "0"})
 	kmstest.WriteFile(t, filepath.Join(conf, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.DECRYPT_EEK", "alice"))
 	for _, name := range []string{"kms-site.xml", "kms-acls.xml", "luna.keystore"} {
 		if err := os.Chmod(filepath.Join(conf, name), 0o644); err != nil { //nolint:gosec // a third user reads it

@@ -53,8 +53,8 @@ type site struct {
 // groups returns the checks of a KMS.
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
-	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.rights(), s.procedure()},
-		s.close, nil
+	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
+		s.procedure()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io/fs"
 	"math"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -140,6 +143,19 @@ var ofStore = []failure{
 		l.must(err)
 		l.must(errors.Join(store.RecordUses(l.t.Context(), []metastore.LastUse{{Version: "payroll@0",
 			Last: time.Date(2199, 1, 1, 0, 0, 0, 0, time.UTC)}}), store.Close()))
+	}},
+	{"another program at the port", "D-server-ready", false, func(l *lab) {
+		other := httptest.NewServer(http.NotFoundHandler())
+		l.t.Cleanup(other.Close)
+		_, port, err := net.SplitHostPort(other.Listener.Addr().String())
+		l.must(err)
+		l.set("hadoop.kms.http.port", port)
+	}},
+	{"a server that is not ready", "D-server-ready", false, func(l *lab) {
+		l.keys("payroll")
+		l.ownPort()
+		l.serve()
+		fails(faultmodule.EncryptInit, p11.CKR_DEVICE_ERROR)(l)
 	}},
 	{"other settings than a running server", "D-store-nodes", true, func(l *lab) {
 		l.serve()
@@ -375,7 +391,7 @@ func TestFailures(t *testing.T) {
 					sections[f.name] = got
 				})
 			}
-			golden(t, file, sections)
+			golden(t, file, sections, len(sections) == len(list))
 		})
 	}
 }

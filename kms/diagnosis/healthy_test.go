@@ -44,8 +44,13 @@ func TestHealthy(t *testing.T) {
 	l.wantHealthy("before the first start")
 	l.keys("payroll", "finance")
 	l.wantHealthy("with keys")
+	l.ownPort()
+	l.wantHealthy("before the server")
 	l.serve()
 	l.wantHealthy("beside the server")
+	if text, err := l.check("D-server-ready"); err != nil || !strings.Contains(text, "is ready; ") {
+		t.Errorf("%v\n%s", err, text)
+	}
 }
 
 // TestHealthyNodes is TestHealthy for several nodes on a metastore in PostgreSQL.
@@ -110,7 +115,7 @@ func TestRoomAndSessions(t *testing.T) {
 	put("room: little", room(99, true, nil))
 	put("room: none", room(0, true, nil))
 	put("room: no answer", room(0, false, errors.New("the token does not answer")))
-	golden(t, "room.golden", sections)
+	golden(t, "room.golden", sections, true)
 }
 
 // state returns the content of each file of the site and of the token. A login writes token.object anew, and a key that
@@ -183,5 +188,5 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 		}
 		sections[run.name] = l.lines(text, run.id)
 	}
-	golden(t, "pin.golden", sections)
+	golden(t, "pin.golden", sections, true)
 }
