@@ -139,7 +139,7 @@ func TestInvalidateReachesAllNodes(t *testing.T) {
 }
 
 // TestNothingFromMemoryAfterTheLease: versions that are in memory do not count
-// after the end of the lease, nor does an epoch after Close.
+// after the end of the lease. After Close, no change of another node is looked up.
 func TestNothingFromMemoryAfterTheLease(t *testing.T) {
 	s := newShared(t)
 	create(t, s, "k")

@@ -31,7 +31,7 @@ func TestRecordsUses(t *testing.T) {
 }
 
 // TestNeverUsedIsNotGuessed: a key whose versions cannot be read does not count as
-// never used: its conflict would be cured by a deletion.
+// never used, because the cure of its conflict would then be to delete it.
 func TestNeverUsedIsNotGuessed(t *testing.T) {
 	store := &downUses{Store: openStore(t)}
 	l := newTestRing(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
@@ -47,9 +47,9 @@ func TestNeverUsedIsNotGuessed(t *testing.T) {
 	}
 }
 
-// TestNeedNotThere: only a source without the version, or without an answer, is
-// no reason to refuse an EDEK that may belong to either key.
-func TestNeedNotThere(t *testing.T) {
+// TestRefuseIfThere: an EDEK that may belong to either of two keys is not refused
+// if the source says that it lacks the version, or does not answer.
+func TestRefuseIfThere(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	errTwice := errors.New("two keys")
 	for kind, refused := range map[claviger.Kind]bool{

@@ -26,7 +26,7 @@ const (
 	Zstd    = "org.apache.hadoop.io.compress.ZStandardCodec"
 )
 
-// Codecs are all of them.
+// Codecs has the compressions above.
 var Codecs = []string{None, Deflate, Gzip, Snappy, LZ4, Zstd}
 
 // Section is an entry of the index that a Writer has written.

@@ -50,7 +50,7 @@ func TestOpenRestoredFails(t *testing.T) {
 	}
 }
 
-// TestRestoredBefore checks that a second restoration accepts a full database only if it holds the records of the
+// TestRestoredBefore checks that a second restoration accepts a database with records only if they are those of the
 // backup, and that it ends with each error.
 func TestRestoredBefore(t *testing.T) {
 	held := newFailing(t, server.RoleActive)
@@ -90,16 +90,16 @@ func TestRestoredBefore(t *testing.T) {
 	}
 }
 
-// TestHoldsRecords checks that a store without records is not full.
+// TestHoldsRecords checks holdsRecords with a store that has records, and with one that has none.
 func TestHoldsRecords(t *testing.T) {
-	full := newFailing(t, server.RoleActive)
-	if yes, err := holdsRecords(t.Context(), full); err != nil || !yes {
-		t.Errorf("a full store: %t, %v", yes, err)
+	used := newFailing(t, server.RoleActive)
+	if yes, err := holdsRecords(t.Context(), used); err != nil || !yes {
+		t.Errorf("a store with records: %t, %v", yes, err)
 	}
-	if err := full.Import(t.Context(), storetest.NextOf(nil)); err != nil {
+	if err := used.Import(t.Context(), storetest.NextOf(nil)); err != nil {
 		t.Fatal(err)
 	}
-	if yes, err := holdsRecords(t.Context(), full); err != nil || yes {
+	if yes, err := holdsRecords(t.Context(), used); err != nil || yes {
 		t.Errorf("an empty store: %t, %v", yes, err)
 	}
 }

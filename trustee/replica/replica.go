@@ -475,8 +475,8 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 }
 
 // curePassive is the cure at a passive server that holds records that the active server lacks.
-const curePassive = "if this server's store is the right one, claviger trustee promote here; if the other's is, " +
-	"claviger trustee resync --drop there, which drops this one's"
+const curePassive = "if this server's store is the right one, run claviger trustee promote here; if the other's is, " +
+	"run claviger trustee resync --drop there, which drops the records that only this one holds"
 
 // forgetIncoming removes the pages of a copy that is arriving.
 func (r *Replica) forgetIncoming() {
