@@ -80,13 +80,13 @@ var (
 // blockReader reads the stream of Hadoop's BlockCompressorStream: the length of a block, and chunks until that many
 // bytes are decompressed. A chunk is its compressed length and its bytes. The lengths have 4 bytes, big-endian.
 type blockReader struct {
-	src      io.Reader
-	decode   func(src, dst []byte) (int, error)
-	in, out  []byte
-	rest     []byte // decompressed bytes that are not yet read
-	missing  int    // bytes of the block that are not yet decompressed
-	failed   error
-	anything bool // a block has begun
+	src     io.Reader
+	decode  func(src, dst []byte) (int, error)
+	in, out []byte
+	rest    []byte // decompressed bytes that are not yet read
+	missing int    // bytes of the block that are not yet decompressed
+	failed  error
+	begun   bool // a block has begun
 }
 
 func blocks(decode func(src, dst []byte) (int, error)) codec {
@@ -113,13 +113,13 @@ func (r *blockReader) Read(p []byte) (int, error) {
 func (r *blockReader) chunk() error {
 	if r.missing == 0 {
 		n, err := r.length()
-		if errors.Is(err, io.EOF) && r.anything {
+		if errors.Is(err, io.EOF) && r.begun {
 			return io.EOF
 		}
 		if err != nil {
 			return errBlock
 		}
-		r.missing, r.anything = n, true
+		r.missing, r.begun = n, true
 		return nil
 	}
 	n, err := r.length()

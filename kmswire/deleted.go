@@ -52,7 +52,7 @@ type KeyDescription struct {
 	Created     int64                `json:"created"`
 	Deleted     int64                `json:"deleted,omitempty"`
 	Versions    []VersionDescription `json:"versions"`            // oldest first
-	UsesSince   int64                `json:"usesSince,omitempty"` // begin of the record of uses; absent: no record
+	UsesSince   int64                `json:"usesSince,omitempty"` // when the record of uses began; absent: no record
 }
 
 // VersionDescription is one version of a KeyDescription.

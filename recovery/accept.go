@@ -22,8 +22,8 @@ type acceptor interface {
 	Accept(ctx context.Context) error
 }
 
-// Losses are the changes that Accept has found, and whether it gave them up. Accept returns them with an error too, as
-// far as it has come. They are nil if the store could not be opened.
+// Losses are the changes that Accept has found, and whether it gave them up. Together with an error, Accept returns
+// what it has found until then, and nil if the store could not be opened.
 type Losses struct {
 	Store string `json:"store"` // URI
 	// Tracked says that the store knows which acknowledged changes it lacks.
@@ -40,7 +40,7 @@ type Losses struct {
 	Stale string `json:"stale,omitempty"`
 	// TakenFrom is the URI of the copy from which this store has taken over the token; "" if it has not.
 	TakenFrom string `json:"takenFrom,omitempty"`
-	// Written says that this is also written to the token.
+	// Written says that the token has a record of this, too.
 	Written bool `json:"written"`
 
 	stale bool // another copy of the store has used the token

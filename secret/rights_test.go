@@ -39,7 +39,7 @@ type admitCase struct {
 // TestAdmit runs each command that Admit advises for a file that cannot be opened. The file must open after it.
 func TestAdmit(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("runs commands as root, and a program as another user; `make test` as root has it")
+		t.Skip("runs commands as root, and a program as another user; run `make test` as root for it")
 	}
 	const us, group, other, named = admitUser, 54321, 12345, admitBin
 	base, binary := programForOthers(t)
@@ -166,7 +166,7 @@ func (a *admitTest) run(t *testing.T, groups ...uint32) {
 // give nothing to a user that several services share.
 func TestAdmitKeepsOwners(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("gives files to other users, and runs a program as them; `make test` as root has it")
+		t.Skip("gives files to other users, and runs a program as them; run `make test` as root for it")
 	}
 	base, binary := programForOthers(t)
 	for _, tt := range []struct {
@@ -201,7 +201,7 @@ func TestAdmitKeepsOwners(t *testing.T) {
 // must still be able to read the file, and other users must not.
 func TestCureKeepsAccess(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("runs a program as another user; `make test` as root has it")
+		t.Skip("runs a program as another user; run `make test` as root for it")
 	}
 	const us = 65534
 	base, binary := programForOthers(t)

@@ -369,7 +369,7 @@ func (l *lab) withSession(work func(*p11.Ctx, p11.SessionHandle)) {
 // TestFailures provokes each warning and failure that can be provoked, and compares the text with testdata.
 func TestFailures(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root judges the rights of other users; `make test` as root has it")
+		t.Skip("only root judges the rights of other users; run `make test` as root for it")
 	}
 	for file, list := range map[string][]failure{"configuration.golden": ofConfiguration, "store.golden": ofStore,
 		"hsm.golden": ofHSM, "procedure.golden": ofProcedure} {

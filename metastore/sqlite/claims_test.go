@@ -73,7 +73,7 @@ func TestHardLinks(t *testing.T) {
 	if err := open(path); err != nil {
 		t.Fatal(err)
 	}
-	// Without its type, this link would count as a name of the file.
+	// If Claim did not check the types of files, this symbolic link would count as a name of the file.
 	if err := os.Symlink(path, filepath.Join(dir, "a link.db")); err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func TestClockBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, err := s.ResetFutureTimes(t.Context()); err != nil || n != 3 {
-			t.Errorf("%s: set %d times, %v; want the use, the deletion and the begin of the record", what, n, err)
+			t.Errorf("%s: set %d times, %v; want the use, the deletion and the start of the record", what, n, err)
 		}
 		if c, err := s.Clocks(t.Context()); err != nil || c.Check() != nil {
 			t.Errorf("%s: %v, %v", what, err, c.Check())

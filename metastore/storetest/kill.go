@@ -167,8 +167,9 @@ func testKill(t *testing.T, b Backend, s metastore.Store, location string) {
 	}
 }
 
-// runAndKill runs a child, and kills it the time after its first line. n is the last key that it reported, step the
-// last step of that key, and numbers are all numbers that the child reserved.
+// runAndKill runs a child. It kills the child when the time after has passed since the child's first line. n is the
+// last key that the child reported, step the last step of that key, and numbers are all numbers that the child
+// reserved.
 func runAndKill(t *testing.T, location string, first int, after time.Duration) (n, step int, numbers []int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

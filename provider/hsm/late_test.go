@@ -23,8 +23,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// lateSite returns a site whose library makes faults, and a provider of which waits a moment for the HSM. Its key is k,
-// whose version makes zeros of a block of zeros. The key is made with SoftHSM itself.
+// lateSite returns a site whose library makes faults, and whose provider waits only a moment for the HSM. The site has
+// the key k, which was made without faults. zeros is a block of zeros, encrypted with its version k@0.
 func lateSite(t *testing.T) (b *testSite, fault *faultmodule.Module, zeros []byte) {
 	t.Helper()
 	b = newSite(t)
@@ -321,8 +321,8 @@ func TestLateMisfit(t *testing.T) {
 	}
 }
 
-// setCheck makes a store that of the token of that serial number, and replaces the check value of version k@0. It
-// returns the check value before.
+// setCheck changes the token's serial number that a store records, and the check value of version k@0. It returns the
+// check value before.
 func setCheck(t *testing.T, s metastore.Store, serial string, check []byte) (before []byte) {
 	t.Helper()
 	ctx := t.Context()
