@@ -66,9 +66,9 @@ conformance: ## Hadoop's own tests of its KMS and of encryption zones against bi
 	@scripts/build
 	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 30m -v ./test/conformance -zones
 
-soak: ## ten minutes of random faults of the HSM, and 200 kills of the library's process, under load
+soak: ## ten minutes of random faults of the HSM, 200 kills of the library's process, and 1,000 rolls seen by other nodes
 	@scripts/setup base
-	CLAVIGER_SOAK=1 go test -count 1 -timeout 30m -v -run 'Storm|Killed' ./test/hsmfaults
+	CLAVIGER_SOAK=1 go test -p 1 -count 1 -timeout 30m -v -run 'Storm|KilledWorkers|RollIsSeen' ./test/hsmfaults ./test/nodes
 
 fuzz: ## look for new inputs that break something: each fuzz target for FUZZTIME (default 4s)
 	@scripts/setup base
