@@ -26,6 +26,10 @@ func long[T int | time.Duration](n T) T {
 	return n
 }
 
+// pause is the time between two requests of a client of a storm: without it most of the processor time of make test
+// would go to requests that show nothing new.
+const pause = 20 * time.Millisecond
+
 // aFault makes one fault at random, or ends all.
 func (l *faultyKMS) aFault(r *rand.Rand, inWorker bool) {
 	all := codes()
@@ -107,7 +111,7 @@ func storm(t *testing.T, inWorker bool, length time.Duration) {
 				default:
 					failed.Add(1)
 				}
-				time.Sleep(5 * time.Millisecond)
+				time.Sleep(pause)
 			}
 		})
 	}
@@ -122,7 +126,7 @@ func storm(t *testing.T, inWorker bool, length time.Duration) {
 				fresh = append(fresh, e)
 			}
 			mu.Unlock()
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(pause)
 		}
 	})
 	logins := l.Calls(faultmodule.Login)
