@@ -32,11 +32,11 @@ const (
 
 // settings make a server fast and small. Tests kill processes, not machines: the kernel
 // keeps written data, so fsync is not needed. synchronous_commit stays on: a confirmed
-// commit survives a kill.
+// commit survives a kill. Shared memory in files of the data folder goes with the folder when a server was killed.
 var settings = []string{
 	"fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100",
 	"listen_addresses=127.0.0.1", "unix_socket_directories=", "log_min_messages=warning", "log_line_prefix=%m [%p] %d ",
-	"jit=off", "timezone=UTC",
+	"jit=off", "timezone=UTC", "dynamic_shared_memory_type=mmap",
 }
 
 // alone and replicated are the settings without and with replication.
