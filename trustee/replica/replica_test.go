@@ -160,14 +160,16 @@ func (h *pairServer) status() (r replica.StatusReport) {
 	return r
 }
 
-// await waits until the server's status is ok.
+// await waits until the server's status is ok. It asks less and less often, because each status is signed.
 func (h *pairServer) await(what string, ok func(replica.StatusReport) bool) {
 	h.t.Helper()
 	var r replica.StatusReport
-	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
+	pause := 20 * time.Millisecond
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(pause) {
 		if r = h.status(); ok(r) {
 			return
 		}
+		pause = min(pause*5/4, 500*time.Millisecond)
 	}
 	h.t.Fatalf("waited too long for %s: %+v", what, r)
 }
