@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,14 @@ func TestLibraryHangs(t *testing.T) {
 	if _, err := lib.Token(t.Context()); err != nil {
 		t.Error(err)
 	}
+	eventually(t, func() error { // a call that runs keeps the library loaded
+		lib.module.mu.Lock()
+		defer lib.module.mu.Unlock()
+		if lib.module.active > 0 {
+			return errors.New("the call that hung has not returned")
+		}
+		return nil
+	})
 	if err := lib.Close(); err != nil {
 		t.Error(err)
 	}
