@@ -185,6 +185,10 @@ var ofHSM = []failure{
 	{"no library", "D-hsm-library", false, token(func(c *pkcs11.FileConfig) { c.Module = "/nowhere/libhsm.so" })},
 	{"no keystore file", "D-hsm-library", false, func(l *lab) { l.must(os.Remove(l.path("luna.keystore"))) }},
 	{"no such token", "D-hsm-token", false, token(func(c *pkcs11.FileConfig) { c.Token = "other" })},
+	{"an HSM that hangs", "D-hsm-token", false, func(l *lab) {
+		token(func(c *pkcs11.FileConfig) { c.CallLimit = time.Second })(l)
+		l.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})
+	}},
 	{"no PIN", "D-hsm-pin", false, func(l *lab) { l.must(os.Remove(l.token.PINFile)) }},
 	{"a login that fails", "D-hsm-login", false, fails(faultmodule.Login, p11.CKR_DEVICE_ERROR)},
 	{"no mechanism", "D-hsm-mechanism", false, fails(faultmodule.EncryptInit, p11.CKR_FUNCTION_NOT_SUPPORTED)},

@@ -145,6 +145,9 @@ func (s *site) afterLogin() []doctor.Check {
 	}
 }
 
+// errNoHSM says that the first provider has no token.
+var errNoHSM = errors.New("the first provider is not an HSM")
+
 // firstProvider returns the URI of the first provider; "" if there is none.
 func (s *site) firstProvider() string {
 	list, err := provider.SplitURIs(s.conf.String(hadoopconf.ProviderURI))
@@ -180,7 +183,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 	return list
 }
 
-func (s *site) hsmToken(ctx context.Context) (list []doctor.Finding) {
+func (s *site) hsmToken(ctx context.Context) []doctor.Finding {
 	var err error
 	if s.tokenState, err = s.library.Token(ctx); err != nil {
 		return doctor.Error(err, "")

@@ -22,8 +22,7 @@ func (s *site) server() doctor.Group {
 		{ID: "D-server-ready", Title: "the server that runs", Needs: []string{"D-conf-read"},
 			Measures: "/readyz is requested at the configured address and port; if nothing answers, no server runs",
 			Why: "a server that runs may have faults that its files do not show; another program on the port keeps " +
-				"the " +
-				"server from starting",
+				"the server from starting",
 			Cure: "docs/runbook.md says what to do first, and docs/monitoring.md what each check measures",
 			Run:  s.serverReady},
 	}}

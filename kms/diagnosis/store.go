@@ -2,7 +2,6 @@ package diagnosis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -97,7 +96,7 @@ func (s *site) usesStore() bool {
 	return named || source || s.isHSM() || strings.Contains(s.conf.String(hadoopconf.ProviderURI), ",")
 }
 
-func (s *site) storePlace(ctx context.Context) []doctor.Finding {
+func (s *site) storePlace(context.Context) []doctor.Finding {
 	if !s.usesStore() {
 		return doctor.Skip("no metastore is used: the first provider is not an HSM, and there is no source")
 	}
@@ -269,6 +268,3 @@ func (s *site) storeBackup(ctx context.Context) []doctor.Finding {
 	}
 	return doctor.Pass("%s", text)
 }
-
-// errNoHSM says that the first provider has no token.
-var errNoHSM = errors.New("the first provider is not an HSM")
