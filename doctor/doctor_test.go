@@ -3,11 +3,14 @@ package doctor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 
 	"claviger"
 	"claviger/terminal"
@@ -126,6 +129,36 @@ func TestVerdict(t *testing.T) {
 	}
 	if _, err := report(t, Options{FailOn: "warning"}, group); !errors.As(err, new(*claviger.RefusedError)) {
 		t.Error(err)
+	}
+}
+
+// TestJSON: the JSON has each check that was selected, also after a failure, with the reason of a skipped one.
+func TestJSON(t *testing.T) {
+	var made []string
+	groups := []Group{{"one", []Check{check("D-a", &made, Fail("a", "mend a"))}},
+		{"two", []Check{check("D-b", &made, Pass("b"), "D-a")}}}
+	var o Options
+	var b bytes.Buffer
+	cmd := &cobra.Command{Use: "doctor", RunE: func(cmd *cobra.Command, _ []string) error {
+		return Run(cmd.Context(), &o, roles(groups...), io.Discard)
+	}}
+	o.Define(cmd, roles(groups...))
+	cmd.SetOut(&b)
+	cmd.SetErr(io.Discard)
+	cmd.SetArgs([]string{"--conf", "/etc/x", "-o", "json"})
+	if err := cmd.ExecuteContext(t.Context()); !errors.As(err, new(*claviger.RefusedError)) {
+		t.Error(err)
+	}
+	var r Report
+	if err := json.Unmarshal(b.Bytes(), &r); err != nil {
+		t.Fatalf("%v in %s", err, b.String())
+	}
+	a, skipped := r.Groups[0].Checks[0], r.Groups[1].Checks[0]
+	if r.Format != "claviger doctor 1" || r.Role != "test" || r.Conf != "/etc/x" || r.User == "" || r.At.IsZero() ||
+		r.Status != Failure || a.ID != "D-a" || a.Status != Failure || a.Why != "why D-a" ||
+		a.Findings[0] != (Finding{Failure, "a", "mend a"}) || skipped.Status != Skipped || skipped.Why != "" ||
+		skipped.Findings[0] != (Finding{Status: Skipped, Measured: "D-a failed"}) {
+		t.Errorf("%s", b.String())
 	}
 }
 
