@@ -171,7 +171,7 @@ func (r *javaReader) handle(v any) (int, error) {
 	return len(r.handles) - 1, nil
 }
 
-// reference reads a handle, and returns what has it.
+// reference reads a handle, and returns the object or class with that handle.
 func (r *javaReader) reference() (any, error) {
 	h, err := r.uint32()
 	if err != nil {

@@ -33,7 +33,7 @@ const (
 
 // bind makes sure that store and token belong together. It compares the token's serial number. If that differs it
 // compares check values, because a cloned or restored token is another token with the same keys. On the store's own
-// token, a version that is missing or differs is refused alone (see CheckKeys), unless no version fits. bind returns
+// token, only the versions that are missing or differ are refused (see CheckKeys), unless no version fits. bind returns
 // the relation of store and token.
 func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	was, err := p.recordedToken(ctx)

@@ -51,7 +51,7 @@ func TestLeaseCosts(t *testing.T) {
 	if n := b.meter.Count("Encrypt"); n != 1 {
 		t.Errorf("%d calls of C_Encrypt for a lease", n)
 	}
-	time.Sleep(20 * time.Millisecond) // older than the grain of proofs
+	time.Sleep(20 * time.Millisecond) // more than proofGrain
 	before := p.Leases(time.Hour)
 	if before.Held != 1 || before.Oldest < 20*time.Millisecond {
 		t.Errorf("%+v", before)

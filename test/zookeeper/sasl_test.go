@@ -13,7 +13,8 @@ func initiator(keytab, principal, target string) (zookeeper.Initiator, error) {
 		Target: target, Mutual: true})
 }
 
-// initiate returns a function that calls in for a server on any host, because in has the server's principal already.
-func initiate(in func() (zookeeper.Initiator, error)) func(context.Context, string) (zookeeper.Initiator, error) {
-	return func(context.Context, string) (zookeeper.Initiator, error) { return in() }
+// initiate returns open as a function of the server's host. The host is not used, because open has the server's
+// principal already.
+func initiate(open func() (zookeeper.Initiator, error)) func(context.Context, string) (zookeeper.Initiator, error) {
+	return func(context.Context, string) (zookeeper.Initiator, error) { return open() }
 }

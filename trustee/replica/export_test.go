@@ -51,5 +51,5 @@ func SetSyncRounds(t *testing.T, n int) {
 // ForgetIncoming removes the pages of a copy, as the end of Run does.
 func ForgetIncoming(r *Replica) { r.forgetIncoming() }
 
-// ForgetProbe makes a server probe its store when it next tells its position.
+// ForgetProbe makes a server probe its store when it next reports its position.
 func ForgetProbe(r *Replica) { r.writeProbe.Forget() }
