@@ -14,7 +14,7 @@ import (
 	"claviger/internal/imagetest"
 )
 
-// folder returns a folder; file a file with an EDEK.
+// folder returns a folder. file returns a file with an EDEK. zone returns an encryption zone.
 func folder(id uint64, name string, children ...uint64) imagetest.Node {
 	return imagetest.Node{ID: id, Name: name, Folder: true, Children: children}
 }

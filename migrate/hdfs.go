@@ -95,7 +95,8 @@ func (list endpoints) any(others endpoints) bool {
 	return false
 }
 
-// endpoints resolves several "host:port", and leaves out those that cannot be resolved.
+// endpoints resolves several "host:port", and leaves out those that cannot be resolved. If local is true, they are of
+// this server: if one of them is a loopback address, the result has all addresses of this host, too.
 func (p *Probes) endpoints(ctx context.Context, hosts []string, local bool) endpoints {
 	var all endpoints
 	ports := map[uint16]bool{}
