@@ -40,7 +40,7 @@ type Newest struct {
 	Timeline uint64 `json:"timeline"`
 }
 
-// Newest returns the newest server of each system, sorted by system.
+// Newest returns the newest server of each system, by the system identifier.
 func (d *DB) Newest() map[string]Newest {
 	d.lineage.mu.Lock()
 	defer d.lineage.mu.Unlock()
@@ -323,8 +323,8 @@ func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 }
 
 // Written returns the position up to which the server has flushed its log. Every commit before the call has a lower
-// position. The position of the next record would be wrong: at the begin of a page it is behind the page's header, so
-// no standby reports it before there is another record.
+// position. The position of the next record would be wrong: at the beginning of a page it is after the page's header,
+// so no standby reports it before there is another record.
 func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&lsn)

@@ -62,7 +62,7 @@ type progress struct {
 	running atomic.Int32 // operations that have their session, or wait for one of the HSM
 }
 
-// begin records the begin of an operation.
+// begin records the start of an operation.
 func (p *progress) begin() {
 	for ; p != nil; p = p.above {
 		if p.running.Add(1) == 1 {

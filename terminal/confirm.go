@@ -39,7 +39,7 @@ func (p *Prompt) Ask(format string, args ...any) (string, error) {
 
 // ConfirmList returns nil if a person confirms a list of n entries that the command has shown. given is the digest that
 // the person passed by a flag; it must be the list's digest. If it is "", a person at a terminal must type n. action
-// says action happens to the entries. Any other answer is a claviger.RefusedError.
+// says what happens to the entries. Any other answer is a claviger.RefusedError.
 func (p *Prompt) ConfirmList(given, digest string, n int, action string) error {
 	switch {
 	case given == digest:

@@ -95,7 +95,7 @@ var printNoData = map[string]string{
 	"claviger kms":              "a server; its log has a format of its own",
 	"claviger trustee serve":    "a server; its log has a format of its own",
 	"claviger keyhsm start":     "a server; its log has a format of its own",
-	"claviger demo":             "a play for people, step by step",
+	"claviger demo":             "a demonstration for people, step by step",
 	"claviger orgtool set-auth": "it prints nothing",
 }
 

@@ -29,7 +29,7 @@ func TestUpdatePosition(t *testing.T) {
 	as(t, a, server.RoleSingle, 2)
 	began := as(t, a, server.RoleActive, 3)
 	if began.Head.Seq != 1 || began.Head.Epoch != 3 || began.Epoch != 3 {
-		t.Errorf("the begin of a log: %+v", began)
+		t.Errorf("the start of a log: %+v", began)
 	}
 	if st := as(t, a, server.RoleActive, 4); st.Head != began.Head || st.Epoch != 4 {
 		t.Errorf("an active store: %+v", st)
