@@ -270,7 +270,7 @@ func (c *Check) result(ctx context.Context, before map[string]Result) Result {
 	defer cancel()
 	began := time.Now()
 	r.Findings = c.Run(ctx)
-	r.Seconds = time.Since(began).Seconds()
+	r.Seconds = time.Since(began).Round(time.Millisecond).Seconds()
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		f.Measured, f.Cure = oneLine(f.Measured), oneLine(f.Cure)

@@ -139,9 +139,10 @@ func TestJSON(t *testing.T) {
 		{"two", []Check{check("D-b", &made, Pass("b"), "D-a")}}}
 	var o Options
 	var b bytes.Buffer
-	cmd := &cobra.Command{Use: "doctor", RunE: func(cmd *cobra.Command, _ []string) error {
-		return Run(cmd.Context(), &o, roles(groups...), io.Discard)
-	}}
+	cmd := &cobra.Command{Use: "doctor", SilenceUsage: true, SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return Run(c.Context(), &o, roles(groups...), io.Discard)
+		}}
 	o.Define(cmd, roles(groups...))
 	cmd.SetOut(&b)
 	cmd.SetErr(io.Discard)
