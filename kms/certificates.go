@@ -15,8 +15,8 @@ import (
 	"claviger/web"
 )
 
-// validity is the time in which all certificates of a TLS store are valid.
-type validity struct {
+// Validity is the time in which all certificates of a TLS store are valid.
+type Validity struct {
 	Store     string // the property that names the store
 	Subject   string // of the certificate that expires first
 	NotBefore time.Time
@@ -24,14 +24,14 @@ type validity struct {
 }
 
 // validityOf returns the validity of a chain. It has at least one certificate.
-func validityOf(store string, certs []*x509.Certificate) validity {
+func validityOf(store string, certs []*x509.Certificate) Validity {
 	first := slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	last := slices.MaxFunc(certs, func(a, b *x509.Certificate) int { return a.NotBefore.Compare(b.NotBefore) })
-	return validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
+	return Validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
 }
 
 // fault returns an error if the certificates have expired, are not valid yet, or expire soon.
-func (v validity) fault() error {
+func (v Validity) fault() error {
 	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch now := time.Now(); {
 	case now.After(v.NotAfter):
@@ -58,24 +58,24 @@ const serverKeystore = "ssl.server.keystore."
 
 // servedValidity returns the validity of the certificate that a server presents to
 // its clients.
-func servedValidity(c *tls.Certificate) (validity, error) {
+func servedValidity(c *tls.Certificate) (Validity, error) {
 	var certs []*x509.Certificate
 	for _, der := range c.Certificate {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return validity{}, err
+			return Validity{}, err
 		}
 		certs = append(certs, cert)
 	}
 	if len(certs) == 0 {
-		return validity{}, errors.New("there is no certificate")
+		return Validity{}, errors.New("there is no certificate")
 	}
 	return validityOf(serverKeystore+"location", certs), nil
 }
 
 // storeFiles reads the files of the TLS stores. unreadable has an error for each
 // store that cannot be used.
-func (s *Service) storeFiles() (list []validity, unreadable []error, err error) {
+func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) {
 	server, err := sslStores(s.Conf, s.Log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, nil, err
@@ -121,7 +121,7 @@ type certificateCheck struct {
 
 	mu         sync.Mutex
 	at         time.Time
-	list       []validity
+	list       []Validity
 	unreadable []error
 	err        error
 }
@@ -129,7 +129,7 @@ type certificateCheck struct {
 // certificates returns the validities of the stores. For the server's keystore it is
 // that of the certificate that clients get now. The files of the other stores were
 // read at most a minute ago.
-func (s *Service) certificates() (list []validity, unreadable []error, err error) {
+func (s *Service) certificates() (list []Validity, unreadable []error, err error) {
 	c := &s.certificateCheck
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +147,7 @@ func (s *Service) certificates() (list []validity, unreadable []error, err error
 		if err != nil {
 			return nil, nil, err
 		}
-		list = slices.DeleteFunc(list, func(o validity) bool { return o.Store == v.Store })
+		list = slices.DeleteFunc(list, func(o Validity) bool { return o.Store == v.Store })
 		list = append(list, v)
 	}
 	return list, c.unreadable, c.err

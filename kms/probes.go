@@ -115,18 +115,9 @@ func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 	if err != nil || port == 0 {
 		return nil
 	}
-	hosts := []string{conf.String("hadoop.kms.http.host")}
-	if ip := net.ParseIP(hosts[0]); hosts[0] == "" || ip != nil && ip.IsUnspecified() {
-		hosts = []string{"localhost"}
-		if name, err := os.Hostname(); err == nil {
-			hosts = append(hosts, name)
-			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-			defer cancel()
-			// Without a name service only the short name is known.
-			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
-				hosts = append(hosts, strings.TrimSuffix(full, "."))
-			}
-		}
+	hosts, all := ownNames(ctx, conf)
+	if all {
+		hosts = append(hosts, "localhost")
 		if list, err := net.InterfaceAddrs(); err == nil {
 			for _, a := range list {
 				if n, ok := a.(*net.IPNet); ok {
@@ -141,6 +132,26 @@ func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 	}
 	slices.Sort(own)
 	return slices.Compact(own)
+}
+
+// ownNames returns the configured host of this server. If the server listens at all addresses of this machine, all is
+// true, and ownNames returns the names of the machine.
+func ownNames(ctx context.Context, conf *hadoopconf.Conf) (names []string, all bool) {
+	host := conf.String("hadoop.kms.http.host")
+	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return []string{host}, false
+	}
+	if name, err := os.Hostname(); err == nil {
+		names = append(names, name)
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		defer cancel()
+		// Without a name service only the short name is known.
+		if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
+			names = append(names, strings.TrimSuffix(full, "."))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), true
 }
 
 // rulesHere reads this server's rules, and returns a function that decides by them;

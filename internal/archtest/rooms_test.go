@@ -226,7 +226,7 @@ var rules = []rule{
 		"service"},
 	{"kms/diagnosis", []string{"", "authz", "doctor", "hadoopconf", "kms", "kms/acls", "metastore/location",
 		"metastore/sqlite", "migrate", "owner", "pkcs11", "provider", "provider/builtin", "provider/hsm", "recovery",
-		"secret", "terminal"}, "it checks a KMS with the code of the rooms below it"},
+		"secret", "terminal", "web"}, "it checks a KMS with the code of the rooms below it"},
 	{"keyhsm/diagnosis", []string{"doctor", "keyhsm", "keyhsm/host"}, "it shows the checks of a Key HSM to doctor"},
 	{"trustee/diagnosis", []string{"", "doctor", "trustee", "trustee/host", "trustee/location", "web"},
 		"it checks a trustee with the code of the rooms below it"},

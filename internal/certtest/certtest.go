@@ -36,13 +36,19 @@ type Authority struct {
 	issued int64
 }
 
-// New makes an authority whose files are in dir.
+// New makes an authority whose files are in dir, and which is valid for a day.
 func New(t testing.TB, dir string) *Authority {
+	t.Helper()
+	return Until(t, dir, time.Now().Add(24*time.Hour))
+}
+
+// Until makes an authority like New, which is valid until ends.
+func Until(t testing.TB, dir string, ends time.Time) *Authority {
 	t.Helper()
 	a := &Authority{t: t, dir: dir, key: newKey(t)}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "certtest authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: ends,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)

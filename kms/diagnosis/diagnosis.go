@@ -46,6 +46,8 @@ type site struct {
 	hsm         *hsm.Provider // nil: it is not open
 	compared    *recovery.Token
 
+	tls *kms.ServerTLS // set by D-tls-chain
+
 	aclFindings  *acls.Findings
 	requirements migrate.Requirements
 }
@@ -54,7 +56,7 @@ type site struct {
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.procedure()}, s.close, nil
+		s.transport(), s.procedure()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

@@ -2,11 +2,8 @@ package diagnosis
 
 import (
 	"context"
-	"fmt"
-	"os"
 
 	"claviger/doctor"
-	"claviger/hadoopconf"
 	"claviger/migrate"
 )
 
@@ -79,9 +76,9 @@ func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 	}
 	var cfg migrate.Config
 	if s.options.HDFS != "" {
-		hdfs, err := hadoopconf.LoadHDFS(s.options.HDFS, os.LookupEnv)
-		if err != nil {
-			return doctor.Error(fmt.Errorf("--hdfs-conf: %w", err), "name the folder of HDFS' configuration")
+		hdfs, failure := s.hdfsConf()
+		if hdfs == nil {
+			return failure
 		}
 		cfg.Probes.HDFS = hdfs.Get
 	}

@@ -1,0 +1,217 @@
+package diagnosis
+
+import (
+	"context"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger/doctor"
+	"claviger/kms"
+	"claviger/web"
+)
+
+// transport returns the checks of the server's TLS.
+func (s *site) transport() doctor.Group {
+	return doctor.Group{Title: "TLS", Checks: []doctor.Check{
+		{ID: "D-tls-chain", Title: "the server's certificate", Needs: []string{"D-conf-read"},
+			Measures: "the keystore of ssl-server.xml is read as a start does; each certificate of the chain must be " +
+				"signed by the next one, the first must be one of a server, and Java must know its kind of key",
+			Why: "clients refuse a server whose certificate they cannot verify",
+			Cure: "put the certificate, and after it those of the authorities between it and the root, into the " +
+				"keystore",
+			Run: s.tlsChain},
+		{ID: "D-tls-names", Title: "names in the certificate", Needs: []string{"D-tls-chain"},
+			Measures: "the configured host, or the names of this host, are compared with the names (SAN) of the " +
+				"certificate",
+			Why:  "a client that finds another name in the certificate than in its URI ends the connection",
+			Cure: "request a certificate with the full name of this host as a DNS name (SAN)",
+			Run:  s.tlsNames},
+		{ID: "D-tls-expiry", Title: "the end of certificates", Needs: []string{"D-tls-chain"},
+			Measures: fmt.Sprintf("the days left of the certificate that ends first, in each keystore and truststore; "+
+				"fewer than %d are a warning", days(web.ExpiryNotice)),
+			Why:  "clients refuse a server whose certificate has ended, and HDFS then opens no encrypted file",
+			Cure: "renew the certificate; a running server reads the new file by itself (docs/tls.md)",
+			Run:  s.tlsExpiry},
+		{ID: "D-tls-protocols", Title: "protocols", Needs: []string{"D-tls-chain"},
+			Measures: "the protocols that the server offers, by hadoop.ssl.enabled.protocols",
+			Why: "Java before 8u261 does not speak TLS 1.3, so it cannot connect to a server that offers nothing " +
+				"else",
+			Cure: "add TLSv1.2 to hadoop.ssl.enabled.protocols",
+			Run:  s.tlsProtocols},
+		{ID: "D-tls-java", Title: "the truststore of HDFS", Needs: []string{"D-tls-chain"},
+			Measures: "the truststore that ssl-client.xml in the folder of --hdfs-conf names is read, and the " +
+				"server's certificate is verified by it",
+			Why:  "the NameNode and HDFS clients trust only the certificates that lead to their truststore",
+			Cure: "import the root of the server's certificate into the truststore, on each host of the cluster",
+			Run:  s.tlsJava},
+	}}
+}
+
+// days returns whole days.
+func days(d time.Duration) int { return int(d.Hours() / 24) }
+
+func (s *site) tlsChain(ctx context.Context) []doctor.Finding {
+	facts, err := s.service.ServerTLS(ctx)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	if facts == nil {
+		return doctor.Skip("hadoop.kms.ssl.enabled is not true: the server speaks http, and everybody on the network " +
+			"may read DEKs")
+	}
+	s.tls = facts
+	chain := facts.Chain
+	for i, c := range chain[1:] {
+		if err := chain[i].CheckSignatureFrom(c); err != nil {
+			return doctor.Fail(fmt.Sprintf("certificate %d of the chain, %s, is not signed by certificate %d, %s: %v",
+				i+1, chain[i].Subject, i+2, c.Subject, err), "")
+		}
+	}
+	leaf := chain[0]
+	if !servesTLS(leaf) {
+		return doctor.Fail(fmt.Sprintf("the certificate of %s is not for servers: its extended key usage lacks "+
+			"serverAuth", leaf.Subject), "request a certificate for a server, with the usage serverAuth")
+	}
+	list := doctor.Pass("%s, of %s; certificates in the chain: %d", leaf.Subject, leaf.Issuer, len(chain))
+	for _, c := range chain {
+		if doubt := weak(c); doubt != "" {
+			list = append(list, doctor.Finding{Status: doctor.Warning, Measured: c.Subject.String() + ": " + doubt,
+				Cure: "request a certificate with an RSA key of 2048 bits or more, or one of P-256"})
+		}
+	}
+	return list
+}
+
+// servesTLS reports whether the extended key usage admits servers.
+func servesTLS(c *x509.Certificate) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 ||
+		slices.ContainsFunc(c.ExtKeyUsage, func(usage x509.ExtKeyUsage) bool {
+			return usage == x509.ExtKeyUsageServerAuth || usage == x509.ExtKeyUsageAny
+		})
+}
+
+// weak returns why some clients refuse the key of a certificate, or "".
+func weak(c *x509.Certificate) string {
+	switch key, isRSA := c.PublicKey.(*rsa.PublicKey); {
+	case isRSA && key.N.BitLen() < 2048:
+		return fmt.Sprintf("an RSA key of %d bits, which some versions of Java refuse", key.N.BitLen())
+	case c.PublicKeyAlgorithm == x509.Ed25519:
+		return "an Ed25519 key, which Java before 15 does not know"
+	}
+	return ""
+}
+
+func (s *site) tlsNames(context.Context) []doctor.Finding {
+	leaf := s.tls.Chain[0]
+	has := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		has = append(has, ip.String())
+	}
+	var valid, other []string
+	full := false
+	for _, name := range s.tls.Names {
+		full = full || strings.Contains(name, ".") || net.ParseIP(name) != nil
+		if leaf.VerifyHostname(name) == nil {
+			valid = append(valid, name)
+		} else {
+			other = append(other, name)
+		}
+	}
+	switch names := strings.Join(has, ", "); {
+	case len(valid) > 0:
+		return doctor.Pass("valid for %s", strings.Join(valid, ", "))
+	case len(has) == 0:
+		return doctor.Fail(fmt.Sprintf("the certificate of %s has no name (SAN): newer clients ignore the common name",
+			leaf.Subject), "")
+	case !full:
+		return doctor.Warn(fmt.Sprintf("the certificate is valid for %s; the full name of this host, %s, is not known",
+			names, strings.Join(other, ", ")), "check that clients use a name of the certificate, or let the name "+
+			"service give this host its full name")
+	default:
+		return doctor.Fail(fmt.Sprintf("the certificate is valid for %s, and not for %s", names,
+			strings.Join(other, ", ")), "")
+	}
+}
+
+func (s *site) tlsExpiry(context.Context) []doctor.Finding {
+	stored, unreadable, err := s.service.StoredCertificates()
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	var list []doctor.Finding
+	for _, err := range unreadable {
+		list = append(list, doctor.Error(err, "correct the file, or its password")...)
+	}
+	for _, v := range stored {
+		left := v.NotAfter.Sub(now())
+		f := doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s: %s ends at %s, days left: %d", v.Store,
+			v.Subject, v.NotAfter.UTC().Format(time.RFC3339), days(left))}
+		switch {
+		case left < 0:
+			f.Status = doctor.Failure
+			f.Measured = fmt.Sprintf("%s: %s ended at %s", v.Store, v.Subject, v.NotAfter.UTC().Format(time.RFC3339))
+		case now().Before(v.NotBefore):
+			f.Status = doctor.Failure
+			f.Measured = fmt.Sprintf("%s: a certificate is not valid before %s", v.Store,
+				v.NotBefore.UTC().Format(time.RFC3339))
+			f.Cure = "wait, or set the clock of this host (chronyc tracking)"
+		case left < web.ExpiryNotice:
+			f.Status = doctor.Warning
+		}
+		if f.Status == doctor.Failure && !strings.Contains(v.Store, "keystore") {
+			f.Status = doctor.Warning // another certificate of the truststore may be the one that counts
+			f.Cure = "remove the certificate from the truststore, or replace it"
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
+func (s *site) tlsProtocols(context.Context) []doctor.Finding {
+	lowest, highest := tls.VersionName(s.tls.Lowest), tls.VersionName(s.tls.Highest)
+	if s.tls.Lowest >= tls.VersionTLS13 {
+		return doctor.Warn("only "+lowest, "")
+	}
+	if lowest == highest {
+		return doctor.Pass("only %s", lowest)
+	}
+	return doctor.Pass("%s to %s", lowest, highest)
+}
+
+func (s *site) tlsJava(context.Context) []doctor.Finding {
+	hdfs, skipped := s.hdfsConf()
+	if hdfs == nil {
+		return skipped
+	}
+	roots, path, err := kms.HDFSTrust(hdfs, s.service.Log)
+	switch {
+	case err != nil:
+		return doctor.Error(err, "correct ssl-client.xml of HDFS")
+	case path == "":
+		return doctor.Skip("ssl-client.xml names no truststore, so the cacerts of each Java counts: keytool -list " +
+			"-cacerts shows it")
+	}
+	between := x509.NewCertPool()
+	for _, c := range s.tls.Chain[1:] {
+		between.AddCert(c)
+	}
+	_, err = s.tls.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now()})
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return doctor.Fail(fmt.Sprintf("%s: %v", path, err), "renew the certificate")
+	case err != nil:
+		last := s.tls.Chain[len(s.tls.Chain)-1]
+		return doctor.Fail(fmt.Sprintf("%s does not lead to a trusted certificate for %s: %v", path,
+			s.tls.Chain[0].Subject, err), fmt.Sprintf("import the certificate of %s into %[2]s, on each host of the "+
+			"cluster: keytool -importcert -keystore %[2]s -alias claviger -file ROOT.pem", last.Issuer, path))
+	}
+	return doctor.Pass("%s trusts the server's certificate", path)
+}

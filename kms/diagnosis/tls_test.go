@@ -1,0 +1,173 @@
+package diagnosis
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/certtest"
+	"claviger/kms/kmstest"
+)
+
+const year = 365 * 24 * time.Hour
+
+// secure gives the site TLS, with a certificate for these hosts.
+func (l *lab) secure(hosts ...string) *certtest.Authority {
+	l.t.Helper()
+	a := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(year+time.Hour))
+	l.use(a.Keystore("kms", hosts...), certtest.Password)
+	return a
+}
+
+// use gives the site TLS with a keystore.
+func (l *lab) use(keystore, password string) {
+	l.t.Helper()
+	data, err := os.ReadFile(keystore)
+	l.must(err)
+	l.must(os.WriteFile(l.path("server.p12"), data, 0o600))
+	kmstest.WriteFile(l.t, l.path("ssl-server.xml"), kmstest.SiteXML(
+		"ssl.server.keystore.location", l.path("server.p12"), "ssl.server.keystore.password", password))
+	l.must(os.Chmod(l.path("ssl-server.xml"), 0o600))
+	l.set("hadoop.kms.ssl.enabled", "true")
+}
+
+// hdfs gives the site a folder with HDFS' configuration.
+func (l *lab) hdfs(pairs ...string) {
+	l.t.Helper()
+	if l.o.HDFS == "" {
+		l.o.HDFS = l.path("hdfs")
+		l.must(os.Mkdir(l.o.HDFS, 0o700))
+	}
+	kmstest.WriteFile(l.t, filepath.Join(l.o.HDFS, "core-site.xml"), kmstest.SiteXML(pairs...))
+}
+
+// trust gives HDFS a truststore.
+func (l *lab) trust(file string) {
+	l.t.Helper()
+	l.hdfs()
+	data, err := os.ReadFile(file)
+	l.must(err)
+	l.must(os.WriteFile(l.path("trust.p12"), data, 0o600))
+	kmstest.WriteFile(l.t, filepath.Join(l.o.HDFS, "ssl-client.xml"), kmstest.SiteXML(
+		"ssl.client.truststore.location", l.path("trust.p12"), "ssl.client.truststore.password", certtest.Password))
+}
+
+// selfSigned makes a certificate that is as change says, and uses it.
+func (l *lab) selfSigned(change func(*x509.Certificate)) {
+	l.t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	l.must(err)
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kms.example.com"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(year)}
+	change(c)
+	der, err := x509.CreateCertificate(rand.Reader, c, c, public, private)
+	l.must(err)
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	l.must(err)
+	kmstest.WriteFile(l.t, l.path("own.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))+
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	l.use(l.path("own.pem"), "")
+}
+
+// between returns a provocation: a certificate whose validity begins and ends so long from now.
+func between(begins, ends time.Duration) func(*lab) {
+	return func(l *lab) {
+		a := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(year))
+		a.Begins, a.Ends = time.Now().Add(begins), time.Now().Add(ends+time.Minute)
+		l.use(a.Keystore("kms", "127.0.0.1"), certtest.Password)
+	}
+}
+
+// ofTLS are failures of the server's TLS.
+var ofTLS = []failure{
+	{"no keystore", "D-tls-chain", false, set("hadoop.kms.ssl.enabled", "true")},
+	{"a wrong password", "D-tls-chain", false, func(l *lab) {
+		l.use(certtest.New(l.t, l.t.TempDir()).Keystore("kms", "127.0.0.1"), "wrong")
+	}},
+	{"a chain in the wrong order", "D-tls-chain", false, func(l *lab) {
+		a, b := certtest.New(l.t, l.t.TempDir()), certtest.New(l.t, l.t.TempDir())
+		own, err := os.ReadFile(a.Issue("kms", "127.0.0.1"))
+		l.must(err)
+		other, err := os.ReadFile(b.CA)
+		l.must(err)
+		kmstest.WriteFile(l.t, l.path("mixed.pem"), string(own)+string(other))
+		l.use(l.path("mixed.pem"), "")
+	}},
+	{"a certificate of a client", "D-tls-chain", false, func(l *lab) {
+		l.selfSigned(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+	}},
+	{"a key that old Java does not know", "D-tls-chain", false, func(l *lab) {
+		l.selfSigned(func(*x509.Certificate) {})
+	}},
+	{"another host's name", "D-tls-names", false, func(l *lab) { l.secure("kms-2.example.com", "192.0.2.7") }},
+	{"a common name only", "D-tls-names", false, func(l *lab) { l.selfSigned(func(*x509.Certificate) {}) }},
+	{"few days", "D-tls-expiry", false, between(-time.Hour, 10*24*time.Hour)},
+	{"no days", "D-tls-expiry", false, between(-2*time.Hour, -time.Hour)},
+	{"not yet", "D-tls-expiry", false, between(time.Hour, 100*24*time.Hour)},
+	{"an old certificate in the truststore", "D-tls-expiry", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		old := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(-time.Minute))
+		set("claviger.ssl.truststore", old.CA)(l)
+	}},
+	{"a truststore that does not exist", "D-tls-expiry", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		set("claviger.ssl.truststore", "DIR/none.p12")(l)
+	}},
+	{"TLS 1.3 only", "D-tls-protocols", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		set("hadoop.ssl.enabled.protocols", "TLSv1.3")(l)
+	}},
+	{"HDFS trusts another authority", "D-tls-java", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		l.trust(certtest.New(l.t, l.t.TempDir()).Truststore())
+	}},
+	{"HDFS' truststore is no keystore", "D-tls-java", false, func(l *lab) {
+		l.trust(l.secure("127.0.0.1").CA)
+		l.must(os.WriteFile(l.path("trust.p12"), []byte("no keystore"), 0o600))
+	}},
+	{"a folder without HDFS' configuration", "D-tls-java", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		l.o.HDFS = l.dir + "/none"
+	}},
+}
+
+// TestTLSFailures provokes each finding about TLS.
+func TestTLSFailures(t *testing.T) { provokeAll(t, "tls.golden", ofTLS) }
+
+// TestHealthyTLS: a site with TLS, whose certificate HDFS trusts, has no warning; neither has one whose certificate
+// itself is in HDFS' truststore.
+func TestHealthyTLS(t *testing.T) {
+	l := newLab(t)
+	l.trust(l.secure("127.0.0.1").Truststore())
+	l.wantHealthy("with TLS")
+	text, err := l.check("D-tls-chain", "D-tls-names", "D-tls-expiry", "D-tls-protocols", "D-tls-java")
+	for _, want := range []string{"certificates in the chain: 2", "valid for 127.0.0.1", "days left: 365",
+		"TLS 1.2 to TLS 1.3", "trust.p12 trusts the server's certificate"} {
+		if err != nil || !strings.Contains(text, want) {
+			t.Errorf("%v: %q is not in\n%s", err, want, text)
+		}
+	}
+}
+
+// TestNamesOfHost: the name by which clients reach a host is in question if the name service does not know its full
+// name.
+func TestNamesOfHost(t *testing.T) {
+	l := newLab(t)
+	l.secure("kms-1.example.com")
+	l.set("hadoop.kms.http.host", "kms-1")
+	if text, err := l.check("D-tls-names"); err != nil || !strings.Contains(text, "is not known") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	l.set("hadoop.kms.http.host", "kms-1.example.com")
+	if text, err := l.check("D-tls-names"); err != nil || !strings.Contains(text, "valid for kms-1.example.com") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}

@@ -1,0 +1,66 @@
+package kms
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+
+	"claviger/hadoopconf"
+)
+
+// ServerTLS is what clients see of a server's TLS.
+type ServerTLS struct {
+	Chain           []*x509.Certificate // the server's certificate is the first
+	Lowest, Highest uint16              // protocols, such as tls.VersionTLS12
+	Names           []string            // by which clients reach the server, as far as its host knows them
+}
+
+// ServerTLS reads the settings and the certificate that a start of the server would use. If the server does not use
+// TLS, the result is nil.
+func (s *Service) ServerTLS(ctx context.Context) (*ServerTLS, error) {
+	if on, err := s.Conf.Bool("hadoop.kms.ssl.enabled"); err != nil || !on {
+		return nil, err
+	}
+	t, err := serverTLS(s.Conf, s.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	served, err := t.Config.GetCertificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	r := &ServerTLS{Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion}
+	for _, der := range served.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		r.Chain = append(r.Chain, c)
+	}
+	r.Names, _ = ownNames(ctx, s.Conf)
+	return r, nil
+}
+
+// StoredCertificates returns the validity of the certificates of each TLS store. unreadable has an error for each store
+// that cannot be used.
+func (s *Service) StoredCertificates() (list []Validity, unreadable []error, err error) {
+	return s.storeFiles()
+}
+
+// HDFSTrust reads the truststore of Java clients from HDFS' configuration: ssl-client.xml in the same folder, or the
+// file that hadoop.ssl.client.conf names. path is "" if no truststore is named.
+func HDFSTrust(hdfs *hadoopconf.Conf, log *slog.Logger) (roots *x509.CertPool, path string, err error) {
+	st, err := sslStores(hdfs, log, "hadoop.ssl.client.conf", "ssl-client.xml")
+	if err != nil {
+		return nil, "", err
+	}
+	f, ok, err := st.file("ssl.client.truststore.")
+	if err != nil || !ok {
+		return nil, f.Path, err
+	}
+	if roots, err = f.Roots(); err != nil {
+		return nil, f.Path, st.c.BadFile("ssl.client.truststore.location", err, "")
+	}
+	return roots, f.Path, nil
+}
