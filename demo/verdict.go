@@ -28,8 +28,7 @@ func (r *run) stepVerdict(ctx context.Context) error {
 		return err
 	}
 	r.printf("this demo has no HDFS: it writes the fsimage that a NameNode would write. Snapshot %s of /%s holds a "+
-		"file "+
-		"that was deleted before the re-encryption, so the source is needed:", snapshotName, zones[0].name)
+		"file that was deleted before the re-encryption, so the source is needed:", snapshotName, zones[0].name)
 	verdict := func(image string, exit int) error {
 		_, err := r.cli(ctx, exit, "migrate", "verdict", "--conf", filepath.Join(r.Dir, "hsm"), "--hdfs-conf", hdfs,
 			"--image", image)

@@ -150,8 +150,8 @@ func (r *Ring) Leased() error {
 	case time.Since(heard) >= r.cfg.Lease:
 		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "",
 			"the last notice of the metastore came at %s, which is longer ago than claviger.metastore.lease (%v): "+
-				"another "+
-				"node may have deleted a key since, so nothing is served from memory", stamp(heard), r.cfg.Lease)
+				"another node may have deleted a key since, so nothing is served from "+
+				"memory", stamp(heard), r.cfg.Lease)
 	}
 	return nil
 }

@@ -49,9 +49,8 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 		}
 	}
 	if mayBeOwn {
-		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs may have been made with it, "+
-			"and %s "+
-			"has a version of that name too, so an EDEK may belong to either key: %s",
+		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs may have been made with it, and "+
+			"%s has a version of that name too, so an EDEK may belong to either key: %s",
 			version, s.URI(), r.deletedCure(v))
 		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which was deleted, and is another "+
 			"key at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
@@ -69,9 +68,9 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 		"and restart: then the source opens all EDEKs of that name",
 		s.URI(), sourceKey.Name, preciseStamp(sourceKey.Created), preciseStamp(was), version,
 		claviger.NamesWith(r.cfg.SourceVersions, version))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' may belong to either of two keys that the KMS has "+
-		"had under "+
-		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' may belong to either of two keys that the KMS has had "+
+		"under that name, so nothing is opened or re-encrypted with it; this server's log says what to "+
+		"do", version)), nil
 }
 
 // migratedAs returns the time of creation of the source's key that a migration took over under the version's name, if

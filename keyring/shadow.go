@@ -73,9 +73,9 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, deleted *claviger.Met
 		}
 		if !sameOrigin(deleted, atSource.Created, atSource.ACLName()) {
 			return claviger.Errorf(op, claviger.Invalid, deleted.Name,
-				"the source %s now has another key '%s', made %s, so the deleted key, which was made %s and "+
-					"migrated, is not undeleted. Delete or rename the key at the source, or remove the source from "+
-					"the configuration once its EDEKs are "+
+				"the source %s now has another key '%s', made %s, so the deleted key, which was made %s and migrated, "+
+					"is not undeleted. Delete or rename the key at the source, or remove the source from the "+
+					"configuration once its EDEKs are "+
 					"re-encrypted", s.URI(), deleted.Name, stamp(atSource.Created), stamp(deleted.Created))
 		}
 	}

@@ -54,8 +54,7 @@ func (w *waits) refuse(own bool) error {
 		w.full = time.Now()
 	}
 	return claviger.Answer(fmt.Errorf("%d of %d places for requests that wait for sources are in use "+
-		"(claviger.source.max.waiting), "+
-		"%d of them of one user", used, w.places.Size(), most), text)
+		"(claviger.source.max.waiting), %d of them of one user", used, w.places.Size(), most), text)
 }
 
 // waitForSource calls f, which may wait for a source, without the request's slot. After an error the request ends, and

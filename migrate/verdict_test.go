@@ -119,8 +119,7 @@ func TestFinishByVerdict(t *testing.T) {
 		text := textOf(report.Ending, f)
 		if !f.Finished || f.EDEKs == nil || f.EDEKs.By != migrate.ByVerdict || f.EDEKs.Verdict != b.v.Name ||
 			!strings.Contains(text, "by "+b.v.Name+" no EDEK of HDFS needs the source (transaction 7 of namespace "+
-				"4711 "+
-				"at 2026-11-23T11:59:00Z)") || strings.Contains(text, "operator") ||
+				"4711 at 2026-11-23T11:59:00Z)") || strings.Contains(text, "operator") ||
 			strings.Contains(text, "snapshots from before") {
 			t.Errorf("%+v\n%s", f, text)
 		}

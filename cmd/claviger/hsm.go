@@ -176,10 +176,9 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 	}
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		err := fmt.Errorf("the first provider is %s, which is not an HSM. With --conf, name the configuration "+
-			"folder of a "+
-			"server with an HSM (cloudera.hsmkp:// or pkcs11:). To list the keys of this server: claviger key list "+
-			"--provider kms://https@HOST:9600/kms", svc.Primary.URI())
+		err := fmt.Errorf("the first provider is %s, which is not an HSM. With --conf, name the configuration folder "+
+			"of a server with an HSM (cloudera.hsmkp:// or pkcs11:). To list the keys of this server: claviger key "+
+			"list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
 		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
 	return errors.Join(kms.RefuseMisfit(work(ctx, svc, p)), svc.Close())

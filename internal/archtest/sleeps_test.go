@@ -27,9 +27,8 @@ func TestSleeps(t *testing.T) {
 			}
 			for _, line := range bareSleeps(fset, f) {
 				if !explained[line] {
-					t.Errorf("%s/%s:%d: a bare sleep: wait for a condition, use testing/synctest, or give the "+
-						"reason in a comment"+
-						" on the line", p.room(), name, line)
+					t.Errorf("%s/%s:%d: a bare sleep: wait for a condition, use testing/synctest, or give the reason "+
+						"in a comment on the line", p.room(), name, line)
 				}
 			}
 		}

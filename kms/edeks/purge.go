@@ -85,8 +85,7 @@ func (o *PurgeOptions) Purge(cmd *cobra.Command, svc *kms.Service, engine *migra
 		report.VersionVerdict(log, v) // a person must see it before confirming
 	}
 	if err := terminal.NewPrompt(cmd).ConfirmName(version, yes, "purged", fmt.Sprintf("Data under %s can never be "+
-		"read "+
-		"again. Type the version to purge it: ", claviger.Printable(version))); err != nil {
+		"read again. Type the version to purge it: ", claviger.Printable(version))); err != nil {
 		return result, err
 	}
 	trail, err := svc.OpenAudit(ctx, log)

@@ -33,9 +33,8 @@ func (j *judge) asOfImage(m *Image) time.Time {
 		for _, t := range []time.Time{parse(z.Reencryption.Submitted), parse(z.Reencryption.Completed)} {
 			if t.After(latest) {
 				j.problem("%s: a re-encryption of zone %s is dated %s, after the image was written (%s): a clock is "+
-					"wrong; "+
-					"set the clocks of the NameNodes and of this host by NTP, and take a new image when that time has "+
-					"passed", name, claviger.Printable(z.Path), stamp(t), stamp(m.Written))
+					"wrong; set the clocks of the NameNodes and of this host by NTP, and take a new image when that "+
+					"time has passed", name, claviger.Printable(z.Path), stamp(t), stamp(m.Written))
 				return time.Time{}
 			}
 			if t.After(asOf) {
@@ -79,17 +78,14 @@ func (j *judge) checkAge(m *Image, asOf time.Time) {
 	}
 	name := claviger.Printable(m.Name)
 	if len(zones) == 0 {
-		j.problem("%s shows the state of %s, and the keys were taken over until %s: a NameNode may have made EDEKs "+
-			"of the "+
-			"source since, and keeps ready ones for %v; after %s change any file (hdfs dfs -touch FILE), %s", name,
+		j.problem("%s shows the state of %s, and the keys were taken over until %s: a NameNode may have made EDEKs of "+
+			"the source since, and keeps ready ones for %v; after %s change any file (hdfs dfs -touch FILE), %s", name,
 			stamp(asOf), stamp(ended), j.Queue, stamp(ended.Add(j.Queue)), newImage)
 		return
 	}
 	j.problem("%s does not show that HDFS asks this KMS for the EDEKs of %s: the zones were not re-encrypted since "+
-		"the "+
-		"keys were taken over (%s). Re-encrypt them (hdfs crypto -reencryptZone -start -path ZONE), which also "+
-		"empties "+
-		"the NameNode's queue of EDEKs; then %s", name, few(missing), stamp(ended), newImage)
+		"the keys were taken over (%s). Re-encrypt them (hdfs crypto -reencryptZone -start -path ZONE), which also "+
+		"empties the NameNode's queue of EDEKs; then %s", name, few(missing), stamp(ended), newImage)
 }
 
 // migratedZones returns the live zones whose keys a source had.

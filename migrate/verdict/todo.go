@@ -52,8 +52,7 @@ func (j *judge) zonesToDo(image int) {
 				live)
 		case live == trash:
 			j.do("hdfs dfs -expunge -immediate", "empty the trash of zone %s, as each user, or re-encrypt the zone: "+
-				"%d "+
-				"EDEKs", path, live)
+				"%d EDEKs", path, live)
 		default:
 			j.do(start, "re-encrypt zone %s: %d EDEKs", path, live)
 		}

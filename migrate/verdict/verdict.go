@@ -151,8 +151,7 @@ func (j *judge) checkRun() {
 	}
 	if f.RunEnded.After(f.At.Add(metastore.ClockMargin)) {
 		j.problem("the last run ended at %s, which is in the future: a clock was ahead then, so it is not certain "+
-			"which "+
-			"images are younger; wait until that time, or set the clock of this host", stamp(f.RunEnded))
+			"which images are younger; wait until that time, or set the clock of this host", stamp(f.RunEnded))
 	}
 	for _, c := range f.Conflicts {
 		j.problem("version %s: %s", claviger.Printable(c.Version), c.Why)
@@ -171,8 +170,7 @@ func (j *judge) checkNamespaces() {
 				id)
 		} else if other, twice := byService[m.Nameservice]; twice && m.Nameservice != "" {
 			j.problem("%s and %s come from NameNodes of the same nameservice, %s, and have different namespace ids: "+
-				"one "+
-				"NameNode is not of that nameservice; correct hdfs-site.xml", other, name, m.Nameservice)
+				"one NameNode is not of that nameservice; correct hdfs-site.xml", other, name, m.Nameservice)
 		}
 		byID[id], byService[m.Nameservice] = name, name
 	}
@@ -219,8 +217,7 @@ func (j *judge) checkClusters() {
 		name := claviger.Printable(m.Name)
 		if m.Namespace != "" && m.Namespace != fmt.Sprint(m.Report.Image.Namespace) {
 			j.problem("%s is an image of namespace %d, and the file VERSION beside it is of namespace %s: the image "+
-				"was "+
-				"copied there from another cluster; give the right one", name, m.Report.Image.Namespace,
+				"was copied there from another cluster; give the right one", name, m.Report.Image.Namespace,
 				claviger.Printable(m.Namespace))
 		}
 		switch {
@@ -247,8 +244,7 @@ func (j *judge) checkImage(m *Image) {
 	j.v.Images = append(j.v.Images, image)
 	if !r.Complete {
 		j.problem("the census of %s is not complete (%s): hdfs fsck / and an image of another NameNode show whether "+
-			"the "+
-			"namespace or the image is at fault", name, strings.Join(r.Problems, "; "))
+			"the namespace or the image is at fault", name, strings.Join(r.Problems, "; "))
 	}
 	for _, w := range r.Warnings {
 		j.problem("the census of %s warns: %s; take an image when that is over, or with a claviger that knows the "+
@@ -292,13 +288,12 @@ func (j *judge) checkKeys(m *Image) {
 		j.problem("%s names no key that is known here (%s): is it an image of another cluster?", name, few(unknown))
 	case len(unknown) > 0 && j.old == nil:
 		j.problem("%s: %s, which is neither here nor in the journal. If the source has got the key since the last "+
-			"run, "+
-			"run the migration again. If the key is lost, delete its zones and files, and their snapshots: nobody can "+
-			"read them", name, few(unknown))
+			"run, run the migration again. If the key is lost, delete its zones and files, and their snapshots: "+
+			"nobody can read them", name, few(unknown))
 	case !known && m.Nameservice == "":
 		j.problem("%s has no encryption zone, so nothing shows that it is an image of this HDFS: fetch it by "+
-			"--namenode "+
-			"from an address that hdfs-site.xml has in dfs.namenode.http-address or dfs.namenode.https-address", name)
+			"--namenode from an address that hdfs-site.xml has in dfs.namenode.http-address or "+
+			"dfs.namenode.https-address", name)
 	}
 }
 
@@ -320,8 +315,8 @@ func (j *judge) checkUses(last *metastore.Use) {
 	for i, asOf := range j.asOf {
 		if !asOf.IsZero() && last.Last.After(asOf) {
 			j.problem("version %s was requested at %s, and %s shows the state of %s, so files that were made since "+
-				"are not "+
-				"in it: change any file (hdfs dfs -touch FILE), %s", claviger.Printable(last.Version), stamp(last.Last),
+				"are not in it: change any file (hdfs dfs -touch FILE), "+
+				"%s", claviger.Printable(last.Version), stamp(last.Last),
 				claviger.Printable(j.Images[i].Name), stamp(asOf), newImage)
 		}
 	}

@@ -48,14 +48,12 @@ func (j *judge) checkRolled(m *Image, asOf time.Time) {
 	}
 	name, free := claviger.Printable(m.Name), j.old.Replaced.Add(j.Queue)
 	if missing := j.notDrained(zones); len(missing) > 0 {
-		j.problem("%s does not show that the NameNode has no EDEKs of %s in its queue: %s was not re-encrypted "+
-			"since the "+
-			"key was rolled (%s). Re-encrypt it (hdfs crypto -reencryptZone -start -path ZONE); then %s", name,
+		j.problem("%s does not show that the NameNode has no EDEKs of %s in its queue: %s was not re-encrypted since "+
+			"the key was rolled (%s). Re-encrypt it (hdfs crypto -reencryptZone -start -path ZONE); then %s", name,
 			claviger.Printable(j.old.Version), few(missing), stamp(j.old.Replaced), newImage)
 	} else if len(zones) == 0 && !asOf.After(free) {
-		j.problem("%s shows the state of %s, and the key was rolled at %s: a NameNode keeps ready EDEKs for %v; "+
-			"after %s "+
-			"change any file (hdfs dfs -touch FILE), "+
+		j.problem("%s shows the state of %s, and the key was rolled at %s: a NameNode keeps ready EDEKs for %v; after "+
+			"%s change any file (hdfs dfs -touch FILE), "+
 			"%s", name, stamp(asOf), stamp(j.old.Replaced), j.Queue, stamp(free),
 			newImage)
 	}

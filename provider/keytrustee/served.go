@@ -189,9 +189,8 @@ func (w *folderWatch) check(now time.Time) error {
 	}
 	if err != nil {
 		return fmt.Errorf("the private key of this running KMS is no longer in %s: %w. Keys that are made now could "+
-			"not be opened after a restart, so the KMS changes no key. "+
-			"Before this process ends, put the folder back, or copy %s, %s and %s from another host of this KMS or "+
-			"from a backup",
+			"not be opened after a restart, so the KMS changes no key. Before this process ends, put the folder back, "+
+			"or copy %s, %s and %s from another host of this KMS or from a backup",
 			w.folder.Path, err, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing)
 	}
 	w.stamp = stamp
