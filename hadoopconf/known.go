@@ -390,8 +390,8 @@ var KMS = []Known{
 		"how long a key must have been deleted and unused before it can be purged (two minutes if it was " +
 			"never used); on several nodes claviger.metastore.lease and a minute are added; 0: at once"},
 	{"claviger.source.compare.interval", "30s",
-		"how often the sources are checked for rolls of migrated keys, after which one version name means two " +
-			"keys"},
+		"how often the sources are checked for rolls of migrated keys, after which one version name belongs " +
+			"to two keys"},
 	{"claviger.migration.gap", "0",
 		"how many numbers are left free above those of a source that numbers its versions: with 1000 and " +
 			"finance@2 there, the version made here is finance@1003, so that rolls at the source use no name that " +

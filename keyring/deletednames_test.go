@@ -10,8 +10,8 @@ import (
 	"claviger/provider"
 )
 
-// deletedNamesRules: alice and bob may do everything with keys of their own ACL names, root with both users' keys, and
-// every user has every right of an operation.
+// deletedNamesRules: alice and bob may do everything with keys of their own ACL names, and root with both users'
+// keys. The rules of operations let every user do everything.
 var deletedNamesRules = []string{"key.acl.hers.ALL", "alice,root", "key.acl.his.ALL", "bob,root",
 	"default.key.acl.MANAGEMENT", "root", "keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"}
 

@@ -17,23 +17,23 @@ const (
 
 // openings records whether decrypts of own versions succeeded, as far as that depends on the store.
 type openings struct {
-	row  atomic.Int64 // failures since the last success
-	well atomic.Int64 // time of the last success, in milliseconds since 1970; 0: none
+	inARow     atomic.Int64 // failures since the last success
+	lastServed atomic.Int64 // time of the last success, in milliseconds since 1970; 0: none
 }
 
 // record records the result of reading a version, or of recording its use.
 func (o *openings) record(err error) {
 	switch {
 	case err == nil:
-		if o.row.Load() != 0 {
-			o.row.Store(0)
+		if o.inARow.Load() != 0 {
+			o.inARow.Store(0)
 		}
 		// At most once a second, so that processors do not compete for its cache line.
-		if now := time.Now().UnixMilli(); now-o.well.Load() >= 1000 {
-			o.well.Store(now)
+		if now := time.Now().UnixMilli(); now-o.lastServed.Load() >= 1000 {
+			o.lastServed.Store(now)
 		}
 	case claviger.Is(err, claviger.Unavailable):
-		o.row.Add(1)
+		o.inARow.Add(1)
 	}
 }
 
@@ -48,14 +48,14 @@ func (r *Ring) OpensFromMemory() error {
 		return claviger.Errorf("keyring.OpensFromMemory", claviger.Unavailable, "",
 			"this node has used no key version since its start that it could serve from memory")
 	}
-	row, well := r.opened.row.Load(), time.UnixMilli(r.opened.well.Load())
-	if row < unopenedInARow || time.Since(well) < openedHolds {
+	failed, last := r.opened.inARow.Load(), time.UnixMilli(r.opened.lastServed.Load())
+	if failed < unopenedInARow || time.Since(last) < openedHolds {
 		return nil
 	}
-	last := "none was served since the start"
-	if well.UnixMilli() != 0 {
-		last = "the last one was served " + stamp(well)
+	when := "none was served since the start"
+	if last.UnixMilli() != 0 {
+		when = "the last one was served " + stamp(last)
 	}
 	return claviger.Errorf("keyring.OpensFromMemory", claviger.Unavailable, "",
-		"the last %d decrypts needed the metastore and failed; %s", row, last)
+		"the last %d decrypts needed the metastore and failed; %s", failed, when)
 }

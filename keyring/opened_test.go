@@ -72,16 +72,16 @@ func TestOpensFromMemory(t *testing.T) {
 		decrypt("k@77", false)
 	}
 	wantError("others are refused, one was served a moment ago", "")
-	r.opened.well.Store(time.Now().Add(-openedHolds).UnixMilli())
+	r.opened.lastServed.Store(time.Now().Add(-openedHolds).UnixMilli())
 	wantError("all were refused lately",
 		"the last 5 decrypts needed the metastore and failed; the last one was served ")
 	decrypt(es[0].Version, true)
-	r.opened.well.Store(time.Now().Add(-openedHolds).UnixMilli())
+	r.opened.lastServed.Store(time.Now().Add(-openedHolds).UnixMilli())
 	decrypt("k@77", false)
 	wantError("one was refused lately", "")
 	decrypt("k@77", false)
 	decrypt("k@77", false)
 	wantError("three were", "the last 3 decrypts")
-	r.opened.well.Store(0)
+	r.opened.lastServed.Store(0)
 	wantError("none was ever served", "none was served since the start")
 }

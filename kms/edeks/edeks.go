@@ -1,5 +1,6 @@
-// Package edeks is the work of `claviger edek census`: it opens an image or fetches one from a NameNode, counts it, and
-// prints the result.
+// Package edeks does the work of `claviger edek census`, `claviger migrate verdict` and `claviger key version purge`.
+// It opens images, or fetches them from NameNodes, and counts their EDEKs. From the counts it prints a census, or
+// decides whether EDEKs still need a source or a version.
 package edeks
 
 import (
@@ -248,7 +249,8 @@ func (o *Options) counted(ctx context.Context, f *os.File, log io.Writer) (*cens
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, errors.New("this is no file: an image is read in any order, so a pipe or folder cannot be read")
+		return nil, errors.New("this is not a regular file: an image is read in any order, so a pipe or folder " +
+			"cannot be read")
 	}
 	image, err := fsimage.Open(f, info.Size())
 	if err != nil {

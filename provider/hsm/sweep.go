@@ -31,7 +31,8 @@ const (
 type failedSteps struct {
 	mu    sync.Mutex
 	byKey map[string]failedStep
-	// kept has the start of steps that a sweep has left alone for good: the token holds what another process made.
+	// kept has the start times of steps that a sweep has left alone for good: the token holds what another process
+	// made.
 	kept map[string]time.Time
 	// unswept has the time of the last sweep that could not end a step of the key.
 	unswept map[string]time.Time
