@@ -41,6 +41,7 @@ type Options struct {
 	Only    []string
 	Explain string
 	HDFS    string // folder of HDFS' configuration; "" for none
+	AsUser  string // short name of a user who reads files in encryption zones; "" for none
 	Backup  string // file of the newest backup of the metastore; "" for none
 	FailOn  string // "warning" makes a warning count as a failure
 	Quiet   bool
@@ -57,6 +58,8 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 	f.StringVar(&o.User, "user", "", "user that the service runs as, for rights to files (default: the user of this "+
 		"process)")
 	f.StringVar(&o.HDFS, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+	f.StringVar(&o.AsUser, "as-user", "", "short name of a user who reads files in encryption zones; an EDEK is "+
+		"opened at the source for this user")
 	f.StringVar(&o.Backup, "backup", "", "file of the newest backup of the metastore, to check it and its age")
 	f.StringSliceVar(&o.Only, "only", nil, "make only these checks, and those that they need")
 	f.StringVar(&o.Explain, "explain", "", "describe this check, and make none")

@@ -101,6 +101,9 @@ const (
 // to the source, or were not tried, are nil.
 type Requirements struct {
 	Latency, Alive, OtherHost, KeyHSM, HDFS *Check
+
+	Clocks *Check      // those of the source's hosts
+	Hosts  []HostFacts // of a source that is a KMS
 }
 
 // Requirements makes the checks that need no right at the source. It reads no key, and changes nothing.
@@ -113,7 +116,8 @@ func (e *Engine) Requirements(ctx context.Context) (r Requirements, err error) {
 	checks, facts := e.cfg.Probes.run(ctx, e.now)
 	checks = append(checks, e.cfg.Probes.hdfs(ctx, facts,
 		last != nil && (last.State == Complete || last.State == Finished)))
-	for name, to := range map[string]**Check{nameLatency: &r.Latency, nameAlive: &r.Alive,
+	r.Hosts = facts
+	for name, to := range map[string]**Check{nameClocks: &r.Clocks, nameLatency: &r.Latency, nameAlive: &r.Alive,
 		nameOtherHost: &r.OtherHost, NameKeyHSM: &r.KeyHSM, nameHDFS: &r.HDFS} {
 		if i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == name }); i >= 0 {
 			*to = &checks[i]
@@ -128,6 +132,7 @@ const (
 	nameAlive     = "source alive"
 	nameOtherHost = "source on another host"
 	nameHDFS      = "HDFS not yet pointed here"
+	nameClocks    = "clocks"
 	// NameKeyHSM is the name of a check in Probes.More.
 	NameKeyHSM = "Key HSM behind the trustee"
 )
@@ -304,7 +309,7 @@ func (p *Probes) localAddrs() ([]netip.Addr, error) {
 }
 
 func clocks(facts []HostFacts, now func() time.Time) Check {
-	c := Check{Name: "clocks"}
+	c := Check{Name: nameClocks}
 	var measured []string
 	for _, f := range facts {
 		if f.Err != nil || f.Date.IsZero() {

@@ -50,13 +50,15 @@ type site struct {
 
 	aclFindings  *acls.Findings
 	requirements migrate.Requirements
+	engine       *migrate.Engine // set by D-seed-source
+	sourceRights migrate.SourceRights
 }
 
 // groups returns the checks of a KMS.
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.transport(), s.procedure()}, s.close, nil
+		s.transport(), s.procedure(), s.sources()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

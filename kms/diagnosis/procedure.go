@@ -74,7 +74,7 @@ func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 	if !ok {
 		return doctor.Skip("no source is configured")
 	}
-	var cfg migrate.Config
+	cfg := migrate.Config{Probes: migrate.Probes{AsUser: s.options.AsUser}}
 	if s.options.HDFS != "" {
 		hdfs, failure := s.hdfsConf()
 		if hdfs == nil {
@@ -89,6 +89,7 @@ func (s *site) seedSource(ctx context.Context) []doctor.Finding {
 	if s.requirements, err = engine.Requirements(ctx); err != nil {
 		return doctor.Error(err, "")
 	}
+	s.engine = engine
 	return doctor.Pass("keys are migrated from %s", source.URI())
 }
 

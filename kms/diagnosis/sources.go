@@ -1,0 +1,108 @@
+package diagnosis
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/doctor"
+	"claviger/migrate"
+)
+
+// sourceLatency is the time of a request to the source, with its connection, above which there is a warning. Tests
+// change it.
+var sourceLatency = time.Second
+
+// sources returns the checks of the source of a migration, which also opens the EDEKs of old files.
+func (s *site) sources() doctor.Group {
+	needs := []string{"D-seed-source"}
+	rights := []string{"D-source-read"}
+	return doctor.Group{Title: "source", Checks: []doctor.Check{
+		{ID: "D-source-reach", Title: "the source's hosts", Needs: needs,
+			Measures: fmt.Sprintf("each host of the source is asked for a page that needs no right, by the scheme of "+
+				"its URI; http, and more than %v, are warnings", sourceLatency),
+			Why: "files that were written before the migration are opened with EDEKs that only the source can open, " +
+				"and with http everybody on the network may read their DEKs",
+			Cure: "check that the KMS runs there, and that this host reaches it",
+			Run:  s.sourceReach},
+		{ID: "D-source-clock", Title: "the source's clock", Needs: needs,
+			Measures: "the date in the answer of each host is compared with this host's clock, as `claviger migrate " +
+				"plan` does",
+			Why:  "signed cookies, delegation tokens and Kerberos compare times",
+			Cure: "set both clocks by NTP",
+			Run:  s.requirement(func() *migrate.Check { return s.requirements.Clocks })},
+		{ID: "D-source-read", Title: "keys of the source", Needs: needs,
+			Measures: "the names and the metadata of all keys are read at the source, as `claviger migrate plan` does",
+			Why:      "a key that this server may not read at the source is not migrated",
+			Cure:     "admit the server's user at the source",
+			Run:      s.sourceRead},
+		{ID: "D-source-decrypt", Title: "EDEKs at the source", Needs: rights,
+			Measures: "an EDEK of each key, which no file has, is made and opened at the source in this server's own " +
+				"name",
+			Why:  "re-encryption opens old EDEKs at the source in the server's name",
+			Cure: "admit the server's user at the source",
+			Run:  s.sourceRight(func() *migrate.Check { return s.sourceRights.Decrypt })},
+		{ID: "D-source-users", Title: "impersonation at the source", Needs: rights,
+			Measures: "the same EDEKs are opened on behalf of the user of --as-user",
+			Why: "until old files are re-encrypted, this server opens their EDEKs at the source on behalf of the " +
+				"users who read them",
+			Cure: "make the server's user a proxy user at the source (hadoop.kms.proxyuser.*)",
+			Run:  s.sourceRight(func() *migrate.Check { return s.sourceRights.Users })},
+	}}
+}
+
+func (s *site) sourceReach(context.Context) (list []doctor.Finding) {
+	if len(s.requirements.Hosts) == 0 {
+		return planned(*s.requirements.Alive)
+	}
+	failed := 0
+	for _, h := range s.requirements.Hosts {
+		f := doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s answers in %.2f ms", h.Base,
+			float64(h.Took)/float64(time.Millisecond))}
+		if h.Server != "" {
+			f.Measured += " (" + claviger.Printable(h.Server) + ")"
+		}
+		switch {
+		case h.Err != nil:
+			failed++
+			f = doctor.Finding{Status: doctor.Warning, Measured: h.Base + ": " + h.Err.Error(), Cure: h.Cure}
+		case strings.HasPrefix(h.Base, "http:"):
+			f.Status, f.Cure = doctor.Warning, "turn on TLS at the source, and write https in its URI"
+			f.Measured += ", without TLS"
+		case h.Took > sourceLatency:
+			f.Status, f.Cure = doctor.Warning, "find out what delays the source, or the network to it"
+		}
+		list = append(list, f)
+	}
+	for i := range list {
+		if failed == len(list) { // while one host answers, the source can be used
+			list[i].Status = doctor.Failure
+		}
+	}
+	return list
+}
+
+func (s *site) sourceRead(ctx context.Context) []doctor.Finding {
+	var err error
+	s.sourceRights, err = s.engine.SourceRights(ctx)
+	switch {
+	case s.sourceRights.Self != nil:
+		return planned(*s.sourceRights.Self)
+	case err != nil:
+		return doctor.Fail("the source does not list its keys: "+claviger.Reason(err), "")
+	}
+	return planned(s.sourceRights.Read)
+}
+
+// sourceRight returns the check of a right that D-source-read has tried.
+func (s *site) sourceRight(of func() *migrate.Check) func(context.Context) []doctor.Finding {
+	return func(context.Context) []doctor.Finding {
+		c := of()
+		if c == nil {
+			return doctor.Skip("the source is not a KMS: its keys are used here, without a request")
+		}
+		return planned(*c)
+	}
+}
