@@ -57,7 +57,7 @@ func TestFindToken(t *testing.T) {
 		by     Config
 		slot   uint   // of the token
 		want   string // part of the error; "" for none
-		shown  bool   // whether the error is no notShown
+		many   bool   // the error is that several tokens fit; other errors are a notShown
 	}{
 		{"serial number", several, Config{Serial: "1"}, 4, "", false},
 		{"label", several, Config{TokenLabel: "old"}, 3, "", false},
@@ -86,7 +86,7 @@ func TestFindToken(t *testing.T) {
 		case c.want == "" && (err != nil || found.slot != c.slot):
 			t.Errorf("%s: slot %d, %v; want slot %d", c.name, found.slot, err, c.slot)
 		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) ||
-			errors.As(err, &hidden) == c.shown):
+			errors.As(err, &hidden) == c.many):
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
 		}
 	}

@@ -54,9 +54,9 @@ func dribble(conn net.Conn, text string) (stop func()) {
 	return func() { close(ended); group.Wait() }
 }
 
-// cutOff sends first. The server must close the connection after a short time, but not at
-// once.
-func cutOff(t *testing.T, addr, first, drop string) {
+// cutOff sends first, and then repeated again and again, slowly. The server must close the connection after a short
+// time, but not at once.
+func cutOff(t *testing.T, addr, first, repeated string) {
 	t.Helper()
 	conn := dial(t, addr)
 	began := time.Now()
@@ -64,8 +64,8 @@ func cutOff(t *testing.T, addr, first, drop string) {
 		t.Fatal(err)
 	}
 	stop := func() {}
-	if drop != "" {
-		stop = dribble(conn, drop)
+	if repeated != "" {
+		stop = dribble(conn, repeated)
 	}
 	_, err := io.Copy(io.Discard, conn) // until the server has closed it
 	stop()
@@ -80,14 +80,14 @@ func TestSlowClients(t *testing.T) {
 	s.Limits.Head, s.Limits.Request, s.Limits.Idle = 100*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
 	addr := start(t, s).Addr().String()
 	const post = "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\n"
-	for name, c := range map[string]struct{ first, drop string }{
+	for name, c := range map[string]struct{ first, repeated string }{
 		"sends nothing":                 {"", ""},
 		"dribbles a head":               {"GET /healthz HTTP/1.1\r\nHost: kms\r\nX-Slow: ", "a"},
 		"dribbles a body":               {post + "Content-Length: 1000\r\n\r\n{", "a"},
 		"dribbles chunks":               {post + "Transfer-Encoding: chunked\r\n\r\n", "1\r\na\r\n"},
 		"sends one request and no more": {goodRequest, ""},
 	} {
-		t.Run(name, func(t *testing.T) { cutOff(t, addr, c.first, c.drop) })
+		t.Run(name, func(t *testing.T) { cutOff(t, addr, c.first, c.repeated) })
 	}
 }
 

@@ -69,7 +69,8 @@ func testRemoveVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantVersions("5")
 }
 
-// refuseVersions checks that RemoveVersion refuses the newest version, unknown ones, and a key with another step.
+// refuseVersions checks that RemoveVersion refuses the newest version, unknown ones, and a key with another unfinished
+// step.
 func refuseVersions(t *testing.T, s metastore.Store) {
 	t.Helper()
 	ctx := t.Context()

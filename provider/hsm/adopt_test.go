@@ -408,7 +408,7 @@ func TestAdoptKilled(t *testing.T) {
 	for at := 1; at < 4; at++ {
 		b := oldCopy(t)
 		b.access = hsm.Repair
-		f := &appendFails{at: at}
+		f := &putFails{at: at}
 		b.around = func(s metastore.Store) metastore.Store { f.Store = s; return f }
 		p := b.mustOpen(t)
 		list, err := p.Candidates(t.Context())

@@ -10,13 +10,13 @@ import (
 	"claviger/provider/hsm"
 )
 
-// appendFails is a store that is killed at the n-th write to the journal. An adoption makes two writes for each key.
-type appendFails struct {
+// putFails is a store that is killed at the n-th write to the journal. An adoption makes two writes for each key.
+type putFails struct {
 	metastore.Store
 	at, n int
 }
 
-func (f *appendFails) Put(ctx context.Context, run, item string, data []byte) error {
+func (f *putFails) Put(ctx context.Context, run, item string, data []byte) error {
 	if f.n++; f.n == f.at {
 		return errKilled
 	}

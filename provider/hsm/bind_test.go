@@ -262,8 +262,8 @@ func TestRollCrashes(t *testing.T) {
 	}{
 		{"before Begin", func() { store.at = 1 }, 2},
 		{"after Begin", func() { store.at, store.after = 1, true }, 2},
-		{"before Append", func() { store.at = 2 }, 2},
-		{"after Append", func() { store.at, store.after = 2, true }, 3},
+		{"before FinishRoll", func() { store.at = 2 }, 2},
+		{"after FinishRoll", func() { store.at, store.after = 2, true }, 3},
 		{"GenerateKey", func() { b.meter.Fail("GenerateKey", 1, errKilled) }, 2},
 		{"Encrypt", func() { b.meter.Fail("Encrypt", 1, errKilled) }, 2},
 	} {

@@ -63,7 +63,7 @@ func BenchmarkWorker(b *testing.B) {
 	for _, l := range []struct {
 		name        string
 		connections int
-		part        int // b.N requests are for decrypts; a larger request is sent as often as it takes the same time
+		part        int // one request takes about as long as so many decrypts, so b.N/part are sent
 	}{{"decrypt", manyClients, 1}, {"decrypt", 1, 1}, {"batch-1000", 4, 20}, {"generate", 4, 5}} {
 		b.Run(fmt.Sprintf("%s/%d-connections", l.name, l.connections), func(b *testing.B) {
 			n := b.N/rounds/l.part + 1

@@ -416,7 +416,8 @@ func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, "+
 			"%s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, "+
 			"unless that loses something; claviger trustee promote --force here, and claviger trustee resync "+
-			"--drop afterwards, drops it, and a copy stays beside the other's store", &compared.storeLacks)
+			"--drop afterwards, drops those records, and a copy of them stays beside the other's "+
+			"store", &compared.storeLacks)
 	}
 	return nil
 }
