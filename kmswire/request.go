@@ -5,7 +5,8 @@ import (
 	"claviger/secret"
 )
 
-// begin checks that a body starts with the byte open, and returns false for null.
+// begin checks that a body starts with the byte open, and returns false for null. java is the Java class that Hadoop's
+// KMS reads such a body into, for the error.
 func (l *lexer) begin(open byte, java string) (ok bool, err error) {
 	c := l.peek()
 	switch {

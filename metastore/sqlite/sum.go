@@ -51,20 +51,20 @@ func (g *guard) sameContent(now fileState) bool {
 // seed is different in each process: sums are never stored.
 var seed = maphash.MakeSeed()
 
-// sumOf computes the checksum of the file, which must be in the state is before and after.
+// sumOf computes the checksum of the file, which must be in that state before and after.
 //
 // It reads through a descriptor that SQLite has open, and opens none itself. POSIX ends all locks that a process has on
 // a file when the process closes any descriptor of the file
 // (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
-func (g *guard) sumOf(is fileState) (uint64, error) {
-	fd, err := descriptorOf(is)
+func (g *guard) sumOf(state fileState) (uint64, error) {
+	fd, err := descriptorOf(state)
 	if err != nil {
 		return 0, err
 	}
 	var h maphash.Hash
 	h.SetSeed(seed)
 	buffer := make([]byte, 1<<20)
-	for at := int64(0); at < is.size; {
+	for at := int64(0); at < state.size; {
 		n, err := unix.Pread(fd, buffer, at)
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -77,7 +77,7 @@ func (g *guard) sumOf(is fileState) (uint64, error) {
 	}
 	// Meanwhile the file may have changed, and SQLite may have closed the descriptor, which is then another file's.
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || stateOfStat(&st) != is {
+	if err := unix.Fstat(fd, &st); err != nil || stateOfStat(&st) != state {
 		return 0, errors.Join(err, errChanged)
 	}
 	return h.Sum64(), nil
@@ -86,7 +86,7 @@ func (g *guard) sumOf(is fileState) (uint64, error) {
 var errChanged = errors.New("the file changed while it was read")
 
 // descriptorOf returns a descriptor with which this process has the file open.
-func descriptorOf(is fileState) (int, error) {
+func descriptorOf(state fileState) (int, error) {
 	open, err := os.ReadDir("/dev/fd")
 	if err != nil {
 		return 0, err
@@ -94,7 +94,7 @@ func descriptorOf(is fileState) (int, error) {
 	for _, entry := range open {
 		fd, err := strconv.Atoi(entry.Name())
 		var st unix.Stat_t
-		if err == nil && unix.Fstat(fd, &st) == nil && stateOfStat(&st).sameFile(is) {
+		if err == nil && unix.Fstat(fd, &st) == nil && stateOfStat(&st).sameFile(state) {
 			return fd, nil
 		}
 	}

@@ -269,16 +269,16 @@ func startEmpty(b *testing.B) *target {
 	return newTarget(b, strings.TrimSpace(string(line[:n])), p.PID(), time.Since(began))
 }
 
-// startClaviger starts our server, with a keystore file, or with a SoftHSM token if there are lines for the file that
-// names it.
-func startClaviger(b *testing.B, keystore ...string) *target {
+// startClaviger starts our server with a jceks:// keystore. If lines are given, it starts the server with a SoftHSM
+// token, and appends the lines to the keystore file that names the token.
+func startClaviger(b *testing.B, lines ...string) *target {
 	b.Helper()
 	dir := b.TempDir()
 	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1",
 		"claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"),
 		"claviger.audit.file":    filepath.Join(dir, "kms-audit.log")}
 	var env []string
-	if len(keystore) > 0 {
+	if len(lines) > 0 {
 		token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
 		if err != nil {
 			b.Fatal(err)
@@ -287,7 +287,7 @@ func startClaviger(b *testing.B, keystore ...string) *target {
 		file := filepath.Join(dir, "luna.keystore")
 		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
 			token.PINFile, "--profile", "softhsm", file)
-		appendLines(b, file, keystore)
+		appendLines(b, file, lines)
 		site["hadoop.kms.key.provider.uri"] = "cloudera.hsmkp://file@" + file
 	} else {
 		site["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
@@ -331,7 +331,7 @@ func BenchmarkHTTP(b *testing.B) {
 		{"java-kms", startJava},
 	} {
 		b.Run(s.name, func(b *testing.B) {
-			t := s.start(b) // once for both loads: a benchmark with parts runs once
+			t := s.start(b) // once for both loads: a benchmark that has sub-benchmarks runs once
 			decryptPath, decrypt, batchPath, batch := t.requests(b)
 			t.send(b, http.MethodPost, decryptPath, decrypt, warmRequests, clients)
 			b.Run("decrypt", func(b *testing.B) { t.load(b, "decrypts", decryptPath, decrypt) })
