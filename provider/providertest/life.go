@@ -105,7 +105,7 @@ func testUseWhileRolling(t *testing.T, p provider.Provider) {
 	want := use(t)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		wg.Go(func() {
 			for {
 				select {

@@ -99,7 +99,7 @@ func testDeletedAndCreatedAgain(t *testing.T, p provider.Provider) {
 	made, seen := map[reading]bool{}, map[reading]bool{}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		wg.Go(func() {
 			readUntil(t, p, name, stop, func(v claviger.KeyVersion) {
 				mu.Lock()
