@@ -72,8 +72,8 @@ func checkColumn(t *testing.T, path, help string, sub *cobra.Command) {
 	}
 }
 
-// TestMigrateHelpStatuses: the help of each subcommand of migrate that can have exit status 3 refers to the list of
-// exit statuses in the help of migrate.
+// TestMigrateHelpStatuses: the help of each subcommand of migrate that can have exit status 3 ends with a list of exit
+// statuses, or refers to the list in the help of migrate.
 func TestMigrateHelpStatuses(t *testing.T) {
 	n := 0
 	for _, cmd := range newMigrateCommand().Commands() {
@@ -81,8 +81,8 @@ func TestMigrateHelpStatuses(t *testing.T) {
 			continue
 		}
 		n++
-		if !strings.HasSuffix(cmd.Long, "\n\n"+migrateStatuses) {
-			t.Errorf("migrate %s does not refer to the exit statuses: %q", cmd.Name(), cmd.Long)
+		if !strings.HasSuffix(cmd.Long, "\n\n"+migrateStatuses) && !strings.Contains(cmd.Long, "\n\nExit status: 0 ") {
+			t.Errorf("migrate %s says nothing of exit statuses: %q", cmd.Name(), cmd.Long)
 		}
 	}
 	if n < 5 {

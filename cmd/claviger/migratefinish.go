@@ -23,8 +23,8 @@ func newMigrateFinish() *cobra.Command {
   - a key is missing here or cannot be used
   - the source has rolled a key since the run, so that clients may still use
     the new version
-  - nothing shows that no EDEK needs the source: --verdict uses the last result of
-    claviger migrate verdict, which must be younger than the last use of the
+  - nothing shows that no EDEK needs the source: --verdict uses the last result
+    of claviger migrate verdict, which must be younger than the last use of the
     source; with --edeks-done it is your word, also for snapshots
   - the source was never read after the run, while it was still configured
 

@@ -58,7 +58,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	wants(t, true, []string{"migrate", "run", "--conf", dir})
 	v.here = startNode(t, dir)
 	v.rollAndDelete()
-	out := wants(t, false, []string{"migrate", "finish", "--conf", dir}, "it is not confirmed")
+	out := wants(t, false, []string{"migrate", "finish", "--conf", dir}, "confirm it yourself by --edeks-done")
 	if strings.Contains(out, "was not migrated") {
 		t.Fatal(out)
 	}
