@@ -36,6 +36,7 @@ func (s *Service) OpenPrimary(ctx context.Context) error { return RefuseMisfit(s
 // Node is a server that uses the metastore now.
 type Node struct {
 	Name    string   // host and process, for messages
+	Host    string   // as its operating system names it
 	Version string   // of the program; "" if it is not known
 	Differs []string // settings that differ from those of this configuration's files
 }
@@ -45,11 +46,15 @@ func (s *Service) Nodes(ctx context.Context) ([]Node, error) {
 	own, records, err := s.nodeRecords(ctx)
 	nodes := make([]Node, 0, len(records))
 	for _, n := range records {
-		nodes = append(nodes, Node{Name: fmt.Sprintf("process %d on %s", n.PID, n.Host), Version: n.Version,
-			Differs: own.differing(n)})
+		nodes = append(nodes, Node{Name: fmt.Sprintf("process %d on %s", n.PID, n.Host), Host: n.Host,
+			Version: n.Version, Differs: own.differing(n)})
 	}
 	return nodes, err
 }
 
 // OpenSources opens the sources.
 func (s *Service) OpenSources(ctx context.Context) error { return s.openSources(ctx) }
+
+// Addresses returns each "host:port" at which clients may reach this server. The list is empty if the system chooses
+// the port.
+func (s *Service) Addresses(ctx context.Context) []string { return ownAddresses(ctx, s.Conf) }

@@ -75,6 +75,15 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		"check that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
 }
 
+// Here reports whether a "host:port" is an address of this server, which Own lists. The port counts too.
+func (p *Probes) Here(ctx context.Context, hostPort string) (bool, error) {
+	if slices.Contains(p.Own, strings.ToLower(hostPort)) {
+		return true, nil
+	}
+	addrs, err := p.resolve(ctx, hostPort)
+	return p.endpoints(ctx, p.Own, true).any(addrs), err
+}
+
 // endpoints are addresses with their ports.
 type endpoints []netip.AddrPort
 

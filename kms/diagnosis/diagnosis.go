@@ -16,6 +16,7 @@ import (
 	"claviger/metastore/sqlite"
 	"claviger/migrate"
 	"claviger/pkcs11"
+	"claviger/provider"
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/secret"
@@ -46,7 +47,9 @@ type site struct {
 	hsm         *hsm.Provider // nil: it is not open
 	compared    *recovery.Token
 
-	tls *kms.ServerTLS // set by D-tls-chain
+	tls      *kms.ServerTLS   // set by D-tls-chain
+	hdfsSite *hadoopconf.Conf // set by D-hdfs-path, with hdfsKMS
+	hdfsKMS  provider.KMSURI  // that HDFS uses
 
 	aclFindings  *acls.Findings
 	requirements migrate.Requirements
@@ -58,7 +61,8 @@ type site struct {
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.transport(), s.procedure(), s.sources()}, s.close, nil
+		s.transport(), s.procedure(), s.sources(),
+		s.hdfs()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

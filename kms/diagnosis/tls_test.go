@@ -52,7 +52,7 @@ func (l *lab) hdfs(pairs ...string) {
 // trust gives HDFS a truststore.
 func (l *lab) trust(file string) {
 	l.t.Helper()
-	l.hdfs()
+	l.hdfs(hdfsPath, "kms://https@127.0.0.1:9600/kms")
 	data, err := os.ReadFile(file)
 	l.must(err)
 	l.must(os.WriteFile(l.path("trust.p12"), data, 0o600))
