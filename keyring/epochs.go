@@ -12,9 +12,9 @@ import (
 // epochTimeout limits one reading of an epoch.
 const epochTimeout = 15 * time.Second
 
-// epochs drops keys from the caches that other nodes have changed in the store. A key's epoch is a number that differs
-// after each change, see metastore.Epochs. A reading of a key's epoch serves all callers that came before it began. So
-// at most two readings of a key are needed at a time: one in progress and the next one.
+// epochs drops from the caches the keys that other nodes have changed in the store. A key's epoch is a number that
+// differs after each change, see metastore.Epochs. A reading of a key's epoch serves all callers that came before it
+// began. So at most two readings of a key are needed at a time: one in progress and the next one.
 type epochs struct {
 	read   func(ctx context.Context, key string) (int64, error) // from the store
 	forget func(key string)                                     // drops the key from the caches

@@ -12,7 +12,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestImpliedWithoutHSM: with a keystore file, EDEKs are made as before, and the log says that the property does
+// TestImpliedWithoutHSM: with a jceks:// provider, EDEKs are made as before, and the log says that the property does
 // nothing.
 func TestImpliedWithoutHSM(t *testing.T) {
 	dir := t.TempDir()

@@ -54,7 +54,7 @@ const (
 )
 
 // wrongValues are the properties that need another value than wrongText, or other settings
-// than those of a server with a keystore file.
+// than those of a server with a jceks:// provider.
 var wrongValues = map[string]wrongValue{
 	"hadoop.kms.http.administrators":  {free: freeACL},
 	hadoopconf.SensitiveKeys:          {value: "(", with: "plain"},

@@ -89,7 +89,7 @@ func TestPair(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := tok.DecryptOAEP(ctx, id, label, hash, sealed); err != nil {
-		t.Errorf("a pair went by another's label: %v", err)
+		t.Errorf("a pair was destroyed by another's label: %v", err)
 	}
 	for range 2 { // the second time there is no pair, and that is no error
 		if err := tok.DestroyPair(ctx, id, label); err != nil {

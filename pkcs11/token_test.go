@@ -121,7 +121,7 @@ func TestKeys(t *testing.T) {
 		t.Error(err)
 	}
 	if k, err := tok.Find(ctx, id); err != nil || k == nil {
-		t.Errorf("a key went by another's label: %v, %v", k, err)
+		t.Errorf("a key was destroyed by another's label: %v, %v", k, err)
 	}
 	for range 2 { // the second time there is no key, and that is no error
 		if err := tok.Destroy(ctx, id, "k@1"); err != nil {

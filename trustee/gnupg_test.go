@@ -25,7 +25,7 @@ func newGnuPG(t *testing.T, program string) *gnupg {
 			t.Fatalf("%s is missing: run `make setup`, or install it (on Debian and Ubuntu: apt-get install gnupg "+
 				"gnupg1)", program)
 		}
-		t.Skipf("%s is missing; `make test` has it", program)
+		t.Skipf("%s is missing; `make test` runs this test", program)
 	}
 	// Paths of the agent's sockets may have 107 bytes.
 	home, err := os.MkdirTemp("", "gpg")

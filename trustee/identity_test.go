@@ -46,7 +46,7 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("1024 bits: %v", err)
 	}
 	if _, err := NewIdentity("x (y", "", "<", minKeyBits, time.Now()); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("a user id that is none: %v", err)
+		t.Errorf("an invalid user id: %v", err)
 	}
 }
 

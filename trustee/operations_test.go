@@ -56,7 +56,7 @@ func TestEachOperationFails(t *testing.T) {
 		}, claviger.Unavailable, "set the clock by NTP", 0},
 		"no key of the server": {t.Context(), func(cfg *ClientConfig) { cfg.Servers[0].Server = nil }, claviger.Invalid,
 			"is not known yet", 0},
-		"a URL that is none": {t.Context(), func(cfg *ClientConfig) { cfg.Servers[0].URL = "https://%zz" },
+		"an invalid URL": {t.Context(), func(cfg *ClientConfig) { cfg.Servers[0].URL = "https://%zz" },
 			claviger.Invalid, "invalid URL escape", 0},
 		"a cancelled context": {cancelled, nil, claviger.Unavailable, context.Canceled.Error(), 0},
 	} {
@@ -136,7 +136,7 @@ func TestIntroduce(t *testing.T) {
 		t.Errorf("Close left the connection open: %d connections", len(connections))
 	}
 	if _, err := c.Introduce(t.Context(), "https://%zz"); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("a URL that is none: %v", err)
+		t.Errorf("an invalid URL: %v", err)
 	}
 }
 

@@ -53,7 +53,7 @@ func StartRealm(t testing.TB, realm string) *KDC {
 			t.Fatalf("%s is not installed: run `make setup`, or install MIT Kerberos (on Debian and Ubuntu: apt-get "+
 				"install krb5-kdc krb5-admin-server krb5-user)", tool)
 		}
-		t.Skipf("%s is not installed; tests with a real KDC are left out; `make test` has them", tool)
+		t.Skipf("%s is not installed; tests with a real KDC are left out; `make test` runs them", tool)
 	}
 	address, err := porttest.Address()
 	if err != nil {

@@ -115,7 +115,7 @@ func programs(t testing.TB) string {
 	if os.Getenv("CLAVIGER_REQUIRE_POSTGRES") == "1" {
 		t.Fatalf("%v: run `make setup`, or install PostgreSQL (on Debian and Ubuntu: apt-get install postgresql)", err)
 	}
-	t.Skipf("%v: tests with a real PostgreSQL are left out; `make test` has them", err)
+	t.Skipf("%v: tests with a real PostgreSQL are left out; `make test` runs them", err)
 	return ""
 }
 

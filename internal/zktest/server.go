@@ -162,7 +162,7 @@ func (o Options) jars(t testing.TB) string {
 			"installed (%v): run `make setup`", dir, err)
 	}
 	t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with ZooKeeper's jar: tests with a real ZooKeeper are " +
-		"left out; `make test` has them")
+		"left out; `make test` runs them")
 	return ""
 }
 

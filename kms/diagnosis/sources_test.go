@@ -101,7 +101,7 @@ func TestSourceFailures(t *testing.T) {
 func asRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("the rules of the source name the user root; `make test` as root has it")
+		t.Skip("the rules of the source name the user root; `make test` as root runs this test")
 	}
 }
 

@@ -99,8 +99,8 @@ func Load(path string) Library {
 	return l
 }
 
-// DefaultSignals has a signal that a fault of the library raises end the process, as in a program in C. Go's runtime
-// would write the stacks of all goroutines, which say nothing about C.
+// DefaultSignals restores the default actions of the signals that a fault in C code raises: the process ends, as a
+// program in C does. Go's runtime would write the stacks of all goroutines, which say nothing about C.
 func DefaultSignals() { C.default_signals() }
 
 // Destroy unloads the library. No call may run.

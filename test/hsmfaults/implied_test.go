@@ -66,7 +66,7 @@ func (l *faultyKMS) saysOfLeases(t *testing.T) string {
 	return ""
 }
 
-// saysNothingOfLeases waits until readiness says nothing of leases. It remembers what it has said for a second.
+// saysNothingOfLeases waits until readiness says nothing of leases. Its answer may be up to a second old.
 func (l *faultyKMS) saysNothingOfLeases(t *testing.T) {
 	t.Helper()
 	for from := time.Now(); l.saysOfLeases(t) != ""; time.Sleep(50 * time.Millisecond) {

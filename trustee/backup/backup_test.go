@@ -305,7 +305,7 @@ func TestGnuPG(t *testing.T) {
 				if os.Getenv("CLAVIGER_REQUIRE_GPG") == "1" {
 					t.Fatalf("%s is missing: run `make setup`", program)
 				}
-				t.Skipf("%s is missing; `make test` has it", program)
+				t.Skipf("%s is missing; `make test` runs this test", program)
 			}
 			home, err := os.MkdirTemp("", "gpg") // the path of the agent's socket must be short
 			if err != nil {

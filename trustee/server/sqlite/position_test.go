@@ -84,7 +84,7 @@ func TestUnfitChanges(t *testing.T) {
 		"an organization that exists":       {Op: replica.OpAddOrg, Org: &server.Org{Name: storetest.Org, UUID: "x"}},
 		"a deposit of an unknown owner":     {Op: replica.OpPut, Deposit: &row},
 		"a request that was handled before": {Op: replica.OpForget, Once: storetest.Request("d1")},
-		"a state that is none":              {Op: replica.OpSetState, Name: storetest.Owner, State: "asleep"},
+		"an unknown state":                  {Op: replica.OpSetState, Name: storetest.Owner, State: "asleep"},
 	} {
 		text, err := json.Marshal(ch)
 		check(t, err)
