@@ -155,7 +155,8 @@ func (c *fakeConn) Write(b []byte) (int, error) {
 	return c.wrote.Write(b)
 }
 
-// TestDeliverFails: deliver returns each error of the connection, except that even a LargeRecord is too long.
+// TestDeliverFails: deliver returns each error of the connection. It returns no error if a record is too long, even if
+// the LargeRecord in its place is too long.
 func TestDeliverFails(t *testing.T) {
 	for name, test := range map[string]struct {
 		conn     *fakeConn

@@ -15,9 +15,9 @@ import (
 type crypter interface {
 	// Generate makes n EDEKs under v, the current version of its key.
 	Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]claviger.EDEK, error)
-	// Unwrap returns the DEKs of EDEKs of v. as is the short name of the user on whose behalf they are opened;
+	// Unwrap returns the DEKs of EDEKs of v. user is the short name of the user on whose behalf they are opened;
 	// "" means in this server's own name.
-	Unwrap(ctx context.Context, v claviger.KeyVersion, as string, edeks []claviger.EDEK) ([]secret.Bytes, error)
+	Unwrap(ctx context.Context, v claviger.KeyVersion, user string, edeks []claviger.EDEK) ([]secret.Bytes, error)
 	// UnwrapOld is Unwrap as a part of a re-encryption, in this server's own name. It makes the check of the primary's
 	// results.
 	UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error)
@@ -61,9 +61,9 @@ func (r remote) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]c
 	return r.service.Generate(ctx, v.Key, n)
 }
 
-func (r remote) Unwrap(ctx context.Context, v claviger.KeyVersion, as string,
+func (r remote) Unwrap(ctx context.Context, v claviger.KeyVersion, user string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	return r.service.Unwrap(ctx, v.Key, as, edeks)
+	return r.service.Unwrap(ctx, v.Key, user, edeks)
 }
 
 func (r remote) UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error) {

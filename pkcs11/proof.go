@@ -149,9 +149,9 @@ func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 	return true
 }
 
-// encryptProved encrypts the blocks of in and the check block, and compares the check value. in is a part of a buffer
-// of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit is one
-// block, the check block is a call of its own.
+// encryptProved encrypts the blocks of in and the check block, and compares the check value. The slice in is a part of
+// a buffer of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit
+// is one block, the check block is a call of its own.
 func (t *Token) encryptProved(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte,
 	limit int64) ([]byte, error) {
 	check := use.check

@@ -276,7 +276,7 @@ func TestProofFails(t *testing.T) {
 	}
 }
 
-// failingProof lets the calls with the check block fail, or all other calls.
+// failingProof makes the calls with the check block fail, or all other calls.
 type failingProof struct {
 	Boundary
 	fails, proof bool

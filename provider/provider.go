@@ -186,10 +186,10 @@ type Leaser interface {
 type EDEKService interface {
 	// Generate makes n EDEKs under the key's current version. Kind KeyNotFound.
 	Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error)
-	// Unwrap returns one DEK for each EDEK, in order. key is the key of all EDEKs. as is the short name of the user on
-	// whose behalf they are opened (Hadoop's doAs); empty means in our own name. If one EDEK fails, the whole call
+	// Unwrap returns one DEK for each EDEK, in order. key is the key of all EDEKs. user is the short name of the user
+	// on whose behalf they are opened (Hadoop's doAs); empty means in our own name. If one EDEK fails, the whole call
 	// fails. Kinds VersionNotFound, WrongKey, Denied, KeyDenied (the last two: the remote KMS refused).
-	Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error)
+	Unwrap(ctx context.Context, key, user string, edeks []claviger.EDEK) ([]secret.Bytes, error)
 	// Reencrypt returns one EDEK for each EDEK, in order, under the key's current version at the remote KMS.
 	Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error)
 }

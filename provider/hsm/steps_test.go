@@ -22,7 +22,7 @@ type refusedKeys struct {
 	found     *sync.Map // their handles
 }
 
-// refuseKey lets the site's token refuse a key, as often as times says, until the key is destroyed.
+// refuseKey makes the site's token refuse a key, as often as times says, until the key is destroyed.
 func (b *testSite) refuseKey(label string) (times, destroyed *atomic.Int64) {
 	times, destroyed = new(atomic.Int64), new(atomic.Int64)
 	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return refusedKeys{c, label, times, destroyed, new(sync.Map)} }
@@ -78,7 +78,7 @@ func TestUnusableObject(t *testing.T) {
 		t.Fatalf("%+v", before)
 	}
 
-	// The token answers that it is busy. That says nothing about the object.
+	// The token answers with a fault of the device. That says nothing about the object.
 	b.meter.Fail("Encrypt", 4, p11.Error(p11.CKR_DEVICE_ERROR))
 	if _, err := p.Import(ctx, m, 2, 0, nil); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("with a token that does not answer: %v", err)

@@ -22,7 +22,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// failCreate lets the creation of a key fail. If made is true, the token makes the object nevertheless.
+// failCreate makes the creation of a key fail. If made is true, the token makes the object nevertheless.
 func failCreate(t *testing.T, m *faultmodule.Module, p *hsm.Provider, key string, made bool) {
 	t.Helper()
 	action := faultmodule.Fail

@@ -218,10 +218,10 @@ func (s *site) refused(c *hadoop.Client, reason, tool string, args ...string) {
 	}
 }
 
-// decrypt returns the record of a decrypted EDEK. by is the full name of the user, and token the number of the
+// decrypt returns the record of a decrypted EDEK. user is the full name of the user, and token the number of the
 // delegation token, or 0 for none.
-func decrypt(by, realUser string, token int) event {
-	return event{Status: "OK", Op: "DECRYPT_EEK", User: by, RealUser: realUser, EDEKs: 1, Token: token}
+func decrypt(user, realUser string, token int) event {
+	return event{Status: "OK", Op: "DECRYPT_EEK", User: user, RealUser: realUser, EDEKs: 1, Token: token}
 }
 
 // about returns the record of an operation on a delegation token.
