@@ -383,7 +383,7 @@ func TestConflictsAreAdded(t *testing.T) {
 	}
 }
 
-// TestToCompare: the records of the journal that make a key of a source compared.
+// TestToCompare: which records of the journal make the server compare a key with a source.
 func TestToCompare(t *testing.T) {
 	l, _ := withSource(t, nil, "k")
 	const other = "kms://http@elsewhere:9600/kms"

@@ -20,8 +20,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// generate makes keys on a site's token that the store does not know. Each gets a CKA_ID of its own, or the CKA_ID
-// in its label, if that is an old one.
+// generate makes keys on a site's token that the store does not know. Each gets a CKA_ID of its own, or that of its
+// label, if the label has the old form NAME@CKA_ID.
 func (b *testSite) generate(t *testing.T, labels ...string) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
