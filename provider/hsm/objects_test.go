@@ -288,7 +288,7 @@ func TestDamagedObjects(t *testing.T) {
 	file := b.made(t, func() { create(t, p, "half") })
 	mustClose(t, p)
 	missing := []uint64{0x11, 0x103, 0x161} // CKA_VALUE, CKA_SENSITIVE, CKA_VALUE_LEN
-	rewrite(t, file, func(kind uint64) bool { return !slices.Contains(missing, kind) })
+	rewrite(t, file, func(attribute uint64) bool { return !slices.Contains(missing, attribute) })
 	p = b.mustOpen(t)
 	damaged := map[string]bool{}
 	for _, o := range objects(t, p) {
@@ -303,10 +303,10 @@ func TestDamagedObjects(t *testing.T) {
 	}
 }
 
-// rewrite removes attributes from a SoftHSM object file. The file has a generation (8 bytes), and then for each
-// attribute its type, the kind of its value, and the value: 1 is a byte, 2 a number, others a length and that many
-// bytes. All numbers have 8 bytes, big-endian.
-func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
+// rewrite removes the attributes of the types that are not kept from a SoftHSM object file. The file has a generation
+// (8 bytes), and then for each attribute its type, the kind of its value, and the value: 1 is a byte, 2 a number,
+// others a length and that many bytes. All numbers have 8 bytes, big-endian.
+func rewrite(t *testing.T, file string, kept func(attribute uint64) bool) {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
