@@ -61,14 +61,17 @@ static void free_accepted(accepted *a) {
 
 static char *copy_of(const char *s) { return s == NULL ? NULL : strdup(s); }
 
-// next_principal reads the principal of the next entry of a keytab. The caller frees the text.
-static krb5_error_code next_principal(krb5_context ctx, krb5_keytab kt, krb5_kt_cursor *cursor, char **name) {
+// next_entry reads the next entry of a keytab. The caller frees the name.
+static krb5_error_code next_entry(krb5_context ctx, krb5_keytab kt, krb5_kt_cursor *cursor, char **name, int *vno,
+	int *enctype) {
 	krb5_keytab_entry e;
 	char *s = NULL;
 	krb5_error_code code = krb5_kt_next_entry(ctx, kt, &e, cursor);
 	if (code != 0) return code;
 	code = krb5_unparse_name(ctx, e.principal, &s);
 	if (code == 0) { *name = copy_of(s); krb5_free_unparsed_name(ctx, s); }
+	*vno = e.vno;
+	*enctype = e.key.enctype;
 	krb5_free_keytab_entry_contents(ctx, &e);
 	return code;
 }
@@ -165,6 +168,18 @@ func isPrincipal(full, name string) bool {
 
 // principalsOf returns the principals with keys in a keytab.
 func principalsOf(keytab string) ([]string, error) {
+	entries, err := Keytab(keytab)
+	var found []string
+	for _, e := range entries {
+		if !slices.Contains(found, e.Principal) {
+			found = append(found, e.Principal)
+		}
+	}
+	return found, err
+}
+
+// Keytab returns the entries of a keytab. A keytab without entries is an error.
+func Keytab(keytab string) ([]KeytabEntry, error) {
 	f, err := os.Open(keytab) // the library's error does not contain the reason
 	if err != nil {
 		return nil, err
@@ -192,10 +207,11 @@ func principalsOf(keytab string) ([]string, error) {
 		return nil, failed(code)
 	}
 	defer C.krb5_kt_end_seq_get(ctx, kt, &cursor)
-	var found []string
+	var found []KeytabEntry
 	for {
 		var p *C.char
-		switch code := C.next_principal(ctx, kt, &cursor, &p); {
+		var vno, enctype C.int
+		switch code := C.next_entry(ctx, kt, &cursor, &p, &vno, &enctype); {
 		case code == C.KRB5_KT_END && len(found) == 0:
 			return nil, errors.New("it is empty")
 		case code == C.KRB5_KT_END:
@@ -203,9 +219,7 @@ func principalsOf(keytab string) ([]string, error) {
 		case code != 0:
 			return nil, failed(code)
 		}
-		if s := C.GoString(p); !slices.Contains(found, s) {
-			found = append(found, s)
-		}
+		found = append(found, KeytabEntry{C.GoString(p), int(vno), encryptionName(int(enctype))})
 		C.free(unsafe.Pointer(p))
 	}
 }

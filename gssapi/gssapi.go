@@ -78,6 +78,28 @@ const (
 	NoCredentials      // we have no ticket and cannot get one
 )
 
+// KeytabEntry is one key of a keytab.
+type KeytabEntry struct {
+	Principal  string // with its realm
+	Version    int    // the kvno
+	Encryption string // such as aes256-cts-hmac-sha1-96
+}
+
+// encryptions are the names of encryption types, by the numbers that IANA registers ("Kerberos Encryption Type
+// Numbers").
+var encryptions = map[int]string{1: "des-cbc-crc", 2: "des-cbc-md4", 3: "des-cbc-md5", 16: "des3-cbc-sha1",
+	17: "aes128-cts-hmac-sha1-96", 18: "aes256-cts-hmac-sha1-96", 19: "aes128-cts-hmac-sha256-128",
+	20: "aes256-cts-hmac-sha384-192", 23: "arcfour-hmac", 24: "arcfour-hmac-exp", 25: "camellia128-cts-cmac",
+	26: "camellia256-cts-cmac"}
+
+// encryptionName returns the name of an encryption type.
+func encryptionName(number int) string {
+	if name, ok := encryptions[number]; ok {
+		return name
+	}
+	return fmt.Sprintf("type %d", number)
+}
+
 // Error is a failure of the library, or a refusal of this package.
 type Error struct {
 	Kind Kind

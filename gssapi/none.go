@@ -40,3 +40,6 @@ func (*Initiator) Close() error { return nil }
 
 // DefaultRealm returns ErrNotBuilt.
 func DefaultRealm() (string, error) { return "", ErrNotBuilt }
+
+// Keytab returns ErrNotBuilt.
+func Keytab(string) ([]KeytabEntry, error) { return nil, ErrNotBuilt }

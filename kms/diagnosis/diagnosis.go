@@ -47,6 +47,9 @@ type site struct {
 	hsm         *hsm.Provider // nil: it is not open
 	compared    *recovery.Token
 
+	krb       *kms.KerberosFacts // set by D-kerberos-keytab, with krbDoubts
+	krbDoubts []string
+
 	tls      *kms.ServerTLS   // set by D-tls-chain
 	hdfsSite *hadoopconf.Conf // set by D-hdfs-path, with hdfsKMS
 	hdfsKMS  provider.KMSURI  // that HDFS uses
@@ -61,7 +64,7 @@ type site struct {
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.transport(), s.procedure(), s.sources(),
+		s.transport(), s.kerberos(), s.procedure(), s.sources(),
 		s.hdfs()}, s.close, nil
 }
 
