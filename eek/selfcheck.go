@@ -11,9 +11,10 @@ import (
 	"claviger"
 )
 
-// SelfCheck says how a re-encryption checks the provider's results. An HSM with a fault may return a block with a wrong
-// bit and no error; a re-encrypted EDEK that was made of it is lost for good. So blocks are encrypted a second time, in
-// the same call, and the two results are compared.
+// SelfCheck says how decrypts and re-encryptions check the provider's results. An HSM with a fault may return a block
+// with a wrong bit and no error. A re-encrypted EDEK that was made of it is lost for good, and so is a file that a
+// client writes with a wrong DEK. So blocks are encrypted a second time, in the same call, and the two results are
+// compared. A generated EDEK needs no check: with any keystream it is the EDEK of a random DEK.
 type SelfCheck string
 
 // The self-checks.
@@ -79,41 +80,54 @@ type checking struct {
 
 func (c checking) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	again := c.chosen(len(blocks) / blockSize)
-	in := make([]byte, len(blocks), len(blocks)+len(again)*blockSize)
+	in := make([]byte, len(blocks), len(blocks)+again.count*blockSize)
 	copy(in, blocks)
 	defer func() { clear(in) }()
-	for _, i := range again {
+	for n := range again.count {
+		i := again.index(n)
 		in = append(in, blocks[i*blockSize:(i+1)*blockSize]...)
 	}
 	if err := c.enc.EncryptBlocks(ctx, version, in); err != nil {
 		return err
 	}
-	for n, i := range again {
+	for n := range again.count {
+		i := again.index(n)
 		second := in[len(blocks)+n*blockSize:][:blockSize]
 		if !bytes.Equal(in[i*blockSize:(i+1)*blockSize], second) {
 			c.wrong.record(version)
-			return claviger.Errorf("eek.Reencrypt", claviger.Unavailable, version, "the HSM encrypted one block with "+
-				"one key to two different results, so one of them is wrong; nothing was re-encrypted; if this is "+
-				"logged again, take the HSM out of service, and set claviger.hsm.reencrypt.check to twice")
+			return claviger.Errorf("eek.SelfCheck", claviger.Unavailable, version, "the HSM encrypted one block with "+
+				"one key to two different results, so one of them is wrong, and none is used; if this is logged "+
+				"again, take the HSM out of service, and set claviger.hsm.self.check to twice")
 		}
 	}
 	copy(blocks, in)
 	return nil
 }
 
-// chosen returns the indexes of the blocks to encrypt again, out of n. They are in another order than the blocks, so
-// that a fault at one place of the result does not hit a block twice.
-func (c checking) chosen(n int) []int {
+// repeats are the blocks of a call that are encrypted again.
+type repeats struct {
+	count   int
+	sampled bool // sample has their indexes; if false, all blocks are encrypted again
+	sample  [sampledBlocks]int
+}
+
+// chosen returns the blocks to encrypt again, out of n.
+func (c checking) chosen(n int) (r repeats) {
 	if c.check == CheckTwice || n <= sampledBlocks {
-		list := make([]int, n)
-		for i := range list {
-			list[i] = n - 1 - i
-		}
-		return list
+		return repeats{count: n}
 	}
-	list := make([]int, sampledBlocks)
-	for i := range list {
-		list[i] = rand.IntN(n) //nolint:gosec // a sample, no secret
+	r.count, r.sampled = sampledBlocks, true
+	for i := range r.sample {
+		r.sample[i] = rand.IntN(n) //nolint:gosec // a sample, no secret
 	}
-	return list
+	return r
+}
+
+// index returns the index of the block that is encrypted again in place n. They are in another order than the blocks,
+// so that a fault at one place of the result does not hit a block twice.
+func (r *repeats) index(n int) int {
+	if r.sampled {
+		return r.sample[n]
+	}
+	return r.count - 1 - n
 }

@@ -101,15 +101,15 @@ func TestSelfCheckTwice(t *testing.T) {
 		t.Errorf("a DEK was wrapped by a wrong result: %v", got)
 	}
 	s := NewService(f).Check(CheckTwice)
-	if got, err := s.UnwrapOld(t.Context(), old, batchOf(3)); !claviger.Is(err, claviger.Unavailable) {
+	if got, err := s.Unwrap(t.Context(), old, "", batchOf(3)); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a DEK was opened by a wrong result: %v, %v", got, err)
 	}
 	if m := s.Mismatch(); m.Count != 1 || m.Version != "k@0" || time.Since(m.At) > time.Minute {
 		t.Errorf("%+v", m)
 	}
 	f.every = 0
-	got, err := s.UnwrapOld(t.Context(), old, batchOf(3))
-	want, werr := s.Unwrap(t.Context(), old, "", batchOf(3))
+	got, err := s.Unwrap(t.Context(), old, "", batchOf(3))
+	want, werr := NewService(f).Unwrap(t.Context(), old, "", batchOf(3))
 	if err != nil || werr != nil || !slices.EqualFunc(got, want, func(a, b secret.Bytes) bool {
 		return bytes.Equal(a, b)
 	}) {

@@ -36,8 +36,8 @@ func NewService(blocks BlockEncrypter) *Service { return &Service{blocks: blocks
 // other versions now.
 func NewPinnedService(pinned Pinned) *Service { return &Service{pinned: pinned} }
 
-// Check makes re-encryptions check the provider's results from now on. It returns s, and must be called before s is
-// used.
+// Check makes decrypts and re-encryptions check the provider's results from now on. It returns s, and must be called
+// before s is used.
 func (s *Service) Check(c SelfCheck) *Service {
 	s.check = c
 	return s
@@ -65,11 +65,6 @@ func (s *Service) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([
 // Unwrap opens EDEKs of v. The third argument, the user on whose behalf they are opened, is not used.
 func (s *Service) Unwrap(ctx context.Context, v claviger.KeyVersion, _ string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	return Unwrap(ctx, s.under(v), edeks)
-}
-
-// UnwrapOld opens EDEKs of v as a part of a re-encryption: unlike Unwrap it checks the provider's results.
-func (s *Service) UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	return Unwrap(ctx, s.checked(s.under(v)), edeks)
 }
 

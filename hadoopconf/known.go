@@ -382,10 +382,10 @@ var KMS = []Known{
 			"claviger.hsm.generate.lease; see hsm/implied.md"},
 	{"claviger.hsm.generate.lease", "60s",
 		"with claviger.hsm.generate implied: how long fresh EDEKs may be made after the HSM has proved their key"},
-	{"claviger.hsm.reencrypt.check", "sampled",
-		"how re-encryptions check the HSM's results, since a re-encrypted EDEK with a wrong bit is lost; sampled: a " +
-			"few blocks of each call are encrypted a second time in the same call, and all blocks of a small one; " +
-			"twice: all blocks; none: no block"},
+	{"claviger.hsm.self.check", "sampled",
+		"how decrypts and re-encryptions check the HSM's results, since an EDEK with a wrong bit is lost, and so is " +
+			"a file that is written with a wrong DEK; sampled: a few blocks of each call are encrypted a second " +
+			"time in the same call, and all blocks of a small one; twice: all blocks; none: no block"},
 	{"claviger.purge.min.unused", "7d",
 		"how long a key must have been deleted and unused before it can be purged (two minutes if it was " +
 			"never used); on several nodes claviger.metastore.lease and a minute are added; 0: at once"},

@@ -233,7 +233,7 @@ var Values = map[string]Value{
 	"claviger.hsm.generate.lease": {
 		Type: "time", Bounds: "1s to 10m",
 	},
-	"claviger.hsm.reencrypt.check": {
+	"claviger.hsm.self.check": {
 		Type: "one of", Bounds: "none, sampled or twice",
 	},
 	"claviger.purge.min.unused":        {Type: "time"},

@@ -18,9 +18,6 @@ type crypter interface {
 	// Unwrap returns the DEKs of EDEKs of v. user is the short name of the user on whose behalf they are opened;
 	// "" means in this server's own name.
 	Unwrap(ctx context.Context, v claviger.KeyVersion, user string, edeks []claviger.EDEK) ([]secret.Bytes, error)
-	// UnwrapOld is Unwrap as a part of a re-encryption, in this server's own name. It makes the check of the primary's
-	// results.
-	UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error)
 	// Wrap makes one EDEK of each DEK under v, with the IV at the same place. Kind Unsupported, even without a DEK, if
 	// the provider wraps only DEKs that it has made.
 	Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte, deks []secret.Bytes) ([]claviger.EDEK, error)
@@ -31,7 +28,7 @@ type crypter interface {
 }
 
 // crypterOf returns the crypter of a provider. read: the provider's versions are read before they are used, so they can
-// be pinned. check is the check of its re-encryptions.
+// be pinned. check is the check of its results.
 func crypterOf(p provider.Provider, read bool, check eek.SelfCheck) (crypter, error) {
 	blocks, encrypts := p.(provider.BlockEncrypter)
 	service, serves := p.(provider.EDEKService)
@@ -48,7 +45,7 @@ func crypterOf(p provider.Provider, read bool, check eek.SelfCheck) (crypter, er
 	return eek.NewService(blocks).Check(check), nil
 }
 
-// SelfCheck says how re-encryptions check the results of a primary: "none", "sampled" or "twice".
+// SelfCheck says how decrypts and re-encryptions check the results of a primary: "none", "sampled" or "twice".
 type SelfCheck = eek.SelfCheck
 
 // remote is the crypter for another KMS.
@@ -64,10 +61,6 @@ func (r remote) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]c
 func (r remote) Unwrap(ctx context.Context, v claviger.KeyVersion, user string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	return r.service.Unwrap(ctx, v.Key, user, edeks)
-}
-
-func (r remote) UnwrapOld(ctx context.Context, v claviger.KeyVersion, edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	return r.Unwrap(ctx, v, "", edeks)
 }
 
 func (r remote) Wrap(_ context.Context, v claviger.KeyVersion, _ [][]byte, _ []secret.Bytes) ([]claviger.EDEK, error) {

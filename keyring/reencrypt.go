@@ -274,7 +274,7 @@ func (r *Ring) unwrapOld(ctx context.Context, q *request, current claviger.KeyVe
 		if g == nil {
 			continue // the current version: its EDEKs stay as they are
 		}
-		opened, err := r.primary.UnwrapOld(ctx, b.own[i], g.edeks)
+		opened, err := r.primary.Unwrap(ctx, b.own[i], "", g.edeks)
 		r.drainUnusable(err, current.Key)
 		if err != nil {
 			return err

@@ -16,7 +16,7 @@ const mismatchShown = time.Hour
 func (r *Ring) CheckResults(context.Context) error {
 	service, checks := r.primary.crypter.(*eek.Service)
 	if !checks {
-		return nil // another KMS makes the re-encryptions
+		return nil // another KMS opens and re-encrypts EDEKs
 	}
 	return mismatchError(service.Mismatch(), time.Now())
 }
@@ -26,7 +26,7 @@ func mismatchError(m eek.Mismatch, now time.Time) error {
 		return nil
 	}
 	return claviger.Errorf("keyring.CheckResults", claviger.Unavailable, m.Version,
-		"the HSM encrypted one block with one key to two different results at %s (%d times since the start); nothing "+
-			"was re-encrypted by them; if that comes again, take the HSM out of service, and set "+
-			"claviger.hsm.reencrypt.check to twice", m.At.UTC().Format(time.RFC3339), m.Count)
+		"the HSM encrypted one block with one key to two different results at %s (%d times since the start); none of "+
+			"them was used; if that comes again, take the HSM out of service, and set "+
+			"claviger.hsm.self.check to twice", m.At.UTC().Format(time.RFC3339), m.Count)
 }

@@ -69,7 +69,7 @@ func TestMismatchIsReported(t *testing.T) {
 	if !claviger.Is(err, claviger.Unavailable) {
 		t.Fatal(err)
 	}
-	for _, text := range []string{`"k@3"`, "at 2026-11-30T12:00:00Z", "2 times", "claviger.hsm.reencrypt.check"} {
+	for _, text := range []string{`"k@3"`, "at 2026-11-30T12:00:00Z", "2 times", "claviger.hsm.self.check"} {
 		if !strings.Contains(err.Error(), text) {
 			t.Errorf("%q is not in %v", text, err)
 		}

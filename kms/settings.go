@@ -118,7 +118,7 @@ func (r *reader) settings() settings {
 			PurgeMinUnused:      r.duration(minUnused, time.Second),
 		},
 	}
-	const check = "claviger.hsm.reencrypt.check"
+	const check = "claviger.hsm.self.check"
 	if s.ring.SelfCheck = keyring.SelfCheck(conf.String(check)); !s.ring.SelfCheck.Valid() {
 		r.keep(conf.Refuse(check, "it must be none, sampled or twice"))
 	}

@@ -16,8 +16,8 @@ func TestMigrationSettings(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"claviger.migration.versions", "bogus", "it must be auto, all or current"},
 		{"claviger.migration.versions", "current", ""},
-		{"claviger.hsm.reencrypt.check", "often", "it must be none, sampled or twice"},
-		{"claviger.hsm.reencrypt.check", "twice", ""},
+		{"claviger.hsm.self.check", "often", "it must be none, sampled or twice"},
+		{"claviger.hsm.self.check", "twice", ""},
 		{"claviger.hsm.generate", "hsm", "it must be encrypted or implied"},
 		{"claviger.hsm.generate", "implied", ""},
 		{"claviger.hsm.generate.lease", "999ms", "it must be 1s to 10m"},
