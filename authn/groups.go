@@ -175,6 +175,15 @@ func (g *Groups) Of(name string) []string {
 	}
 }
 
+// Lookup asks the directory for a user's groups. Unlike Of, it returns the error of the directory, and neither uses nor
+// changes the remembered groups. A user that the directory does not know is a user.UnknownUserError.
+func (g *Groups) Lookup(name string) ([]string, error) {
+	if groups, ok := g.static[name]; ok {
+		return groups, nil
+	}
+	return g.lookup(name)
+}
+
 // fallback returns the groups of a user while the directory does not answer.
 func (g *Groups) fallback(last cachedGroups) []string {
 	if last.answered.IsZero() || g.now().Sub(last.answered) >= g.ttl+g.stale {

@@ -1,0 +1,75 @@
+package diagnosis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/doctor"
+	"claviger/kms"
+)
+
+// groupsLatency is the time of a lookup above which there is a warning. Tests change it.
+var groupsLatency = time.Second
+
+// groups returns the check of the group mapping.
+func (s *site) groups() doctor.Group {
+	return doctor.Group{Title: "groups", Checks: []doctor.Check{
+		{ID: "D-groups-user", Title: "groups of a user", Needs: []string{"D-conf-read"},
+			Measures: fmt.Sprintf("the groups of the user of --as-user are looked up once, by hadoop.security.group."+
+				"mapping: in LDAP, or in the operating system; more than %v is a warning", groupsLatency),
+			Why: "rules that admit a group admit nobody while the groups of users are not known, and rules that " +
+				"exclude a group then exclude everybody",
+			Cure: "correct hadoop.security.group.mapping.*, and check that this host reaches the directory",
+			Run:  s.groupsUser},
+	}}
+}
+
+func (s *site) groupsUser(ctx context.Context) []doctor.Finding {
+	name := s.options.AsUser
+	if name == "" {
+		return doctor.Skip("--as-user names no user")
+	}
+	mapping, err := kms.NewGroups(s.conf, s.service.Log)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	type answer struct {
+		groups []string
+		err    error
+	}
+	done := make(chan answer, 1)
+	began := time.Now()
+	go func() {
+		groups, err := mapping.Lookup(name)
+		done <- answer{groups, err}
+	}()
+	var a answer
+	select {
+	case a = <-done:
+	case <-ctx.Done(): // the lookup takes no context; its own timeouts end it
+		return doctor.Fail("the directory did not answer in time", "")
+	}
+	took, shown := time.Since(began), claviger.Printable(name)
+	var unknown user.UnknownUserError
+	switch {
+	case errors.As(a.err, &unknown):
+		return doctor.Warn(fmt.Sprintf("the directory does not know user %s", shown),
+			"name a user of the cluster by --as-user; if it is one, correct the base or the filter of the search")
+	case a.err != nil:
+		return doctor.Error(fmt.Errorf("groups of %s: %w", shown, a.err), "")
+	case len(a.groups) == 0:
+		return doctor.Warn(fmt.Sprintf("%s is in no group", shown),
+			"if the user has groups, correct the filter of the search for groups")
+	}
+	text := fmt.Sprintf("%s is in %s; the lookup took %.2f ms", shown, claviger.Printable(strings.Join(a.groups, ", ")),
+		float64(took)/float64(time.Millisecond))
+	if took > groupsLatency {
+		return doctor.Warn(text, "find out what delays the directory; the first request of each user waits for it")
+	}
+	return doctor.Pass("%s", text)
+}
