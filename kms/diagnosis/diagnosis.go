@@ -49,6 +49,7 @@ type site struct {
 
 	krb       *kms.KerberosFacts // set by D-kerberos-keytab, with krbDoubts
 	krbDoubts []string
+	zk        []kms.ZooKeeperUse // set by D-zk-nodes
 
 	tls      *kms.ServerTLS   // set by D-tls-chain
 	hdfsSite *hadoopconf.Conf // set by D-hdfs-path, with hdfsKMS
@@ -64,7 +65,7 @@ type site struct {
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.groups(), s.transport(), s.kerberos(), s.procedure(), s.sources(), s.hdfs()}, s.close, nil
+		s.groups(), s.transport(), s.kerberos(), s.zookeeper(), s.procedure(), s.sources(), s.hdfs()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.
