@@ -29,8 +29,12 @@ type login struct {
 	handles    sync.Map            // keyName -> p11.ObjectHandle
 }
 
-// pauseOfDoubt is the pause after a login that failed with a code which may mean a wrong PIN.
-const pauseOfDoubt = time.Minute
+// The pauses after logins that failed with a code which may mean a wrong PIN. A PIN that the token has accepted in this
+// process is hardly wrong, so its first pause is short, and each pause is twice as long as the one before.
+const (
+	pauseOfDoubt       = time.Minute
+	pauseOfAcceptedPIN = time.Second
+)
 
 // refusal marks an error of a login that failed, or was not tried, for a reason that does not go away when the
 // library is initialised again.
@@ -100,13 +104,34 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 		}
 		t.mu.Lock()
 		t.connecting = nil
-		if MayBeWrongPIN(err) { // each login more may lock the token
-			t.loginErr, t.loginAt = err, time.Now().Add(pauseOfDoubt)
-		}
+		t.pauseLogins(err)
 		t.mu.Unlock()
 		f.finish(err)
 		return l, err
 	}
+}
+
+// pauseLogins sets the time of the next login after a login that ended with err. The caller holds t.mu.
+func (t *Token) pauseLogins(err error) {
+	var failed loginError
+	switch {
+	case err == nil:
+		t.doubt = 0
+	case MayBeWrongPIN(err) && errors.As(err, &failed): // each login more may lock the token
+		t.doubt = min(max(2*t.doubt, pauseOfAcceptedPIN), pauseOfDoubt)
+		if !failed.accepted {
+			t.doubt = pauseOfDoubt
+		}
+		t.loginErr, t.loginAt = err, time.Now().Add(t.doubt)
+	}
+}
+
+// careful reports whether the PIN is not tried while the token's flags show a wrong try: see Config.Careful. After a
+// login that may have been that wrong try, each process is careful.
+func (t *Token) careful() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cfg.Careful || t.doubt > 0
 }
 
 // publish makes l the current login. It calls the functions of OnReset before any call can use l.
@@ -180,7 +205,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return nil, err
 	}
 	name := found.String()
-	if err := pinFault(found, t.cfg.Careful, t.orByItself(", then start again",
+	if err := pinFault(found, t.careful(), t.orByItself(", then start again",
 		"; this server then logs in by itself")); err != nil {
 		return nil, err
 	}
@@ -190,10 +215,10 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	}
 	defer pin.Wipe()
 	l := &login{found: found, made: time.Now(), generation: t.module.current()}
-	err = refusedPINs.try(ctx, t.module.name.resolved, found, pin, func() error {
+	err = triedPINs.try(ctx, t.module.name.resolved, found, pin, func(before bool) (accepted bool, _ error) {
 		session, err := t.openSession(found)
 		if err != nil {
-			return fmt.Errorf("opening a session on token %s: %w", name, err)
+			return false, fmt.Errorf("opening a session on token %s: %w", name, err)
 		}
 		if found.info.Flags&flagPINCountLow != 0 {
 			t.log.Warn("a wrong PIN was tried at the token before", "token", name)
@@ -203,10 +228,10 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		t.module.loginsEnded.Add(1)
 		if err == nil || errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)) {
 			l.session = session
-			return nil
+			return err == nil, nil // a token with a login does not compare the PIN
 		}
 		_ = t.b.CloseSession(session) // only the login's error matters
-		return loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
+		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err), before}
 	})
 	switch {
 	case err == nil:
@@ -234,7 +259,10 @@ func (t *Token) orByItself(startAgain, byItself string) string {
 }
 
 // loginError is an error of C_Login.
-type loginError struct{ error }
+type loginError struct {
+	error
+	accepted bool // the token has accepted the same PIN in this process
+}
 
 func (e loginError) Unwrap() error { return e.error }
 
@@ -262,23 +290,25 @@ func codeOf(err error) error {
 	return err
 }
 
-// refusedPINs are the PINs that tokens refused in this process.
-var refusedPINs = pinRefusals{trials: map[[sha256.Size]byte]*flight{}}
+// triedPINs are the PINs that tokens refused or accepted in this process.
+var triedPINs = pinTrials{running: map[[sha256.Size]byte]*flight{}, accepted: map[[sha256.Size]byte]bool{}}
 
-// pinRefusals remembers the PINs that a token refused. After a few wrong PINs a token locks, and a process opens one
-// token many times: at each reload, for each provider, and after each loss of the token. It holds no PIN, but a keyed
-// hash of each. The key of the hash exists only in this process.
-type pinRefusals struct {
-	once   sync.Once
-	key    [sha256.Size]byte
-	mu     sync.Mutex
-	trials map[[sha256.Size]byte]*flight // running, or ended with a refusal
+// pinTrials remembers the PINs that a token refused, and those that it accepted. After a few wrong PINs a token locks,
+// and a process opens one token many times: at each reload, for each provider, and after each loss of the token. It
+// holds no PIN, but a keyed hash of each. The key of the hash exists only in this process.
+type pinTrials struct {
+	once     sync.Once
+	key      [sha256.Size]byte
+	mu       sync.Mutex
+	running  map[[sha256.Size]byte]*flight // running, or ended with a refusal
+	accepted map[[sha256.Size]byte]bool    // not refused since
 }
 
 // try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. Of several
-// callers with one PIN, one calls attempt and the others wait for its result.
-func (b *pinRefusals) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
-	attempt func() error) error {
+// callers with one PIN, one calls attempt and the others wait for its result. attempt gets, and
+// returns, whether the token has accepted the PIN in this process.
+func (b *pinTrials) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
+	attempt func(before bool) (accepted bool, _ error)) error {
 	b.once.Do(func() { _, _ = rand.Read(b.key[:]) }) // it never fails
 	h := hmac.New(sha256.New, b.key[:])
 	fmt.Fprintf(h, "%q %q %q ", module, token.info.SerialNumber, token.info.Label)
@@ -286,7 +316,7 @@ func (b *pinRefusals) try(ctx context.Context, module string, token candidate, p
 	name := [sha256.Size]byte(h.Sum(nil))
 	for {
 		b.mu.Lock()
-		f, ok := b.trials[name]
+		f, ok := b.running[name]
 		if ok {
 			b.mu.Unlock()
 			if err := f.wait(ctx); isPIN(err) || ctx.Err() != nil {
@@ -295,14 +325,20 @@ func (b *pinRefusals) try(ctx context.Context, module string, token candidate, p
 			continue
 		}
 		f = newFlight()
-		b.trials[name] = f
+		b.running[name] = f
+		before := b.accepted[name]
 		b.mu.Unlock()
-		err := attempt()
-		if !isPIN(err) {
-			b.mu.Lock()
-			delete(b.trials, name)
-			b.mu.Unlock()
+		accepted, err := attempt(before)
+		b.mu.Lock()
+		if accepted {
+			b.accepted[name] = true
 		}
+		if isPIN(err) {
+			delete(b.accepted, name)
+		} else {
+			delete(b.running, name)
+		}
+		b.mu.Unlock()
 		f.finish(err)
 		return err
 	}

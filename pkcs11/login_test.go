@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +31,7 @@ func TestPINIsWiped(t *testing.T) {
 	if len(kept) == 0 || !zero(kept) {
 		t.Errorf("%d bytes were not wiped", len(kept))
 	}
-	if refusedPINs.key == [len(refusedPINs.key)]byte{} {
+	if triedPINs.key == [len(triedPINs.key)]byte{} {
 		t.Error("the hash of a PIN has no key")
 	}
 }
@@ -60,15 +61,15 @@ func TestIsPINRefused(t *testing.T) {
 // TestRefusedPINOfOneToken: a PIN that a token refused is not tried at that token again, and is tried at each other
 // token. A caller that waits for another trial gives up when its context ends.
 func TestRefusedPINOfOneToken(t *testing.T) {
-	refused := pinRefusals{trials: map[[32]byte]*flight{}}
+	refused := pinTrials{running: map[[32]byte]*flight{}, accepted: map[[32]byte]bool{}}
 	tries := 0
 	token := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "1"}}
 	other := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "2"}}
 	label := candidate{info: p11.TokenInfo{Label: "old", SerialNumber: "1"}}
 	try := func(module string, c candidate, pin string) error {
-		return refused.try(t.Context(), module, c, secret.Bytes(pin), func() error {
+		return refused.try(t.Context(), module, c, secret.Bytes(pin), func(bool) (bool, error) {
 			tries++
-			return loginError{p11.Error(p11.CKR_PIN_INCORRECT)}
+			return false, loginError{p11.Error(p11.CKR_PIN_INCORRECT), false}
 		})
 	}
 	for i, c := range []struct {
@@ -87,15 +88,15 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 	hangs, begun := make(chan error), make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func() error {
+		ended <- refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func(bool) (bool, error) {
 			close(begun)
-			return <-hangs
+			return false, <-hangs
 		})
 	}()
 	<-begun
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	never := func() error { t.Error("tried beside another trial"); return nil }
+	never := func(bool) (bool, error) { t.Error("tried beside another trial"); return false, nil }
 	if err := refused.try(ctx, "/c.so", token, secret.Bytes("1"), never); !errors.Is(err, context.Canceled) {
 		t.Errorf("an ended context: %v", err)
 	}
@@ -103,7 +104,8 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 	if err := <-ended; !errors.Is(err, errHung) {
 		t.Error(err)
 	}
-	if err := refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func() error { return nil }); err != nil {
+	accept := func(bool) (bool, error) { return true, nil }
+	if err := refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), accept); err != nil {
 		t.Errorf("after a trial that said nothing of the PIN: %v", err)
 	}
 }
@@ -351,29 +353,119 @@ func TestCounterRun(t *testing.T) {
 }
 
 // TestLoginsThatMayBeWrong: after a login that failed with a code of the vendor's own, which may mean a wrong PIN, no
-// login is tried for a while, whatever is requested.
+// login is tried for a while, whatever is requested. If the token has accepted the PIN in this process, the first pause
+// is a second, and each later one is twice as long, up to a minute.
 func TestLoginsThatMayBeWrong(t *testing.T) {
 	tok, m := open(t)
 	generate(t, tok, 1, 256)
 	tok.retire(tok.login)
 	m.Fail("Login", 1000, p11.Error(p11.CKR_VENDOR_DEFINED|9))
 	m.Reset()
-	for range 5 {
-		if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) {
-			t.Errorf("a probe: %v", err)
+	fails := func(want time.Duration, logins int) {
+		t.Helper()
+		begun := time.Now()
+		endPauseOfLogins(tok)
+		err := tok.Ping(t.Context())
+		tok.mu.Lock()
+		pause, at := tok.doubt, tok.loginAt.Sub(begun)
+		tok.loginAt = time.Now().Add(time.Minute) // longer than this machine needs for the next lines
+		tok.mu.Unlock()
+		if !claviger.Is(err, claviger.Unavailable) || pause != want || at < want {
+			t.Errorf("%v, a pause of %v until %v later; want %v", err, pause, at, want)
 		}
 		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("a key: %v", err)
 		}
+		if n := m.Count("Login"); n != logins {
+			t.Errorf("%d logins, want %d", n, logins)
+		}
 	}
-	if n := m.Count("Login"); n != 1 {
-		t.Errorf("%d logins, want 1", n)
+	for i, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		fails(want*time.Second, i+1)
 	}
 	m.Heal()
-	tok.mu.Lock()
-	tok.loginAt = time.Now() // as after pauseOfDoubt
-	tok.mu.Unlock()
+	endPauseOfLogins(tok)
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
+	tok.retire(tok.login)
+	m.Fail("Login", 1000, p11.Error(p11.CKR_VENDOR_DEFINED|9))
+	m.Reset()
+	fails(time.Second, 1)
+	triedPINs.mu.Lock()
+	clear(triedPINs.accepted) // as if the PIN file had another PIN now
+	triedPINs.mu.Unlock()
+	fails(time.Minute, 2)
+	m.Heal()
+	endPauseOfLogins(tok)
+	eventually(t, func() error { return encryptWith(t, tok, 1) })
+}
+
+// endPauseOfLogins makes the next call log in.
+func endPauseOfLogins(tok *Token) {
+	tok.mu.Lock()
+	defer tok.mu.Unlock()
+	tok.loginAt = time.Now()
+}
+
+// TestDoubtIsCareful: after a login that may have been a wrong PIN, the PIN is not tried while the token's flags show a
+// wrong try. After a login by another program the server goes on.
+func TestDoubtIsCareful(t *testing.T) {
+	made := softhsmtest.New(t)
+	right, err := os.ReadFile(made.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, m := openAs(t, config(made))
+	generate(t, tok, 1, 256)
+	tok.retire(tok.login)
+	m.Fail("Login", 1, p11.Error(p11.CKR_VENDOR_DEFINED|9))
+	m.Reset()
+	if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+		t.Fatal(err)
+	}
+	loginElsewhere := func(pin string) error {
+		s, err := tok.openSession(tok.found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tok.b.CloseSession(s) //nolint:errcheck // the login's result counts
+		return tok.module.b.Login(s, p11.CKU_USER, pin)
+	}
+	if err := loginElsewhere("87654321"); !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) {
+		t.Fatal(err)
+	}
+	endPauseOfLogins(tok)
+	if err := encryptWith(t, tok, 1); !IsPINRefused(err) || m.Count("Login") != 1 ||
+		!strings.Contains(err.Error(), "this server then logs in by itself") {
+		t.Errorf("%v after %d logins", err, m.Count("Login"))
+	}
+	if err := loginElsewhere(strings.TrimSpace(string(right))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { return encryptWith(t, tok, 1) })
+}
+
+// TestOtherLoginAcceptsNoPIN: a token that some other call has logged in to does not compare the PIN, so its answer
+// says nothing about the PIN.
+func TestOtherLoginAcceptsNoPIN(t *testing.T) {
+	tried := pinTrials{running: map[[32]byte]*flight{}, accepted: map[[32]byte]bool{}}
+	for i, c := range []struct {
+		accepts bool
+		err     error
+		before  bool
+	}{
+		{false, nil, false}, {true, nil, false}, {false, errHung, true},
+		{false, loginError{p11.Error(p11.CKR_PIN_INCORRECT), true}, true},
+	} {
+		_ = tried.try(t.Context(), "/a.so", candidate{}, secret.Bytes("1"), func(before bool) (bool, error) {
+			if before != c.before {
+				t.Errorf("trial %d: accepted before: %v", i, before)
+			}
+			return c.accepts, c.err
+		})
+	}
+	if len(tried.accepted) != 0 {
+		t.Error("a refused PIN counts as accepted")
+	}
 }
 
 // TestPINResultOfAnotherCall: a result about the PIN that C_OpenSession returns says nothing about the PIN, so that the

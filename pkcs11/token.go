@@ -51,6 +51,7 @@ type Token struct {
 	parked     []*parkedSlot      // slots that awaitSession took out of use
 	loginErr   error              // see loginAt
 	loginAt    time.Time          // no login before this time
+	doubt      time.Duration      // the last pause of logins; 0 after a success
 	trying     *flight            // the running tryToken
 	faults     map[subject]*fault // of the subjects that have failed
 	failing    atomic.Int64       // len(faults)
