@@ -141,11 +141,8 @@ func (c *call) exception(err error) *kmswire.Exception {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return c.timedOut(err)
 	}
-	if !errors.Is(err, context.Canceled) { // canceled: the client has gone
-		c.logFailure(slog.LevelError, "a request failed", err)
-	}
 	return kmswire.Throw(kmswire.IOException,
-		"internal error; the server's log has the reason under request id "+c.caller.RequestID)
+		"internal error; "+c.logFailure(slog.LevelError, "a request failed", err))
 }
 
 // timedOut is the exception after the operation's deadline. For a key management
@@ -155,10 +152,9 @@ func (c *call) timedOut(err error) *kmswire.Exception {
 	if c.route == nil || c.route.class != management {
 		return c.standby(err, "this node could not serve the request in "+c.deadline())
 	}
-	c.logFailure(slog.LevelError, "a request took too long", err)
 	return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.deadline()+
-		"; check whether it was done before you repeat it. The server's log has the reason under request id "+
-		c.caller.RequestID)
+		"; check whether it was done before you repeat it; "+
+		c.logFailure(slog.LevelError, "a request took too long", err))
 }
 
 // standby makes a load-balancing client try another node, because this node lacks
@@ -166,21 +162,28 @@ func (c *call) timedOut(err error) *kmswire.Exception {
 // a client repeats even a roll. The client does not see the reason, because names
 // of internal systems are only for operators. The log has it.
 func (c *call) standby(err error, text string) *kmswire.Exception {
-	if !errors.Is(err, context.Canceled) { // canceled: the client has gone, and this node has no fault
-		c.logFailure(slog.LevelWarn, "a request could not be served now", err)
-	}
+	logged := c.logFailure(slog.LevelWarn, "a request could not be served now", err)
 	if answer := claviger.AnswerOf(err); answer != "" {
 		return kmswire.Throw(kmswire.StandbyException, answer)
 	}
-	return kmswire.Throw(kmswire.StandbyException, text+"; its log has the reason under request id "+c.caller.RequestID)
+	return kmswire.Throw(kmswire.StandbyException, text+"; "+logged)
 }
 
-// logFailure writes a line about a request that this node could not serve, unless the user has had too many lines.
-func (c *call) logFailure(level slog.Level, message string, err error) {
-	if notShown, ok := c.lines.due(c.caller.Short); ok {
-		c.Log.Log(c.r.Context(), level, message, "id", c.caller.RequestID, "user", c.caller.Short, "op", c.op(),
-			"name", c.name, "err", err, "notShown", notShown)
+// logFailure writes a line about a request that this node could not serve, or counts the line if there have been too
+// many. It returns for the client what the log has.
+func (c *call) logFailure(level slog.Level, message string, err error) string {
+	id := c.caller.RequestID
+	if errors.Is(err, context.Canceled) { // the client has gone, and this node has no fault
+		return "the request was canceled (request id " + id + ")"
 	}
+	notShown, earlier, ok := c.lines.due(message, c.caller.Short, id)
+	if !ok {
+		return "the server's log has many such requests and only counts request id " + id +
+			"; it has the reason of an earlier one under request id " + earlier
+	}
+	c.Log.Log(c.r.Context(), level, message, "id", id, "user", c.caller.Short, "op", c.op(),
+		"name", c.name, "err", err, "notShown", notShown)
+	return "the server's log has the reason under request id " + id
 }
 
 // sourceSilent says what the operation needs from the source that does not answer.

@@ -68,39 +68,70 @@ func (w *warnings) due(what, from string) (notShown int, ok bool) {
 
 // While the HSM, the metastore or a source does not answer, each request that
 // needs it writes a log line, and users can send such requests as often as they
-// like. So in linesEvery at most linesEach lines are written for one user, and at
-// most linesAll for all users.
+// like. So in linesEvery at most linesEach lines with one message are written for
+// one user, and at most linesAll for all users. Each message has limits of its
+// own, so that many answers 503 do not hide the reason of a 500.
 const (
 	linesEvery = time.Minute
 	linesEach  = 20
 	linesAll   = 200
 )
 
-// lines counts the log lines of each user.
+// lines counts the log lines of each message and user.
 type lines struct {
-	mu       sync.Mutex
-	began    time.Time
-	byUser   map[string]int // by user
-	all      int
-	notShown int
+	mu sync.Mutex
+	of map[string]*messageLines // by message; a program has few
 }
 
-// due reports whether to write a line for a user, and how many lines were not
-// written since the last one.
-func (l *lines) due(user string) (notShown int, ok bool) {
+// messageLines counts the lines with one message.
+type messageLines struct {
+	began    time.Time
+	byUser   map[string]*userLines // has at most linesAll elements
+	all      int
+	last     string // the request of the last line
+	notShown int    // since the last line
+}
+
+// userLines counts the lines of one user with one message.
+type userLines struct {
+	shown int
+	last  string // the request of the last line
+}
+
+// due reports whether to write a line with the message about a request of the user. If ok, notShown is the number of
+// lines with the message that were left out since the last one. Otherwise this line is counted as left out, and earlier
+// is the last request that has a line with the message: of the same user, if there is one.
+func (l *lines) due(message, user, request string) (notShown int, earlier string, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := time.Now(); l.byUser == nil || now.Sub(l.began) >= linesEvery {
-		l.began, l.byUser, l.all = now, map[string]int{}, 0
+	if l.of == nil {
+		l.of = map[string]*messageLines{}
 	}
-	if l.all >= linesAll || l.byUser[user] >= linesEach {
-		l.notShown++
-		return 0, false
+	m := l.of[message]
+	if m == nil {
+		m = new(messageLines)
+		l.of[message] = m
 	}
-	l.all++
-	l.byUser[user]++
-	notShown, l.notShown = l.notShown, 0
-	return notShown, true
+	if now := time.Now(); now.Sub(m.began) >= linesEvery {
+		m.began, m.byUser, m.all = now, map[string]*userLines{}, 0
+	}
+	u := m.byUser[user]
+	switch {
+	case u != nil && u.shown >= linesEach, u != nil && m.all >= linesAll:
+		m.notShown++
+		return 0, u.last, false
+	case m.all >= linesAll:
+		m.notShown++
+		return 0, m.last, false
+	case u == nil:
+		u = new(userLines)
+		m.byUser[user] = u
+	}
+	m.all++
+	u.shown++
+	u.last, m.last = request, request
+	notShown, m.notShown = m.notShown, 0
+	return notShown, "", true
 }
 
 // countFrom returns how many different warnings were logged for an address within
