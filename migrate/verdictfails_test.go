@@ -204,11 +204,11 @@ func TestHoldersOfSpellings(t *testing.T) {
 // TestHoldersElsewhere: a key that was taken over into another target counts as a source's, with all its versions.
 func TestHoldersElsewhere(t *testing.T) {
 	e := newElsewhereMigration(t)
-	f, err := e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
+	_, err := e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
 	must(t, err)
 	must(t, e.store.Insert(t.Context(), metastore.Key{Metadata: claviger.Metadata{Name: "finance", BitLength: 128,
 		Cipher: "none"}, List: []metastore.Version{{ID: "3", Object: "00", Created: born}}}))
-	f, err = e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
+	f, err := e.engine(t).EDEKFacts(t.Context(), []string{"finance"}, []string{"finance@0", "finance@3"})
 	must(t, err)
 	if f.Keys["finance"] != migrate.AtSource || f.EDEKs["finance@0"] != migrate.AtSource ||
 		f.EDEKs["finance@3"] != migrate.AtSource {

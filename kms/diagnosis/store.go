@@ -162,7 +162,8 @@ func (s *site) storeSize(context.Context) []doctor.Finding {
 	if err := syscall.Statfs(s.place.File, &fs); err != nil {
 		return doctor.Error(&os.PathError{Op: "statfs", Path: s.place.File, Err: err}, "")
 	}
-	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec // no file system has 2^63 bytes
+	// No file system has 2^63 bytes. The type of Bsize depends on the architecture.
+	free := int64(fs.Bavail) * int64(fs.Bsize) //nolint:gosec,unconvert // see above
 	text := fmt.Sprintf("%s; %s are free", megabytes(size), megabytes(free))
 	if free < storeRoom {
 		return doctor.Warn(text, "")
