@@ -248,6 +248,13 @@ func SettingsFile(what, path string) secret.File {
 	return secret.File{Path: path, Kind: what, Deny: 0o002, Risk: "who could have any library loaded"}
 }
 
+// ModuleFaults returns messages about the ways in which a user other than root and u could have other code run in place
+// of a PKCS#11 library. Open and OpenLibrary refuse such a library, with u the user of this process.
+func ModuleFaults(path string, u secret.User) []string {
+	return u.ExposedCode(secret.File{Path: path, Kind: "PKCS#11 module",
+		Risk: "who could have any code run by claviger"})
+}
+
 // PINFile describes a file that holds a PIN.
 func PINFile(path string) secret.File { return secret.File{Path: path, Kind: "PIN file"} }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"claviger"
 	"claviger/pkcs11/cryptoki"
 	"claviger/pkcs11/worker"
+	"claviger/secret"
 )
 
 const (
@@ -133,6 +135,9 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised again: %w", path, err)
 		}
 		return m, nil
+	}
+	if faults := ModuleFaults(path, secret.Self()); len(faults) > 0 {
+		return nil, errors.New(strings.Join(faults, "; "))
 	}
 	b, err := load(ctx, path, inWorker, callLimit)
 	if err != nil {

@@ -430,3 +430,43 @@ func TestNoFolder(t *testing.T) {
 		t.Errorf("the folder is %s", f.path)
 	}
 }
+
+// TestModuleOfOthers: a library that everybody may write, or in a folder that everybody may write, is not loaded. The
+// error has the cure.
+func TestModuleOfOthers(t *testing.T) {
+	made := softhsmtest.New(t)
+	c := config(made)
+	dir := filepath.Join(t.TempDir(), "lib")
+	c.Module = filepath.Join(dir, "hsm.so")
+	code, err := os.ReadFile(made.Module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(c.Module, code, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{c.Module, dir} {
+		if err := os.Chmod(path, 0o777); err != nil { //nolint:gosec // the fault of the test
+			t.Fatal(err)
+		}
+		for name, open := range map[string]func() error{
+			"Open":        func() error { _, err := Open(t.Context(), c); return err },
+			"OpenLibrary": func() error { _, err := OpenLibrary(t.Context(), c); return err },
+		} {
+			if err := open(); err == nil || !strings.Contains(err.Error(), "may be written by everybody (mode 0777)") ||
+				!strings.HasSuffix(err.Error(), "cure: chmod o-w "+path) {
+				t.Errorf("%s with %s: %v", name, path, err)
+			}
+		}
+		if err := os.Chmod(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+}

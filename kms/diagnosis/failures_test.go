@@ -183,6 +183,9 @@ var ofStore = []failure{
 // ofHSM are failures of the HSM.
 var ofHSM = []failure{
 	{"no library", "D-hsm-library", false, token(func(c *pkcs11.FileConfig) { c.Module = "/nowhere/libhsm.so" })},
+	{"a library that everybody may write", "D-hsm-library", false, func(l *lab) {
+		l.must(os.Chmod(l.Path, 0o666)) //nolint:gosec // the fault of the test
+	}},
 	{"no keystore file", "D-hsm-library", false, func(l *lab) { l.must(os.Remove(l.path("luna.keystore"))) }},
 	{"no such token", "D-hsm-token", false, token(func(c *pkcs11.FileConfig) { c.Token = "other" })},
 	{"an HSM that hangs", "D-hsm-token", false, func(l *lab) {

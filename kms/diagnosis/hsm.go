@@ -58,9 +58,10 @@ func (s *site) openOther(ctx context.Context) []doctor.Finding {
 func (s *site) beforeLogin() []doctor.Check {
 	return []doctor.Check{
 		{ID: "D-hsm-library", Title: "the HSM's library", Needs: []string{"D-conf-read"},
-			Measures: "the PKCS#11 library of the keystore file is loaded, in a process of its own unless the file " +
-				"says otherwise",
-			Why:  "without the library no key can be used",
+			Measures: "no other user may write the PKCS#11 library of the keystore file, or a folder above it; the " +
+				"library is loaded, in a process of its own unless the file says otherwise",
+			Why: "without the library no key can be used; a user who can change its code can have the PIN and the " +
+				"keys used",
 			Cure: "install the HSM's client software, and name its library in the line module of the keystore file",
 			Run:  s.hsmLibrary},
 		{ID: "D-hsm-token", Title: "the token", Needs: []string{"D-hsm-library"},
@@ -172,11 +173,18 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 		return doctor.Error(err, "correct the keystore file, or make it: claviger hsm init")
 	}
 	s.tokenConfig = c
+	var list []doctor.Finding
+	for _, fault := range pkcs11.ModuleFaults(c.Module, s.user) {
+		list = append(list, doctor.WithCure(doctor.Failure, fault))
+	}
+	if len(list) > 0 {
+		return list
+	}
 	if s.library, err = pkcs11.OpenLibrary(ctx, c); err != nil {
 		return doctor.Error(err, "")
 	}
 	s.closers = append(s.closers, s.library.Close)
-	list := doctor.Pass("%s is loaded", c.Module)
+	list = doctor.Pass("%s is loaded", c.Module)
 	for _, text := range doubts {
 		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
