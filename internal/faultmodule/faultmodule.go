@@ -71,6 +71,10 @@ const (
 	released
 	seed
 	hangingKey
+	firstLabel
+	secondLabel
+	firstHandle
+	secondHandle
 	firstFunction = 64
 )
 
@@ -84,6 +88,7 @@ const (
 	times
 	permille
 	done
+	skip
 	wordsOfFunction = 16
 )
 
@@ -104,6 +109,7 @@ const (
 	Abort            // ends the process with abort()
 	Segfault         // ends the process with SIGSEGV
 	Flip             // flips a bit of what C_Encrypt returns
+	Exchange         // after the call, the handles of two objects change places; see ExchangeLabels
 )
 
 // Always as the Times of an Order carries it out until it is cancelled.
@@ -114,6 +120,7 @@ type Order struct {
 	Action   Action
 	Value    uint // the CKR_ code of Fail and FailAfter
 	Times    int  // how many calls; 0 means 1; Always
+	Skip     int  // how many calls come before, and are not changed
 	Permille int  // of 1,000 calls at random; 0 means each
 }
 
@@ -194,6 +201,7 @@ func (m *Module) Order(f Function, o Order) {
 	atomic.StoreUint64(m.of(f, times), 0)
 	atomic.StoreUint64(m.of(f, action), uint64(o.Action))
 	atomic.StoreUint64(m.of(f, value), uint64(o.Value))
+	atomic.StoreUint64(m.of(f, skip), uint64(o.Skip))         //nolint:gosec // not negative
 	atomic.StoreUint64(m.of(f, permille), uint64(o.Permille)) //nolint:gosec // not negative
 	atomic.StoreUint64(m.of(f, times), uint64(n))             //nolint:gosec // -1 is Always there too
 }
@@ -262,14 +270,31 @@ func (m *Module) RefuseMechanism(ckm uint) { m.set(refusedMechanism, uint64(ckm)
 
 // HangKey has C_EncryptInit hang with the key of that label, until it is called
 // again; "" is no key. Done(EncryptInit) counts these calls.
-func (m *Module) HangKey(label string) {
-	var hash uint64
-	if label != "" {
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(label)) // it never fails
-		hash = h.Sum64()
+func (m *Module) HangKey(label string) { m.set(hangingKey, hash(label)) }
+
+// ExchangeLabels names the two objects whose handles the action Exchange exchanges.
+// The action applies to functions that concern objects, once both objects exist. The
+// second exchange undoes the first.
+func (m *Module) ExchangeLabels(first, second string) {
+	m.UndoExchange()
+	m.set(firstLabel, hash(first))
+	m.set(secondLabel, hash(second))
+}
+
+// Exchanged reports whether the handles of two objects have changed places.
+func (m *Module) Exchanged() bool { return atomic.LoadUint64(&m.words[firstHandle]) != 0 }
+
+// UndoExchange undoes an exchange of handles.
+func (m *Module) UndoExchange() { m.set(firstHandle, 0) }
+
+// hash returns the FNV-1a hash of a label; 0 is no label.
+func hash(label string) uint64 {
+	if label == "" {
+		return 0
 	}
-	m.set(hangingKey, hash)
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(label)) // it never fails
+	return h.Sum64()
 }
 
 // LogOut logs each process out at its next call.

@@ -187,6 +187,37 @@ func TestHandles(t *testing.T) {
 	}
 }
 
+// TestExchange: the handles of two objects change places after the ordered call, once both objects exist. The next
+// exchange undoes that.
+func TestExchange(t *testing.T) {
+	k := open(t)
+	a, b := k.find(t, "a"), k.find(t, "b")
+	ofA, err := k.encrypt(a, 16)
+	want(t, "a", err, 0)
+	ofB, err := k.encrypt(b, 16)
+	want(t, "b", err, 0)
+	k.ExchangeLabels("a", "missing")
+	k.Order(faultmodule.FindObjects, faultmodule.Order{Action: faultmodule.Exchange})
+	if k.find(t, "a") != a || k.Exchanged() || k.Done(faultmodule.FindObjects) != 0 {
+		t.Error("exchanged with an object that does not exist")
+	}
+	k.ExchangeLabels("a", "b")
+	k.Order(faultmodule.FindObjects, faultmodule.Order{Action: faultmodule.Exchange, Skip: 1, Times: 2})
+	for call, want := range []p11.ObjectHandle{a, a, b, a} { // the second call exchanges, the third undoes that
+		if got := k.find(t, "a"); got != want {
+			t.Errorf("search %d finds %d, want %d", call, got, want)
+		}
+		got, err := k.encrypt(a, 16)
+		if exchanged := call == 1; err != nil || exchanged != k.Exchanged() ||
+			!bytes.Equal(got, map[bool][]byte{true: ofB, false: ofA}[exchanged]) {
+			t.Errorf("after search %d: %x, %v", call, got, err)
+		}
+	}
+	if n := k.Done(faultmodule.FindObjects); n != 2 {
+		t.Errorf("%d orders were carried out", n)
+	}
+}
+
 // TestSessions: the cap, sessions that are closed, and a login that is lost.
 func TestSessions(t *testing.T) {
 	k := open(t)

@@ -44,11 +44,11 @@ enum { FUNCTIONS(NUMBER) functions };
 /* Words of the orders that concern all functions. */
 enum {
     MAGIC, LATENCY, STALE, RENUMBERED, SESSION_CAP, DATA_LIMIT, REFUSED_MECHANISM, LOGOUTS, SESSIONS_GONE, RELEASED,
-    SEED, HANGING_KEY, FIRST_FUNCTION = 64
+    SEED, HANGING_KEY, FIRST_LABEL, SECOND_LABEL, FIRST_HANDLE, SECOND_HANDLE, FIRST_FUNCTION = 64
 };
 /* Words of one function. */
-enum { CALLS, RUNNING, DELAY, ACTION, VALUE, TIMES, PERMILLE, DONE, WORDS = 16 };
-enum { NOTHING, FAIL, FAIL_AFTER, HANG, ABORT, SEGFAULT, FLIP };
+enum { CALLS, RUNNING, DELAY, ACTION, VALUE, TIMES, PERMILLE, DONE, SKIP, WORDS = 16 };
+enum { NOTHING, FAIL, FAIL_AFTER, HANG, ABORT, SEGFAULT, FLIP, EXCHANGE };
 
 #define MAGIC_VALUE 0x636c61766b657973ULL
 #define SIZE 65536
@@ -93,7 +93,13 @@ static int takes(int function)
         int64_t times = (int64_t)of(function, TIMES);
         if (times == 0)
             return 0;
-        uint64_t was = (uint64_t)times;
+        uint64_t was = of(function, SKIP);
+        if (was > 0) {
+            if (__atomic_compare_exchange_n(word(function, SKIP), &was, was - 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+                return 0;
+            continue;
+        }
+        was = (uint64_t)times;
         if (times < 0 || __atomic_compare_exchange_n(word(function, TIMES), &was, (uint64_t)(times - 1), 0,
                                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
             break;
@@ -173,20 +179,28 @@ static CK_RV end(int function, int action, CK_RV ordered, CK_RV got)
     got = action == FAIL ? ordered : real->C_##name args;                                                            \
     got = end(N_##name, action, ordered, got)
 
+/* exchanged returns the handle that has changed places with h, or h. */
+static CK_OBJECT_HANDLE exchanged(CK_OBJECT_HANDLE h)
+{
+    CK_OBJECT_HANDLE first = get(FIRST_HANDLE), second = get(SECOND_HANDLE);
+    return first == 0 ? h : h == first ? second : h == second ? first : h;
+}
+
 /*
  * Handles of objects. A stale handle is one of an earlier STALE: it is refused. A
- * renumbered handle names another object: two neighbours change places.
+ * renumbered handle names another object: two neighbours change places. EXCHANGE
+ * has two objects change places that need not be neighbours.
  */
 static CK_OBJECT_HANDLE shown(CK_OBJECT_HANDLE h)
 {
-    return ((h + 2) ^ get(RENUMBERED)) | get(STALE) << STALE_SHIFT;
+    return exchanged((h + 2) ^ get(RENUMBERED)) | get(STALE) << STALE_SHIFT;
 }
 
 static int known(CK_OBJECT_HANDLE *h)
 {
     if (*h >> STALE_SHIFT != get(STALE))
         return 0;
-    *h = ((*h & ((1 << STALE_SHIFT) - 1)) ^ get(RENUMBERED)) - 2;
+    *h = (exchanged(*h & ((1 << STALE_SHIFT) - 1)) ^ get(RENUMBERED)) - 2;
     return 1;
 }
 
@@ -200,6 +214,77 @@ static CK_RV refused(int function, CK_RV rv)
 #define KNOWN(function, handle, error)                                                                               \
     if (!known(&handle))                                                                                             \
     return refused(N_##function, error)
+
+/* label_hash returns the FNV-1a hash of an object's label, or 0. */
+static uint64_t label_hash(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
+{
+    CK_BYTE label[256];
+    CK_ATTRIBUTE a = {CKA_LABEL, label, sizeof label};
+    uint64_t hash = 0xcbf29ce484222325ULL;
+    if (real->C_GetAttributeValue(s, o, &a, 1) != CKR_OK)
+        return 0;
+    for (CK_ULONG i = 0; i < a.ulValueLen; i++)
+        hash = (hash ^ label[i]) * 0x100000001b3ULL;
+    return hash;
+}
+
+/* hang_for_key waits while the key is the one that is ordered to hang: HANGING_KEY is the hash of its label. */
+static void hang_for_key(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
+{
+    if (get(HANGING_KEY) == 0)
+        return;
+    uint64_t hash = label_hash(s, o);
+    if (hash == 0 || get(HANGING_KEY) != hash)
+        return;
+    __atomic_add_fetch(word(N_EncryptInit, DONE), 1, __ATOMIC_SEQ_CST);
+    while (get(HANGING_KEY) == hash)
+        wait_for(1000);
+}
+
+/*
+ * exchange has the handles of two objects change places, or undoes that. FIRST_LABEL and SECOND_LABEL are the hashes of
+ * the objects' labels. Until both objects exist the order stays.
+ */
+static void exchange(int function, CK_SESSION_HANDLE s)
+{
+    CK_SESSION_INFO info;
+    CK_SESSION_HANDLE own;
+    CK_OBJECT_HANDLE all[256], first = 0, second = 0;
+    CK_ULONG n = 0;
+    if (get(FIRST_HANDLE) != 0) {
+        __atomic_store_n(&orders[FIRST_HANDLE], 0, __ATOMIC_SEQ_CST);
+        return;
+    }
+    if (real->C_GetSessionInfo(s, &info) == CKR_OK &&
+        real->C_OpenSession(info.slotID, CKF_SERIAL_SESSION, NULL, NULL, &own) == CKR_OK) {
+        if (real->C_FindObjectsInit(own, NULL, 0) == CKR_OK) {
+            real->C_FindObjects(own, all, 256, &n);
+            real->C_FindObjectsFinal(own);
+        }
+        for (CK_ULONG i = 0; i < n; i++) {
+            uint64_t hash = label_hash(own, all[i]);
+            if (first == 0 && hash == get(FIRST_LABEL))
+                first = (all[i] + 2) ^ get(RENUMBERED);
+            else if (second == 0 && hash == get(SECOND_LABEL))
+                second = (all[i] + 2) ^ get(RENUMBERED);
+        }
+        real->C_CloseSession(own);
+    }
+    if (first == 0 || second == 0) {
+        __atomic_sub_fetch(word(function, DONE), 1, __ATOMIC_SEQ_CST);
+        if ((int64_t)of(function, TIMES) >= 0)
+            __atomic_add_fetch(word(function, TIMES), 1, __ATOMIC_SEQ_CST);
+        return;
+    }
+    __atomic_store_n(&orders[SECOND_HANDLE], second, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&orders[FIRST_HANDLE], first, __ATOMIC_SEQ_CST);
+}
+
+/* ANSWER ends a call that concerns objects. What the call has returned has the handles from before an exchange. */
+#define ANSWER(name)                                                                                                 \
+    if (action == EXCHANGE)                                                                                          \
+        exchange(N_##name, s);                                                                                       \
+    return got
 
 static CK_RV my_Initialize(CK_VOID_PTR a) { CALL(Initialize, (a)); return got; }
 
@@ -281,27 +366,27 @@ static CK_RV my_CreateObject(CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n
     CALL(CreateObject, (s, a, n, o));
     if (got == CKR_OK)
         *o = shown(*o);
-    return got;
+    ANSWER(CreateObject);
 }
 
 static CK_RV my_DestroyObject(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
 {
     KNOWN(DestroyObject, o, CKR_OBJECT_HANDLE_INVALID);
     CALL(DestroyObject, (s, o));
-    return got;
+    ANSWER(DestroyObject);
 }
 
 static CK_RV my_GetAttributeValue(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n)
 {
     KNOWN(GetAttributeValue, o, CKR_OBJECT_HANDLE_INVALID);
     CALL(GetAttributeValue, (s, o, a, n));
-    return got;
+    ANSWER(GetAttributeValue);
 }
 
 static CK_RV my_FindObjectsInit(CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n)
 {
     CALL(FindObjectsInit, (s, a, n));
-    return got;
+    ANSWER(FindObjectsInit);
 }
 
 static CK_RV my_FindObjects(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR o, CK_ULONG most, CK_ULONG_PTR n)
@@ -310,27 +395,10 @@ static CK_RV my_FindObjects(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR o, CK_ULON
     if (got == CKR_OK)
         for (CK_ULONG i = 0; i < *n; i++)
             o[i] = shown(o[i]);
-    return got;
+    ANSWER(FindObjects);
 }
 
-static CK_RV my_FindObjectsFinal(CK_SESSION_HANDLE s) { CALL(FindObjectsFinal, (s)); return got; }
-
-/* hang_for_key waits while the key is the one that is ordered to hang: HANGING_KEY is the FNV-1a hash of its label. */
-static void hang_for_key(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
-{
-    CK_BYTE label[256];
-    CK_ATTRIBUTE a = {CKA_LABEL, label, sizeof label};
-    uint64_t hash = 0xcbf29ce484222325ULL;
-    if (get(HANGING_KEY) == 0 || real->C_GetAttributeValue(s, o, &a, 1) != CKR_OK)
-        return;
-    for (CK_ULONG i = 0; i < a.ulValueLen; i++)
-        hash = (hash ^ label[i]) * 0x100000001b3ULL;
-    if (get(HANGING_KEY) != hash)
-        return;
-    __atomic_add_fetch(word(N_EncryptInit, DONE), 1, __ATOMIC_SEQ_CST);
-    while (get(HANGING_KEY) == hash)
-        wait_for(1000);
-}
+static CK_RV my_FindObjectsFinal(CK_SESSION_HANDLE s) { CALL(FindObjectsFinal, (s)); ANSWER(FindObjectsFinal); }
 
 static CK_RV my_EncryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE o)
 {
@@ -339,7 +407,7 @@ static CK_RV my_EncryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_H
         return refused(N_EncryptInit, CKR_MECHANISM_INVALID);
     hang_for_key(s, o);
     CALL(EncryptInit, (s, m, o));
-    return got;
+    ANSWER(EncryptInit);
 }
 
 static CK_RV my_Encrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR m)
@@ -358,7 +426,7 @@ static CK_RV my_Encrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE
         x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
         out[(x >> 8) % *m] ^= 1 << (x >> 32) % 8;
     }
-    return got;
+    ANSWER(Encrypt);
 }
 
 static CK_RV my_DecryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE o)
@@ -380,7 +448,7 @@ static CK_RV my_GenerateKey(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUT
     CALL(GenerateKey, (s, m, a, n, o));
     if (got == CKR_OK)
         *o = shown(*o);
-    return got;
+    ANSWER(GenerateKey);
 }
 
 static CK_RV my_GenerateKeyPair(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n,
@@ -391,7 +459,7 @@ static CK_RV my_GenerateKeyPair(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTR
         *o = shown(*o);
         *p = shown(*p);
     }
-    return got;
+    ANSWER(GenerateKeyPair);
 }
 
 static CK_RV my_GenerateRandom(CK_SESSION_HANDLE s, CK_BYTE_PTR p, CK_ULONG n)
