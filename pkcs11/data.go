@@ -89,7 +89,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 	}
 	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
-		old, err := t.findData(s, d.Application, &d.Label)
+		old, err := t.oldData(s, d)
 		var made p11.ObjectHandle
 		if err == nil {
 			made, err = t.createData(s, d)
@@ -105,18 +105,64 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 			return err
 		}
 		if !kept {
-			_ = t.b.DestroyObject(s, made) // the token may not have it
+			if same := dataTarget(d, 1); !slices.ContainsFunc(old, func(w *target) bool {
+				return bytes.Equal(w.value, d.Value)
+			}) {
+				_ = t.destroy(s, made, same.shown()) // the token may not have it
+			}
 			return claviger.Errorf(op, claviger.Unavailable, "", "the token said that it had made data object %q, "+
 				"and does not show it as it was written; the object that was there before is kept; has the token, or "+
 				"the disk under it, no room?", d.Label)
 		}
-		for _, o := range old {
-			if err := t.b.DestroyObject(s, o); err != nil && !errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
+		for _, w := range old { // the handles that oldData read may be those of other objects by now
+			if err := t.destroyObjects(s, w); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// oldData returns what PutData destroys later: the data objects with the application and label of d, by their values.
+// Another process may add an object with that label meanwhile, which stays.
+func (t *Token) oldData(s p11.SessionHandle, d Data) ([]*target, error) {
+	found, err := t.findData(s, d.Application, &d.Label)
+	if err != nil {
+		return nil, err
+	}
+	var old []*target
+	for _, o := range found {
+		match := dataTemplate(d.Application, &d.Label)
+		attrs, err := t.attributes(s, o, append(typesOf(match), p11.CKA_VALUE)...)
+		if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
+			continue // another process has replaced it
+		}
+		if err == nil {
+			err = unsteady(fmt.Sprintf("data object %q", d.Label), differ(attrs, match))
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.Value = nil
+		for _, a := range attrs {
+			if a.Type == p11.CKA_VALUE {
+				d.Value = bytes.Clone(a.Value)
+			}
+		}
+		i := slices.IndexFunc(old, func(w *target) bool { return bytes.Equal(w.value, d.Value) })
+		if i < 0 {
+			old = append(old, dataTarget(d, 1))
+		} else {
+			old[i].most++
+		}
+	}
+	return old, nil
+}
+
+// dataTarget is the data objects that are d, at most that number of them.
+func dataTarget(d Data, most int) *target {
+	return &target{name: fmt.Sprintf("data object %q", d.Label), match: dataTemplate(d.Application, &d.Label),
+		value: append([]byte{}, d.Value...), most: most}
 }
 
 // keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
@@ -141,7 +187,7 @@ func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error
 		case errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)):
 		case err != nil:
 			return false, err
-		case bytes.Equal(is.Value, d.Value):
+		case is.Label == d.Label && bytes.Equal(is.Value, d.Value):
 			return true, nil
 		}
 	}
@@ -150,13 +196,10 @@ func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error
 
 // DestroyData destroys the data objects with that application and label. If there is none, it returns nil.
 func (t *Token) DestroyData(ctx context.Context, application, label string) error {
+	w := &target{name: fmt.Sprintf("data object %q", label), match: dataTemplate(application, &label), most: allObjects}
 	return t.do(ctx, "pkcs11.DestroyData", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
-		found, err := t.findData(s, application, &label)
-		for _, o := range found {
-			err = errors.Join(err, t.b.DestroyObject(s, o))
-		}
-		return err
+		return t.destroyObjects(s, w)
 	})
 }
 
@@ -181,12 +224,17 @@ func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error
 }
 
 func (t *Token) findData(s p11.SessionHandle, application string, label *string) ([]p11.ObjectHandle, error) {
+	return t.search(s, dataTemplate(application, label))
+}
+
+// dataTemplate is what findData searches.
+func dataTemplate(application string, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA),
 		p11.NewAttribute(p11.CKA_APPLICATION, application)}
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
 	}
-	return t.search(s, template)
+	return template
 }
 
 func (t *Token) describeData(s p11.SessionHandle, o p11.ObjectHandle, application string) (Data, error) {

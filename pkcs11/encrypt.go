@@ -521,7 +521,7 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 		if err != nil {
 			return mechanismError{fmt.Errorf("token %s makes no AES key: %w", l.found, err)}
 		}
-		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
+		defer t.destroy(s, key, sessionKeyMatch) //nolint:errcheck // it ends with the session in any case
 		var tried []string
 		var offered []uint
 		for _, m := range mechanisms {
@@ -550,13 +550,16 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 	})
 }
 
+// sessionKeyMatch is what a key of sessionKey shows, and no key of the token.
+var sessionKeyMatch = []*p11.Attribute{
+	p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+	p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
+}
+
 // sessionKey makes an AES key that exists only in the session. The caller destroys it.
 func (t *Token) sessionKey(s p11.SessionHandle) (p11.ObjectHandle, error) {
-	return t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
-		p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
-		p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true),
-		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
-		p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
-	})
+	return t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
+		append(slices.Clone(sessionKeyMatch),
+			p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_SENSITIVE, true),
+			p11.NewAttribute(p11.CKA_EXTRACTABLE, false), p11.NewAttribute(p11.CKA_ENCRYPT, true)))
 }

@@ -73,7 +73,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 				return err
 			}
 			if len(ours) == 1 {
-				return t.checkNewKey(s, ours[0], label, bits)
+				return t.checkNewKey(s, ours[0], id, label, bits)
 			}
 		}
 		if len(found) > 0 {
@@ -107,16 +107,38 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		if err != nil {
 			return err
 		}
-		return t.checkNewKey(s, object, label, bits)
+		return t.checkNewKey(s, object, id, label, bits)
 	})
 }
 
 // checkNewKey destroys a new key whose attributes differ from the request, and returns an error. A policy of the HSM
-// may have overruled the template.
-func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
-	k, err := t.describe(s, object)
+// may have overruled the template. If the handle is another object's by now, checkNewKey searches the new key by its
+// id.
+func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, id []byte, label string, bits int) error {
+	match := keyTemplate(id, &label)
+	err := t.shows(s, object, match)
+	if errors.Is(err, errOtherObject) || isOneOf(err, p11.CKR_OBJECT_HANDLE_INVALID) {
+		var found []p11.ObjectHandle
+		if found, err = t.search(s, match); err != nil {
+			return err
+		}
+		if len(found) != 1 {
+			return claviger.Errorf("pkcs11.GenerateKey", claviger.Unavailable, label, "the token made a key, and "+
+				"shows %d keys with its CKA_ID %x and label instead of one", len(found), id)
+		}
+		object = found[0]
+	}
+	var k KeyInfo
+	if err == nil {
+		k, err = t.describe(s, object)
+	}
 	if err == nil {
 		err = t.noOtherUse(s, object)
+	}
+	if err == nil { // what was read was read of the new key
+		if err = t.shows(s, object, match); errors.Is(err, errOtherObject) {
+			err = claviger.E("pkcs11.GenerateKey", claviger.Unavailable, label, err)
+		}
 	}
 	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt ||
 		k.WasOutside()) {
@@ -126,7 +148,7 @@ func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, label 
 			label, k.Bits, k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Encrypt, k.Decrypt)
 	}
 	if err != nil {
-		return errors.Join(err, t.b.DestroyObject(s, object))
+		return errors.Join(err, t.destroyObjects(s, &target{name: "key " + label, match: match, most: 1}))
 	}
 	return nil
 }
@@ -241,6 +263,8 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 
 // Destroy destroys the key with that id and label, and all copies of it, for ever. If there is none, it returns nil.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
+	w := &target{name: fmt.Sprintf("key %q with CKA_ID %x", label, id), match: keyTemplate(id, &label),
+		most: allObjects}
 	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		name := keyName{string(id), label}
@@ -248,11 +272,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		t.gather.Delete(name)
 		t.reduced.drop(name)
 		t.maxData.drop(name)
-		found, err := t.find(s, id, &label)
-		for _, o := range found {
-			err = errors.Join(err, t.b.DestroyObject(s, o))
-		}
-		return err
+		return t.destroyObjects(s, w)
 	})
 }
 
@@ -324,6 +344,11 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 // find returns the handles of AES keys of the token. A nil id matches all ids, and a nil label all labels. Keys of
 // sessions, such as sessionKey makes, are not keys of the token, and may end at any moment.
 func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
+	return t.search(s, keyTemplate(id, label))
+}
+
+// keyTemplate is what find searches.
+func keyTemplate(id []byte, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
 		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES), p11.NewAttribute(p11.CKA_TOKEN, true)}
 	if id != nil {
@@ -332,7 +357,7 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
 	}
-	return t.search(s, template)
+	return template
 }
 
 // search returns the handles of all objects that match the template.

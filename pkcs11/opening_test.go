@@ -39,9 +39,10 @@ func faulty(t *testing.T) (Config, *faultmodule.Module) {
 
 // openMayFail has the calls without which Open can succeed, and the reason.
 var openMayFail = map[string]string{
-	"Encrypt":       "the next mechanism is tried",
-	"DestroyObject": "the key of the try ends with its session",
-	"CloseSession":  "most libraries have closed the session themselves",
+	"Encrypt":           "the next mechanism is tried",
+	"GetAttributeValue": "the key of the try ends with its session",
+	"DestroyObject":     "the key of the try ends with its session",
+	"CloseSession":      "most libraries have closed the session themselves",
 }
 
 // TestEachCallOfOpenFails: if a call of Open fails, Open returns that error and unloads the library.

@@ -59,7 +59,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 				return err
 			}
 			if len(ours) == 1 {
-				return t.checkNewPair(s, ours[0], 0, id, label, bits)
+				return t.checkNewPair(s, ours[0], id, label, bits)
 			}
 		}
 		public, err := t.findPublic(s, id)
@@ -68,7 +68,8 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		}
 		if tried && len(found) == 0 && len(public) == 1 {
 			// The library ended when the first try had made one half of the pair.
-			if err := t.b.DestroyObject(s, public[0]); err != nil {
+			half := &target{name: "the public key of " + label, match: publicMatch(id), most: 1}
+			if err := t.destroyObjects(s, half); err != nil {
 				return err
 			}
 			public = nil
@@ -78,7 +79,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 				"there is an RSA key with CKA_ID %x on the token already", id)
 		}
 		tried = true
-		publicKey, private, err := t.makePair(s, id, label, bits)
+		private, err := t.makePair(s, id, label, bits)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w",
 				judged{err})
@@ -86,13 +87,12 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		if err != nil {
 			return err
 		}
-		return t.checkNewPair(s, private, publicKey, id, label, bits)
+		return t.checkNewPair(s, private, id, label, bits)
 	})
 }
 
-// makePair makes a pair with the attributes that the token takes.
-func (t *Token) makePair(s p11.SessionHandle, id []byte, label string, bits int) (public, private p11.ObjectHandle,
-	err error) {
+// makePair makes a pair with the attributes that the token takes, and returns the handle of its private key.
+func (t *Token) makePair(s p11.SessionHandle, id []byte, label string, bits int) (private p11.ObjectHandle, err error) {
 	err = t.withOptional(func(optional []*p11.Attribute) (err error) {
 		ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
 		for _, a := range optional {
@@ -103,11 +103,11 @@ func (t *Token) makePair(s p11.SessionHandle, id []byte, label string, bits int)
 				theirs = append(theirs, a)
 			}
 		}
-		public, private, err = t.b.GenerateKeyPair(s,
+		_, private, err = t.b.GenerateKeyPair(s,
 			[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
 		return err
 	}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
-	return public, private, err
+	return private, err
 }
 
 func publicTemplate(id []byte, label string, bits int) []*p11.Attribute {
@@ -133,10 +133,8 @@ func privateTemplate(id []byte, label string) []*p11.Attribute {
 	}
 }
 
-// checkNewPair destroys a new pair whose attributes differ from the request, and returns an error. public is 0 if
-// the handle of the public key is not known.
-func (t *Token) checkNewPair(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string,
-	bits int) error {
+// checkNewPair destroys a new pair whose attributes differ from the request, and returns an error.
+func (t *Token) checkNewPair(s p11.SessionHandle, private p11.ObjectHandle, id []byte, label string, bits int) error {
 	k, err := t.describePair(s, private)
 	if err == nil && (k.Public.N.BitLen() != bits || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable ||
 		!k.Decrypt || k.Sign || k.Unwrap ||
@@ -150,16 +148,10 @@ func (t *Token) checkNewPair(s p11.SessionHandle, private, public p11.ObjectHand
 	if err == nil {
 		return nil
 	}
-	err = errors.Join(err, t.b.DestroyObject(s, private))
-	publics := []p11.ObjectHandle{public}
-	if public == 0 {
-		found, failed := t.findPublic(s, id)
-		publics, err = found, errors.Join(err, failed)
-	}
-	for _, o := range publics {
-		err = errors.Join(err, t.b.DestroyObject(s, o))
-	}
-	return err
+	// The handles may be those of other objects by now, so the pair is searched by its id.
+	return errors.Join(err,
+		t.destroyObjects(s, &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}),
+		t.destroyObjects(s, &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}))
 }
 
 // FindPair returns the pair whose private key has that CKA_ID, or nil if there is none. If there are several, it
@@ -191,11 +183,13 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 
 // DestroyPair destroys both keys of the pair with that id and label, for ever. If there is none, it returns nil.
 func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
+	private := &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}
+	public := &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}
 	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		l.handles.Delete(pairName{string(id), label})
 		found, err := t.findPrivate(s, id, &label)
-		if err != nil || len(found) == 0 {
+		if err != nil || len(found) == 0 && !private.destroyed {
 			return err
 		}
 		if len(found) > 1 {
@@ -203,19 +197,20 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 				len(found), id, label)
 		}
 		// The private key is destroyed last: after an error, a repetition finds it and destroys what is left.
-		public, err := t.findPublic(s, id)
-		for _, o := range public {
-			err = errors.Join(err, t.b.DestroyObject(s, o))
-		}
-		if err != nil {
+		if err := t.destroyObjects(s, public); err != nil {
 			return err
 		}
-		return t.b.DestroyObject(s, found[0])
+		return t.destroyObjects(s, private)
 	})
 }
 
 // findPrivate returns the handles of RSA private keys with that id. A nil label matches all labels.
 func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
+	return t.search(s, privateMatch(id, label))
+}
+
+// privateMatch is what findPrivate searches.
+func privateMatch(id []byte, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
 		p11.NewAttribute(p11.CKA_ID, id),
@@ -223,14 +218,19 @@ func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p1
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
 	}
-	return t.search(s, template)
+	return template
 }
 
 func (t *Token) findPublic(s p11.SessionHandle, id []byte) ([]p11.ObjectHandle, error) {
-	return t.search(s, []*p11.Attribute{
+	return t.search(s, publicMatch(id))
+}
+
+// publicMatch is what findPublic searches.
+func publicMatch(id []byte) []*p11.Attribute {
+	return []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
 		p11.NewAttribute(p11.CKA_ID, id),
-	})
+	}
 }
 
 // describePair reads a private key's attributes. It reads the public key from the private object too, because a user

@@ -58,15 +58,7 @@ func openFaulty(t *testing.T, of func(*Config)) (*faultmodule.Module, *Token, []
 	})
 	var keys []*provedKey
 	for i := range byte(2) {
-		k := &provedKey{zero: make([]byte, blockSize)}
-		k.id, k.label = generate(t, tok, i, 256)
-		if k.check, err = tok.CheckValue(t.Context(), k.id, k.label); err != nil {
-			t.Fatal(err)
-		}
-		if err := tok.EncryptBlocks(t.Context(), k.id, k.label, k.check, k.zero); err != nil {
-			t.Fatal(err)
-		}
-		keys = append(keys, k)
+		keys = append(keys, makeKey(t, tok, i))
 	}
 	return m, tok, keys
 }

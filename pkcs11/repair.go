@@ -190,7 +190,7 @@ func (t *Token) tryNewKey(s p11.SessionHandle) error {
 	if err != nil {
 		return err
 	}
-	defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
+	defer t.destroy(s, key, sessionKeyMatch) //nolint:errcheck // it ends with the session in any case
 	if len(t.mechanisms) == 0 {
 		return nil // the token is being opened
 	}
