@@ -25,9 +25,6 @@ import (
 // hsmTimeout is how long one command may work on the token.
 const hsmTimeout = 5 * time.Minute
 
-// hsmLatency is the highest latency that Cloudera's procedure recommends.
-const hsmLatency = 30 * time.Millisecond
-
 func newHSMCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "hsm", Short: "Set up, list, inspect and measure an HSM token", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
@@ -292,24 +289,15 @@ and the smallest call, that give nine tenths of the best rate. Exit status 3: th
 			if err != nil {
 				return err
 			}
-			if err := out.Write(results, func(w io.Writer) { writeBench(w, results) }); err != nil {
+			if err := out.Write(results, func(w io.Writer) { hsm.WriteBench(w, results) }); err != nil {
 				return err
 			}
-			if results[0].Median > hsmLatency {
+			if results[0].Median > hsm.AdvisedLatency {
 				return &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; "+
-					"move the server nearer to the HSM", hsmLatency)}
+					"move the server nearer to the HSM", hsm.AdvisedLatency)}
 			}
 			return nil
 		})
 	cmd.Flags().DurationVar(&each, "time", each, "how long each step takes")
 	return cmd
-}
-
-func writeBench(w io.Writer, results []hsm.Measurement) {
-	fmt.Fprintln(w, "SESSIONS\tEDEKS A CALL\tCALLS\tMEDIAN\tP90\tP99\tMAX\tEDEKS/S\t")
-	for _, r := range results {
-		knee, us := map[bool]string{true: "*"}[r.Knee], time.Microsecond
-		fmt.Fprintf(w, "%d\t%d\t%d\t%v\t%v\t%v\t%v\t%.0f\t%s\n", r.Sessions, r.EDEKs, r.Calls, r.Median.Round(us),
-			r.P90.Round(us), r.P99.Round(us), r.Max.Round(us), r.PerSec, knee)
-	}
 }
