@@ -238,6 +238,10 @@ func TestEachWarning(t *testing.T) {
 		{"<property><name>x</name><value>1</value><final> true</final></property>", "does not mean true"},
 		{"<property><name>x</name><value>1</value><finale>true</finale></property>", "element <finale> in a property"},
 		{"<properties>" + prop("x", "1") + "</properties>", "element <properties> is not known"},
+		{prop("claviger.hsm.generate.lease", "60s"),
+			"claviger.hsm.generate.lease has no effect, because claviger.hsm.generate is not implied"},
+		{prop("claviger.hsm.generate.lease", "60s") + prop("claviger.hsm.generate", "encrypted"), "has no effect"},
+		{prop("claviger.hsm.generate.lease", "60s") + prop("claviger.hsm.generate", "implied"), ""},
 		{prop(LowWatermark, ".1"), ""},
 		{prop(LowWatermark, ".1") + prop(lowWatermarkDash, ".2"), "low-watermark is ignored"},
 	} {

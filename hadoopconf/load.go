@@ -202,8 +202,8 @@ func (c *Conf) warnUnknown() {
 // notUsed is the start of Known.Doc for a property that is accepted and has no effect. The reason follows it.
 const notUsed = "accepted and not used"
 
-// warnIdle warns of properties that have no effect here and are set to a value other than the default. The warning
-// names the reason.
+// warnIdle warns of properties that have no effect here and are set to a value other than the default, and of one that
+// has no effect with the value of another. The warning names the reason.
 func (c *Conf) warnIdle() {
 	for _, k := range KMS {
 		why, idle := strings.CutPrefix(k.Doc, notUsed)
@@ -217,6 +217,11 @@ func (c *Conf) warnIdle() {
 			}
 			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect here%s", p.Where(), name, why))
 		}
+	}
+	const lease, generate, implied = "claviger.hsm.generate.lease", "claviger.hsm.generate", "implied"
+	if _, ok := c.Get(lease); ok && c.String(generate) != implied {
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect, because %s is not %s; set that, "+
+			"or remove this property", c.props[lease].Where(), lease, generate, implied))
 	}
 }
 

@@ -38,6 +38,9 @@ func TestMigrationSettings(t *testing.T) {
 		dir := t.TempDir()
 		site := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 			"claviger.migration.ours": "both@1"}
+		if c.name == "claviger.hsm.generate.lease" {
+			site["claviger.hsm.generate"] = "implied" // a lease alone has no effect
+		}
 		site[c.name] = c.value
 		kmstest.WriteSite(t, dir, site)
 		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
