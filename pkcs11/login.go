@@ -223,9 +223,13 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		if found.info.Flags&flagPINCountLow != 0 {
 			t.log.Warn("a wrong PIN was tried at the token before", "token", name)
 		}
-		t.module.loginsBegun.Add(1)
+		ended, err := t.beginLogin()
+		if err != nil {
+			_ = t.b.CloseSession(session) // the token is being closed
+			return false, err
+		}
 		err = t.b.Login(session, p11.CKU_USER, string(pin))
-		t.module.loginsEnded.Add(1)
+		ended()
 		if err == nil || errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)) {
 			l.session = session
 			return err == nil, nil // a token with a login does not compare the PIN
@@ -245,6 +249,39 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			t.orByItself(", then start again", "; this server reads a corrected PIN file by itself")), true}
 	}
 	return nil, err
+}
+
+// beginLogin is called before C_Login, and ended after it. Once the token is closed, no login begins.
+func (t *Token) beginLogin() (ended func(), err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, claviger.E("pkcs11.Token", claviger.Closed, "", nil)
+	}
+	done := make(chan struct{})
+	t.inLogin, t.loginBegan = done, time.Now()
+	t.module.loginsBegun.Add(1)
+	return func() {
+		t.module.loginsEnded.Add(1)
+		close(done)
+	}, nil
+}
+
+// awaitLogin waits for a C_Login that runs, until it has run for closeTimeout. A worker that ends in the middle of a
+// login can damage a token that keeps its state in files: SoftHSM empties the file of the token before it writes it.
+func (t *Token) awaitLogin() {
+	t.mu.Lock()
+	done, began := t.inLogin, t.loginBegan
+	t.mu.Unlock()
+	if done == nil {
+		return
+	}
+	timer := time.NewTimer(time.Until(began.Add(t.closeTimeout)))
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
 }
 
 // orByItself returns the cure of a login that failed, for a process that must be started again, or for a server that is

@@ -52,6 +52,8 @@ type Token struct {
 	loginErr   error              // see loginAt
 	loginAt    time.Time          // no login before this time
 	doubt      time.Duration      // the last pause of logins; 0 after a success
+	inLogin    chan struct{}      // of the last C_Login, closed when it has returned; nil before the first
+	loginBegan time.Time          // when the last C_Login began
 	trying     *flight            // the running tryToken
 	faults     map[subject]*fault // of the subjects that have failed
 	failing    atomic.Int64       // len(faults)
@@ -252,7 +254,7 @@ func (t *Token) Ping(ctx context.Context) error {
 const closeTimeout = 5 * time.Second
 
 // Close closes the sessions, which logs out. With the last token of a library, it unloads the library. It waits up
-// to closeTimeout for running calls. A second Close does nothing.
+// to closeTimeout for running calls, and for a login until that has run so long. A second Close does nothing.
 func (t *Token) Close() error {
 	t.mu.Lock()
 	if t.closed {
@@ -267,6 +269,7 @@ func (t *Token) Close() error {
 	if !t.drain() {
 		t.log.Warn("a call to the HSM did not return before the token was closed", "token", name)
 	}
+	t.awaitLogin()
 	ctx, cancel := context.WithTimeout(context.Background(), t.closeTimeout)
 	defer cancel()
 	done := make(chan error, 1)

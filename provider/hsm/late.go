@@ -36,6 +36,8 @@ const (
 	// surveyLate is how long a provider waits for the first survey when the token comes late: requests wait for the
 	// token.
 	surveyLate = 300 * time.Millisecond
+	// abandonLimit is a little longer than pkcs11 waits for a login before it closes a token.
+	abandonLimit = 6 * time.Second
 	// reminderInterval is the time between two log lines about one reason why the token is not open.
 	reminderInterval = time.Minute
 )
@@ -100,15 +102,24 @@ func (a *attempt) ended() bool {
 	}
 }
 
-// abandon ends the attempt, and closes a token that it has opened.
+// abandon ends the attempt, and closes a token that it has opened. It waits for that, up to abandonLimit: the process
+// may end next, and must not end in the middle of a login, which can damage a token that keeps its state in files.
 func (a *attempt) abandon() {
 	a.cancel()
+	closed := make(chan struct{})
 	go func() {
+		defer close(closed)
 		<-a.done
 		if a.tok != nil {
 			_ = a.tok.Close() // there is no caller for an error
 		}
 	}()
+	timer := time.NewTimer(abandonLimit)
+	defer timer.Stop()
+	select {
+	case <-closed:
+	case <-timer.C:
+	}
 }
 
 // openPatiently is Open for a server: if the HSM does not answer, and the store is bound to a token, the provider
