@@ -276,27 +276,6 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	})
 }
 
-// CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block. It searches
-// the key: nothing proves that a handle which was found earlier is still the key's.
-func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
-	const op = "pkcs11.CheckValue"
-	var check []byte
-	err := t.doWithKey(ctx, op, label, func(l *login, s p11.SessionHandle) error {
-		name := keyName{string(id), label}
-		l.handles.Delete(name)
-		block, err := t.encrypt(l, s, keyUse{name: name}, append(makeInput(blockSize), checkBlock...))
-		if err == nil {
-			check = checkOf(block)
-			clear(block)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err // without the result, as in Find
-	}
-	return check, nil
-}
-
 // Prove returns nil if the key has that check value, and ErrWrongKey if it has another one, also after it was searched
 // again. Unlike EncryptBlocks it keeps nothing in memory for a key that is not used.
 func (t *Token) Prove(ctx context.Context, id []byte, label string, check []byte) error {

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -388,11 +389,31 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 	if errors.Is(err, pkcs11.ErrRefused) && info != nil {
 		check, err = p.remakeObject(ctx, key, ref, raw, bits, err)
 	}
+	if err == nil && info == nil {
+		err = p.unlikeOthers(op, name, check)
+	}
+	if errors.Is(err, pkcs11.ErrUnproved) && info == nil { // this call made the object, so nothing uses it
+		err = errors.Join(err, p.tok.Destroy(ctx, raw, name))
+	}
 	if err != nil {
 		return metastore.Version{}, err
 	}
 	return metastore.Version{ID: ref.ID, Object: ref.Object, Created: time.Now().Truncate(time.Millisecond),
 		Check: check}, nil
+}
+
+// unlikeOthers returns ErrUnproved if the check value of a new key is that of a version which is in use here: then the
+// token computed it with that key. It compares no versions that were not used yet, since the store finds none by its
+// check value.
+func (p *Provider) unlikeOthers(op, name string, check []byte) error {
+	for _, v := range p.versions.Range {
+		if e, _ := v.(*entry); e.name != name && bytes.Equal(e.check, check) {
+			return claviger.Errorf(op, claviger.Unavailable, name, "%w: the token gives the new key the check value "+
+				"of %s; handles of objects may have changed; try again when the HSM is steady", pkcs11.ErrUnproved,
+				e.name)
+		}
+	}
+	return nil
 }
 
 // What the token holds of an unfinished step, for messages.

@@ -1,0 +1,137 @@
+package hsm_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/faultmodule"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// TestExchangedSteps: while a key is created, rolled or deleted, the handles of its newest object and of another key
+// change places. The other key is not lost, and no key gets the check value of another: each opens what it has closed,
+// also after the exchange is undone.
+func TestExchangedSteps(t *testing.T) {
+	b, m, _ := faultySite(t)
+	b.create(t, "bystander")
+	p := b.mustOpen(t)
+	closed := keystream(t, p, "bystander@0")
+	n := 0
+	for _, f := range []faultmodule.Function{faultmodule.GenerateKey, faultmodule.FindObjects,
+		faultmodule.FindObjectsFinal, faultmodule.EncryptInit, faultmodule.Encrypt, faultmodule.DestroyObject} {
+		for skip := range 3 {
+			key := fmt.Sprintf("k%d", n)
+			n++
+			for i, step := range []func() error{
+				func() error { return tryCreate(t, p, key) },
+				func() error { _, err := p.Roll(t.Context(), key, nil); return err },
+				func() error { return p.Delete(t.Context(), key) },
+			} {
+				version := fmt.Sprintf("%s@%d", key, i%2) // the deletion begins with the oldest
+				m.ExchangeLabels(version, "bystander@0")
+				m.Order(f, faultmodule.Order{Action: faultmodule.Exchange, Skip: skip})
+				err := step()
+				m.Heal()
+				what := fmt.Sprintf("step %d, exchange after call %d of function %d", i, skip, f)
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+					continue
+				}
+				var first []byte
+				if i < 2 {
+					first = keystream(t, p, version)
+				}
+				m.UndoExchange()
+				if i < 2 && !bytes.Equal(keystream(t, p, version), first) {
+					t.Errorf("%s: %s encrypts with two keys", what, version)
+				}
+				if !bytes.Equal(keystream(t, p, "bystander@0"), closed) {
+					t.Fatalf("%s: the other key is gone", what)
+				}
+			}
+		}
+	}
+	for _, o := range objects(t, p) {
+		if o.Mark != hsm.InUse {
+			t.Errorf("%+v is left", o)
+		}
+	}
+	mustClose(t, p)
+}
+
+// TestUnprovedKey: a token computes another check value for a new key each time. The creation fails, and the new key is
+// destroyed. The next one works.
+func TestUnprovedKey(t *testing.T) {
+	b, m, _ := faultySite(t)
+	p := b.mustOpen(t)
+	m.Order(faultmodule.Encrypt, faultmodule.Order{Action: faultmodule.Flip, Times: faultmodule.Always})
+	if err := tryCreate(t, p, "k"); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, pkcs11.ErrUnproved) {
+		t.Errorf("%v", err)
+	}
+	m.Heal()
+	if list := objects(t, p); len(list) != 0 {
+		t.Errorf("%+v is left", list)
+	}
+	if err := tryCreate(t, p, "k"); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+}
+
+// oneKeyForAll is a library that encrypts with the same key, whatever key is asked for.
+type oneKeyForAll struct {
+	pkcs11.Boundary
+	key *p11.ObjectHandle // 0: the key that is asked for
+}
+
+func (l oneKeyForAll) Encrypt(s p11.SessionHandle, m *p11.Mechanism, o p11.ObjectHandle, in []byte) ([]byte, error) {
+	if *l.key == 0 {
+		*l.key = o
+	}
+	return l.Boundary.Encrypt(s, m, *l.key, in)
+}
+
+// TestCheckValueOfAnotherKey: a token computes the check value of a new key with a key that is in use. The creation
+// fails, and the new key is destroyed.
+func TestCheckValueOfAnotherKey(t *testing.T) {
+	b := newSite(t)
+	version := b.create(t, "used")
+	var key p11.ObjectHandle
+	on := false
+	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return switched{c, oneKeyForAll{c, &key}, &on} }
+	p := b.mustOpen(t)
+	on = true
+	keystream(t, p, version)
+	_, err := p.Create(context.WithoutCancel(t.Context()), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher,
+		BitLength: 256})
+	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, pkcs11.ErrUnproved) {
+		t.Errorf("%v", err)
+	}
+	on = false
+	if list := objects(t, p); len(list) != 1 || list[0].Label != version {
+		t.Errorf("%+v", list)
+	}
+	mustClose(t, p)
+}
+
+// switched is a library that encrypts as another one while it is on.
+type switched struct {
+	pkcs11.Boundary
+	other pkcs11.Boundary
+	on    *bool
+}
+
+func (l switched) Encrypt(s p11.SessionHandle, m *p11.Mechanism, o p11.ObjectHandle, in []byte) ([]byte, error) {
+	if *l.on {
+		return l.other.Encrypt(s, m, o, in)
+	}
+	return l.Boundary.Encrypt(s, m, o, in)
+}
