@@ -192,7 +192,7 @@ func (l *lab) check(ids ...string) (string, error) {
 var changing = []struct{ from, to string }{
 	{`serial [0-9a-f]{16}`, "serial SERIAL"}, {`slot \d+`, "slot SLOT"}, {`\d+\.\d\d ms`, "TIME"},
 	{`\d+\.\d MB`, "SIZE"}, {`(127\.0\.0\.1|localhost):\d\d\d+`, "$1:PORT"},
-	{`is -?\d+h[0-9hms]+ behind`, "is AGE behind"}, {`version \d+`, "version N"}, {`id [0-9a-f]{32}`, "id ID"},
+	{`is -?\d+[hm][0-9hms]+ behind`, "is AGE behind"}, {`version \d+`, "version N"}, {`id [0-9a-f]{32}`, "id ID"},
 	{`try [0-9a-f]{16}`, "try ID"}, {`since \d{4}-\d\d-\d\d`, "since " +
 		"DAY"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}, {`process \d+ on \S+,`, "process PID on HOST,"},
 	{`/[^ :;,]*softhsm/tokens/[0-9a-f-]{36}`, "TOKEN"}, {`uid \d+`, "uid UID"}, {`0x[0-9A-F]{8,}`, "CODE"},
