@@ -135,3 +135,53 @@ func (l switched) Encrypt(s p11.SessionHandle, m *p11.Mechanism, o p11.ObjectHan
 	}
 	return l.Boundary.Encrypt(s, m, o, in)
 }
+
+// TestExchangedPurges is TestExchangedSteps for a purge of a version and for a prune.
+func TestExchangedPurges(t *testing.T) {
+	b, m, _ := faultySite(t)
+	b.create(t, "bystander")
+	p := b.mustOpen(t)
+	closed := keystream(t, p, "bystander@0")
+	exchanged := func(p *hsm.Provider, version string, f faultmodule.Function, skip int, purge func() error) {
+		t.Helper()
+		m.ExchangeLabels(version, "bystander@0")
+		m.Order(f, faultmodule.Order{Action: faultmodule.Exchange, Skip: skip})
+		err := purge()
+		m.Heal()
+		m.UndoExchange()
+		if err != nil {
+			t.Errorf("%s, exchange after call %d of function %d: %v", version, skip, f, err)
+		}
+		if !bytes.Equal(keystream(t, p, "bystander@0"), closed) {
+			t.Fatalf("%s, exchange after call %d of function %d: the other key is gone", version, skip, f)
+		}
+	}
+	for _, f := range []faultmodule.Function{faultmodule.FindObjects, faultmodule.FindObjectsFinal} {
+		for skip := range 2 {
+			key := fmt.Sprintf("k%d%d", f, skip)
+			if err := tryCreate(t, p, key); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Roll(t.Context(), key, nil); err != nil {
+				t.Fatal(err)
+			}
+			exchanged(p, key+"@0", f, skip, func() error { return p.PurgeVersion(t.Context(), key+"@0") })
+			b.forgetWhole(t, p, key)
+			mustClose(t, p)
+			b.access = hsm.Destroy
+			p = b.mustOpen(t)
+			list, err := p.Prunable(t.Context(), 0)
+			if err != nil || len(list.Orphans) != 1 {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			exchanged(p, key+"@1", f, skip, func() error { _, err := p.Prune(t.Context(), list.Orphans); return err })
+			mustClose(t, p)
+			b.access = hsm.Serve
+			p = b.mustOpen(t)
+			if list := objects(t, p); len(list) != 1 {
+				t.Errorf("%s is left: %+v", key, list)
+			}
+		}
+	}
+	mustClose(t, p)
+}
