@@ -49,16 +49,16 @@ build: ## build bin/claviger
 
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
-	CLAVIGER_TEST_WORKER=1 go test -exec $(CURDIR)/scripts/with-tmpfs -race -vet=off -count 1 -timeout 20m -skip '$(ONE_MODE)' ./pkcs11 & in_worker=$$!; \
+	CLAVIGER_TEST_WORKER=1 go test -race -vet=off -count 1 -timeout 20m -skip '$(ONE_MODE)' ./pkcs11 & in_worker=$$!; \
 	status=0; \
 	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) \
-	  go test -exec $(CURDIR)/scripts/with-tmpfs -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./... || status=$$?; \
+	  go test -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./... || status=$$?; \
 	wait $$in_worker || status=$$?; \
 	exit $$status
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
-	go test -exec $(CURDIR)/scripts/with-tmpfs -race -vet=all -timeout 15m $(UNIT)
+	go test -race -vet=all -timeout 15m $(UNIT)
 
 test-hadoop: ## the walk with a real Hadoop: KMS, NameNode, DataNode, clients
 	@scripts/setup all
