@@ -241,11 +241,17 @@ func (l *lab) damage() {
 	l.must(os.WriteFile(l.path("c.db"), data, 0o600))
 }
 
-// enterable lets every user enter the folders of the site and of the token.
+// enterable lets every user enter the folders of the site and of the token, and those above them up to the system's
+// folder for temporary files, which is sticky.
 func (l *lab) enterable() {
 	l.t.Helper()
-	for _, folder := range []string{l.dir, filepath.Dir(l.token.PINFile)} {
-		for dir := folder; dir != os.TempDir(); dir = filepath.Dir(dir) {
+	for _, dir := range []string{l.dir, filepath.Dir(l.token.PINFile)} {
+		for ; dir != "/"; dir = filepath.Dir(dir) {
+			info, err := os.Stat(dir)
+			l.must(err)
+			if info.Mode()&os.ModeSticky != 0 {
+				break
+			}
 			l.must(os.Chmod(dir, 0o755)) //nolint:gosec // see above
 		}
 	}
