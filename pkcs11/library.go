@@ -37,21 +37,7 @@ type TokenState struct {
 // Token finds the one token that the configuration names, without a login. It returns when ctx ends, also if the
 // library hangs.
 func (l *Library) Token(ctx context.Context) (TokenState, error) {
-	type found struct {
-		s   TokenState
-		err error
-	}
-	done := make(chan found, 1)
-	go func() {
-		s, err := l.token(ctx)
-		done <- found{s, err}
-	}()
-	select {
-	case f := <-done:
-		return f.s, f.err
-	case <-ctx.Done():
-		return TokenState{}, fmt.Errorf("the HSM behind %s did not answer in time: %w", l.cfg.Module, ctx.Err())
-	}
+	return inTime(ctx, func() (TokenState, error) { return l.token(ctx) }, nil, l.cfg.didNotAnswer)
 }
 
 func (l *Library) token(ctx context.Context) (TokenState, error) {

@@ -121,40 +121,55 @@ func (t *Token) start(ctx context.Context) error {
 		t.b = t.cfg.Wrap(t.b)
 	}
 	t.b = traced{t.b, &t.onFunction}
-	done := make(chan error, 1)
-	go func() { done <- withoutDomainError(t.firstLogin(ctx)) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("the HSM behind %s did not answer in time: %w", t.cfg.Module, ctx.Err())
+	_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, withoutDomainError(t.firstLogin(ctx)) },
+		nil, t.cfg.didNotAnswer)
+	return err
+}
+
+// inTime returns the results of f. If ctx ends before f does, which may hang in a library, inTime returns without it,
+// with the error of ended. If f succeeds later, late gets the result, unless late is nil.
+func inTime[T any](ctx context.Context, f func() (T, error), late func(T), ended func(error) error) (T, error) {
+	type results struct {
+		of  T
+		err error
 	}
+	done := make(chan results, 1)
+	go func() {
+		of, err := f()
+		done <- results{of, err}
+	}()
+	select {
+	case r := <-done:
+		return r.of, r.err
+	case <-ctx.Done():
+		if late != nil {
+			go func() {
+				if r := <-done; r.err == nil {
+					late(r.of)
+				}
+			}()
+		}
+		var none T
+		return none, ended(ctx.Err())
+	}
+}
+
+// didNotAnswer is the error of an HSM that did not answer until a context ended with err.
+func (c *Config) didNotAnswer(err error) error {
+	return fmt.Errorf("the HSM behind %s did not answer in time: %w", c.Module, err)
 }
 
 // openInTime loads the library. If that hangs until ctx ends, openInTime returns without it. If the library comes up
 // later, it is unloaded.
 func openInTime(ctx context.Context, c *Config) (*module, error) {
-	type loaded struct {
-		m   *module
-		err error
-	}
-	opened := make(chan loaded, 1)
-	go func() {
-		m, err := openModule(ctx, c.Module, c.Worker.inWorker(), c.CallLimit, c.Apart)
-		opened <- loaded{m, err}
-	}()
-	select {
-	case o := <-opened:
-		return o.m, o.err
-	case <-ctx.Done():
-		go func() {
-			if o := <-opened; o.err == nil {
-				_ = o.m.release() // openInTime has returned: there is no caller for an error
-			}
-		}()
-		return nil, fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check "+
-			"program says more", c.Module, ctx.Err())
-	}
+	return inTime(ctx, func() (*module, error) {
+		return openModule(ctx, c.Module, c.Worker.inWorker(), c.CallLimit, c.Apart)
+	}, func(m *module) {
+		_ = m.release() // openInTime has returned: there is no caller for an error
+	}, func(err error) error {
+		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check "+
+			"program says more", c.Module, err)
+	})
 }
 
 // firstLogin logs in. If SoftHSM read the token's file while another process wrote it, firstLogin initialises the
