@@ -332,23 +332,6 @@ func TestSoftHSMConf(t *testing.T) {
 	}
 }
 
-// letEnter lets each user enter a folder of the test, and those above it up to the system's folder for temporary files,
-// which is sticky.
-func letEnter(t *testing.T, dir string) {
-	t.Helper()
-	for {
-		info, err := os.Stat(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Mode()&os.ModeSticky != 0 || dir == "/" {
-			return
-		}
-		chmod(t, 0o755, dir)
-		dir = filepath.Dir(dir)
-	}
-}
-
 // TestHiddenObjects: objects that SoftHSM does not show are reported for the open token, in the error for a key that is
 // missing, and in errors of SoftHSM.
 func TestHiddenObjects(t *testing.T) {
@@ -369,7 +352,7 @@ func TestHiddenObjects(t *testing.T) {
 	if err := os.WriteFile(closed, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	letEnter(t, folder.path)
+	softhsmtest.LetEnter(t, folder.path)
 	chmod(t, 0o644, os.Getenv("SOFTHSM2_CONF"))
 	lost := p11.Error(p11.CKR_GENERAL_ERROR)
 	asNobody(func() {

@@ -22,6 +22,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
@@ -241,20 +242,10 @@ func (l *lab) damage() {
 	l.must(os.WriteFile(l.path("c.db"), data, 0o600))
 }
 
-// enterable lets every user enter the folders of the site and of the token, and those above them up to the system's
-// folder for temporary files, which is sticky.
+// enterable lets every user enter the folders of the site and of the token.
 func (l *lab) enterable() {
 	l.t.Helper()
-	for _, dir := range []string{l.dir, filepath.Dir(l.token.PINFile)} {
-		for ; dir != "/"; dir = filepath.Dir(dir) {
-			info, err := os.Stat(dir)
-			l.must(err)
-			if info.Mode()&os.ModeSticky != 0 {
-				break
-			}
-			l.must(os.Chmod(dir, 0o755)) //nolint:gosec // see above
-		}
-	}
+	softhsmtest.LetEnter(l.t, l.dir, filepath.Dir(l.token.PINFile))
 }
 
 // give gives the files of the site and the PIN to a user.

@@ -46,3 +46,23 @@ func In(t testing.TB, dir, label string) softhsm.Token {
 	}
 	return token
 }
+
+// LetEnter lets every user of the host enter folders of a test, and those above them up to the system's folder for
+// temporary files, which is sticky.
+func LetEnter(t testing.TB, dirs ...string) {
+	t.Helper()
+	for _, dir := range dirs {
+		for ; dir != "/"; dir = filepath.Dir(dir) {
+			info, err := os.Stat(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode()&os.ModeSticky != 0 {
+				break
+			}
+			if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the purpose of this function
+				t.Fatal(err)
+			}
+		}
+	}
+}
