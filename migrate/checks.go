@@ -88,8 +88,6 @@ type Probes struct {
 
 // The limits of the checks.
 const (
-	// maxLatency is the highest latency of the HSM that Cloudera's procedure recommends.
-	maxLatency = 30 * time.Millisecond
 	// maxSkew is the largest difference of the source's clock from ours. Signed cookies and Kerberos depend on
 	// clocks; Kerberos fails at 5 minutes.
 	maxSkew = 30 * time.Second
@@ -186,8 +184,8 @@ func (p *Probes) CheckLatency(ctx context.Context) Check {
 		return c
 	}
 	text, p99 := Percentiles(times)
-	c.Measured = fmt.Sprintf("%s; at most %v is advised", text, maxLatency)
-	if p99 > maxLatency {
+	c.Measured = fmt.Sprintf("%s; at most %v is advised", text, provider.AdvisedLatency)
+	if p99 > provider.AdvisedLatency {
 		c.Status = Warning
 		c.Cure = "bring the server nearer to the HSM; or let clients request fewer new EDEKs at once: lower " +
 			"hadoop.security.kms.client.encrypted.key.cache.size in the NameNode's core-site.xml, and " +

@@ -28,6 +28,9 @@ type Spec struct {
 	First int
 }
 
+// AdvisedLatency is the highest latency of an HSM that Cloudera's procedure recommends.
+const AdvisedLatency = 30 * time.Millisecond
+
 // Reader reads keys, their metadata and their versions.
 //
 // Many goroutines may call all methods of all interfaces here at the same time. The methods honour ctx, and return

@@ -36,6 +36,8 @@ type Token struct {
 
 	// Hidden is the error whose text is Unread.
 	Hidden error `json:"-"`
+	// Objects are the keys on the token.
+	Objects []hsm.Object `json:"-"`
 
 	stale     bool   // Misfit says that another copy of the store has used the token
 	takenFrom string // URI of that copy, if the store has taken over the token
@@ -99,7 +101,7 @@ func CompareToken(ctx context.Context, conf *hadoopconf.Conf, p *hsm.Provider) (
 		return nil, fmt.Errorf("claviger could not read which keys the token has: %w", err)
 	}
 	i := p.Info()
-	t := &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}}
+	t := &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, Objects: objects}
 	for _, o := range objects {
 		if o.Mark == hsm.Unknown { // hsm list shows the same marks, and hsm adopt adopts these objects
 			t.Unknown = append(t.Unknown, o.Label)

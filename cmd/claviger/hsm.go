@@ -18,6 +18,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/kms"
 	"claviger/pkcs11"
+	"claviger/provider"
 	"claviger/provider/hsm"
 	"claviger/terminal"
 )
@@ -292,9 +293,9 @@ and the smallest call, that give nine tenths of the best rate. Exit status 3: th
 			if err := out.Write(results, func(w io.Writer) { hsm.WriteBench(w, results) }); err != nil {
 				return err
 			}
-			if results[0].Median > hsm.AdvisedLatency {
+			if results[0].Median > provider.AdvisedLatency {
 				return &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; "+
-					"move the server nearer to the HSM", hsm.AdvisedLatency)}
+					"move the server nearer to the HSM", provider.AdvisedLatency)}
 			}
 			return nil
 		})

@@ -85,10 +85,9 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 		return doctor.Error(err, "name a user of this host with --user")
 	}
 	self := secret.Self()
-	var other *owner.RootError
-	foreign := errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other)
+	other := s.otherOwner()
 	switch {
-	case s.options.User == "" && foreign:
+	case s.options.User == "" && other != nil:
 		s.user, err = secret.UserNamed(other.User)
 		if err != nil {
 			return doctor.Error(err, "")
@@ -105,6 +104,14 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 	return doctor.Warn(fmt.Sprintf("%s; this process runs as user %s: it judges rights by owner and mode, and files "+
 		"that it may not see count as right", s.user.Name, self.Name),
 		fmt.Sprintf("run the doctor as %s, or as root", s.user.Name))
+}
+
+// otherOwner returns the owner of the server's files if this process runs as root and they belong to another user;
+// otherwise nil.
+func (s *site) otherOwner() *owner.RootError {
+	var other *owner.RootError
+	errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other)
+	return other
 }
 
 func (s *site) confNames(context.Context) []doctor.Finding {

@@ -44,7 +44,7 @@ func (s *site) hdfs() doctor.Group {
 			Why: "clients use only the hosts of the URI: a node that is not among them takes no load, and " +
 				"replaces no node that fails",
 			Cure: "name each node: kms://https@HOST1;HOST2:PORT/kms",
-			Run:  s.hdfsNodes},
+			Run:  s.inStore(s.hdfsNodes)},
 		{ID: "D-hdfs-queue", Title: "the NameNode's requests", Needs: []string{"D-hdfs-path"},
 			Measures: "the NameNode's cache of EDEKs and its batches of re-encryption are compared with the limits " +
 				"of this server",
@@ -173,9 +173,6 @@ func (s *site) hdfsSpelling(context.Context) []doctor.Finding {
 }
 
 func (s *site) hdfsNodes(ctx context.Context) []doctor.Finding {
-	if !s.storeOpen {
-		return doctor.Skip("%s", s.storeFault)
-	}
 	nodes, err := s.service.Nodes(ctx)
 	if err != nil {
 		return doctor.Error(err, "")

@@ -10,10 +10,8 @@ import (
 	"claviger/doctor"
 	"claviger/hadoopconf"
 	"claviger/migrate"
-	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/provider"
-	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/secret"
@@ -248,8 +246,7 @@ func (s *site) hsmMechanism(context.Context) []doctor.Finding {
 }
 
 func (s *site) hsmTemplate(ctx context.Context) []doctor.Finding {
-	var other *owner.RootError
-	if errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other) {
+	if other := s.otherOwner(); other != nil {
 		return doctor.Skip("this process runs as root, and %s belongs to user %s: a token that keeps its keys in "+
 			"files could get a file of root; run the doctor as %[2]s", other.File, other.User)
 	}
@@ -355,17 +352,13 @@ func some(names []string) string {
 	return text
 }
 
-func (s *site) hsmUnknown(ctx context.Context) []doctor.Finding {
+func (s *site) hsmUnknown(context.Context) []doctor.Finding {
 	if t := s.compared; len(t.Unknown) > 0 {
 		return doctor.Fail("keys on the token that the metastore does not know: "+some(t.Unknown), "restore the "+
 			"newest metastore; or adopt the keys: "+t.Adopt)
 	}
-	objects, err := s.hsm.Objects(ctx)
-	if err != nil {
-		return doctor.Error(err, "")
-	}
 	var orphans, damaged []string
-	for _, o := range objects {
+	for _, o := range s.compared.Objects {
 		switch {
 		case o.Damaged:
 			damaged = append(damaged, o.Label)
@@ -383,19 +376,16 @@ func (s *site) hsmUnknown(ctx context.Context) []doctor.Finding {
 			"destroy them with the HSM's own tool")...)
 	}
 	if len(list) == 0 {
-		return doctor.Pass("the metastore knows each key of claviger on the token (keys there: %d)", len(objects))
+		return doctor.Pass("the metastore knows each key of claviger on the token (keys there: %d)",
+			len(s.compared.Objects))
 	}
 	return list
 }
 
-func (s *site) hsmAttributes(ctx context.Context) []doctor.Finding {
-	objects, err := s.hsm.Objects(ctx)
-	if err != nil {
-		return doctor.Error(err, "")
-	}
+func (s *site) hsmAttributes(context.Context) []doctor.Finding {
 	var open, outside []string
 	own := 0
-	for _, o := range objects {
+	for _, o := range s.compared.Objects {
 		switch {
 		case o.Mark == hsm.Foreign, o.Damaged:
 			continue
@@ -424,18 +414,14 @@ func (s *site) hsmStandby(ctx context.Context) []doctor.Finding {
 	if s.hsm == nil {
 		return doctor.Skip("the first token cannot be used")
 	}
-	found, err := s.hsm.InspectToken(ctx)
-	if err != nil {
-		return doctor.Error(err, "")
-	}
-	standby := found.Standby
-	switch {
+	switch standby := s.hsm.InspectStandby(ctx); {
 	case standby == nil:
 		return doctor.Skip("the keystore file names no standby")
 	case standby.Problem != "":
 		return doctor.Fail(standby.Problem, "correct the line standby of the keystore file, or the file that it names")
 	case len(standby.Differences()) > 0:
 		return doctor.Warn(strings.Join(standby.Differences(), "; "), "")
+	default:
+		return doctor.Pass("%s, serial %s, has a copy of each key", standby.Token.Label, standby.Token.Serial)
 	}
-	return doctor.Pass("%s, serial %s, has a copy of each key", standby.Token.Label, standby.Token.Serial)
 }

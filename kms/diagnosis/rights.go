@@ -41,7 +41,7 @@ func (s *site) rights() doctor.Group {
 				shownKeys),
 			Why:  "files of a zone whose key nobody may use for decrypting cannot be read",
 			Cure: "admit the users of the key: key.acl.KEY.DECRYPT_EEK, or default.key.acl.DECRYPT_EEK",
-			Run:  s.aclKeys},
+			Run:  s.inStore(s.aclKeys)},
 	}}
 }
 
@@ -142,9 +142,6 @@ func (s *site) superuser(ctx context.Context, user string, keys []string) (docto
 }
 
 func (s *site) aclKeys(ctx context.Context) []doctor.Finding {
-	if !s.storeOpen {
-		return doctor.Skip("%s", s.storeFault)
-	}
 	keys, err := s.keyNames(ctx)
 	switch {
 	case err != nil:

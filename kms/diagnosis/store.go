@@ -50,19 +50,19 @@ func (s *site) metastore() doctor.Group {
 				"warning", storeReads, storeLatency),
 			Why:  "a request for a key that is not in memory waits for the metastore",
 			Cure: "bring the server nearer to the database, or find out what slows it down",
-			Run:  s.storeLatency},
+			Run:  s.inStore(s.storeLatency)},
 		{ID: "D-store-clock", Title: "the clock of the metastore", Needs: []string{"D-store-schema"},
 			Measures: "this host's clock is compared with that of PostgreSQL, or with the newest time in an SQLite " +
 				"file",
 			Why:  "times decide when a deleted key may be destroyed, and when tokens and cookies end",
 			Cure: "set the clock that is wrong (chronyc tracking)",
-			Run:  s.storeClock},
+			Run:  s.inStore(s.storeClock)},
 		{ID: "D-store-nodes", Title: "servers on the metastore", Needs: []string{"D-store-schema"},
 			Measures: "the running servers, their versions, and the settings that differ from the files of this host",
 			Why: "nodes with different settings give different answers; a server that was not restarted does not " +
 				"use the files as they are now",
 			Cure: "give all nodes the same settings and the same version, and restart those that run with older files",
-			Run:  s.storeNodes},
+			Run:  s.inStore(s.storeNodes)},
 		{ID: "D-store-backup", Title: "the age of the backup", Needs: []string{"D-store-place"},
 			After: []string{"D-store-integrity"},
 			Measures: "the file of --backup is read as `claviger metastore verify FILE` does; more than a week is a " +
@@ -88,6 +88,16 @@ var (
 
 // storeClosed reports whether there is a metastore that cannot be read.
 func (s *site) storeClosed() bool { return !s.storeOpen && !s.noStore }
+
+// inStore returns a check that is skipped if the metastore is not open.
+func (s *site) inStore(run func(context.Context) []doctor.Finding) func(context.Context) []doctor.Finding {
+	return func(ctx context.Context) []doctor.Finding {
+		if !s.storeOpen {
+			return doctor.Skip("%s", s.storeFault)
+		}
+		return run(ctx)
+	}
+}
 
 // usesStore reports whether a server with the configuration opens a metastore.
 func (s *site) usesStore() bool {
@@ -174,9 +184,6 @@ func (s *site) storeSize(context.Context) []doctor.Finding {
 func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/(1<<20)) }
 
 func (s *site) storeLatency(ctx context.Context) []doctor.Finding {
-	if !s.storeOpen {
-		return doctor.Skip("%s", s.storeFault)
-	}
 	var times []time.Duration
 	for range storeReads {
 		began := time.Now()
@@ -193,9 +200,6 @@ func (s *site) storeLatency(ctx context.Context) []doctor.Finding {
 }
 
 func (s *site) storeClock(ctx context.Context) []doctor.Finding {
-	if !s.storeOpen {
-		return doctor.Skip("%s", s.storeFault)
-	}
 	clocks, err := s.service.Store.Clocks(ctx)
 	if err != nil {
 		return doctor.Error(err, "")
@@ -207,9 +211,6 @@ func (s *site) storeClock(ctx context.Context) []doctor.Finding {
 }
 
 func (s *site) storeNodes(ctx context.Context) []doctor.Finding {
-	if !s.storeOpen {
-		return doctor.Skip("%s", s.storeFault)
-	}
 	nodes, err := s.service.Nodes(ctx)
 	if err != nil {
 		return doctor.Error(err, "")

@@ -4,13 +4,12 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"claviger/provider"
 )
 
-// AdvisedLatency is the highest latency of an HSM that Cloudera's procedure recommends.
-const AdvisedLatency = 30 * time.Millisecond
-
 // WriteBench writes the results of Bench as a table with tabs between its columns. The text below the table says what
-// the table's mark means, and how the round trip compares with AdvisedLatency.
+// the table's mark means, and how the round trip compares with provider.AdvisedLatency.
 func WriteBench(w io.Writer, results []Measurement) {
 	fmt.Fprintln(w, "SESSIONS\tEDEKS A CALL\tCALLS\tMEDIAN\tP90\tP99\tMAX\tEDEKS/S\t")
 	for _, r := range results {
@@ -24,12 +23,12 @@ func WriteBench(w io.Writer, results []Measurement) {
 	}
 	trip, than := results[0].Median, "below"
 	switch {
-	case trip > AdvisedLatency:
+	case trip > provider.AdvisedLatency:
 		than = "above"
-	case trip == AdvisedLatency:
+	case trip == provider.AdvisedLatency:
 		than = "equal to"
 	}
 	fmt.Fprintf(w, "One round trip to the HSM takes %v (median, one session, one EDEK a call).\n"+
 		"That is %s the %v that Cloudera's procedure advises at most.\n", trip.Round(time.Microsecond), than,
-		AdvisedLatency)
+		provider.AdvisedLatency)
 }

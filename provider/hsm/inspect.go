@@ -45,14 +45,16 @@ func (p *Provider) InspectToken(ctx context.Context) (*Inspection, error) {
 			found.Unguarded++
 		}
 	}
-	if s := p.namedStandby; s != nil {
-		found.Standby = s.inspect(ctx, p)
-	}
+	found.Standby = p.InspectStandby(ctx)
 	return found, nil
 }
 
-// inspect opens the standby, and compares it with the store.
-func (s *standby) inspect(ctx context.Context, p *Provider) *StandbyInspection {
+// InspectStandby opens the standby, and compares it with the store. It returns nil if the configuration names none.
+func (p *Provider) InspectStandby(ctx context.Context) *StandbyInspection {
+	s := p.namedStandby
+	if s == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, standbyInspectLimit)
 	defer cancel()
 	found := &StandbyInspection{Missing: []string{}, Left: []string{}}
