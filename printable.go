@@ -1,6 +1,7 @@
 package claviger
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"unicode"
@@ -18,6 +19,15 @@ func Printable(s string) string {
 		return s
 	}
 	return strconv.Quote(s)
+}
+
+// FirstNames joins the first names of a list, as many as most, and counts the others: "a, b and 7 more".
+func FirstNames(names []string, most int) string {
+	text := strings.Join(names[:min(most, len(names))], ", ")
+	if more := len(names) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // Misleads reports whether r can mislead a reader. Control characters and line ends move a terminal's cursor and make

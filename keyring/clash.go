@@ -105,12 +105,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		if len(found) == 0 {
 			continue
 		}
-		more := ""
-		if n := len(found) - clashesShown; n > 0 {
-			found, more = found[:clashesShown], fmt.Sprintf(" and %d more", n)
-		}
-		texts = append(texts, fmt.Sprintf("%s%s: at the source %s too, and not migrated from it", strings.Join(found,
-			", "), more, s.URI()))
+		texts = append(texts, fmt.Sprintf("%s: at the source %s too, and not migrated from it",
+			claviger.FirstNames(found, clashesShown), s.URI()))
 	}
 	if len(texts) == 0 {
 		return nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -55,16 +54,13 @@ func (r *Ring) CheckConflicts(ctx context.Context) error {
 		return nil
 	}
 	versions := slices.Sorted(maps.Keys(found))
-	cure, more := r.conflictCure(ctx, claviger.ParseVersion(versions[0])), ""
-	if n := len(versions) - conflictsShown; n > 0 {
-		versions, more = versions[:conflictsShown], fmt.Sprintf(" and %d more", n)
-	}
+	cure := r.conflictCure(ctx, claviger.ParseVersion(versions[0]))
 	for i, v := range versions {
 		versions[i] = claviger.Printable(v) + " of " + found[v]
 	}
 	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "",
-		"these versions are one key here and another key at the source, which was rolled after the migration: %s%s; "+
-			"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
+		"these versions are one key here and another key at the source, which was rolled after the migration: %s; "+
+			"EDEKs of these names are not opened; %s", claviger.FirstNames(versions, conflictsShown), cure)
 }
 
 // needNotInConflict refuses a version whose name another version at the source has, too.

@@ -55,17 +55,14 @@ func withBefore(now, before []rolledKey, uri string) []rolledKey {
 
 // CheckRolled names the migrated keys that sources with opaque ids have rolled since. The error is for an operator.
 func (r *Ring) CheckRolled(context.Context) error {
-	keys, more := load(&r.conflicts.rolled), ""
+	keys := load(&r.conflicts.rolled)
 	if len(keys) == 0 {
 		return nil
-	}
-	if n := len(keys) - conflictsShown; n > 0 {
-		keys, more = keys[:conflictsShown], fmt.Sprintf(" and %d more", n)
 	}
 	shown := make([]string, len(keys))
 	for i, k := range keys {
 		shown[i] = k.String()
 	}
 	return claviger.Errorf("keyring.CheckRolled", claviger.Unavailable, "",
-		"rolled at the source since the migration: %s%s; %s", strings.Join(shown, ", "), more, rolledCure)
+		"rolled at the source since the migration: %s; %s", claviger.FirstNames(shown, conflictsShown), rolledCure)
 }

@@ -233,7 +233,7 @@ func (c *Check) measure(n outcome, who string) {
 	}
 	c.Measured = fmt.Sprintf("%s, an EDEK was opened for %d of %d keys", who, n.opened, total)
 	if n.failed > 0 {
-		c.Measured += "; not for " + someNames(n.names) + ": " + claviger.Reason(n.first)
+		c.Measured += "; not for " + claviger.FirstNames(n.names, namedKeys) + ": " + claviger.Reason(n.first)
 	}
 	if n.unproved > 0 {
 		c.Status = NotTried

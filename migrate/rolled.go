@@ -119,7 +119,7 @@ func inBrackets(names []string) string {
 	for i, name := range names {
 		shown[i] = claviger.Printable(name)
 	}
-	return " (" + someNames(shown) + ")"
+	return " (" + claviger.FirstNames(shown, namedKeys) + ")"
 }
 
 // difference returns the entry for verify.

@@ -3,7 +3,6 @@ package migrate
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"claviger"
 )
@@ -144,7 +143,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 		return c
 	}
 	c.Status = n.bad
-	c.Measured += "; not on " + someNames(names)
+	c.Measured += "; not on " + claviger.FirstNames(names, namedKeys)
 	switch {
 	case atSource > 0 && unknown == 0:
 		c.Measured += ", which the source grants"
@@ -155,13 +154,4 @@ func (n need) try(list []*trial, decide Decide) Check {
 	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows "+
 		"the rules%s", change, n.purpose, n.user, n.request, n.cure)
 	return c
-}
-
-// someNames returns the first names, and the number of the others.
-func someNames(names []string) string {
-	text := strings.Join(names[:min(len(names), namedKeys)], ", ")
-	if more := len(names) - namedKeys; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
 }

@@ -100,12 +100,8 @@ func (s spelling) check(items []Item) (Check, bool) {
 	}
 	if n := len(changed); n > 0 {
 		const named = 5
-		more := ""
-		if n > named {
-			more = fmt.Sprintf(" and %d more", n-named)
-		}
-		c.Measured += fmt.Sprintf("; %d keys are taken over as key.acl.name spells them: %s%s", n,
-			strings.Join(changed[:min(n, named)], ", "), more)
+		c.Measured += fmt.Sprintf("; %d keys are taken over as key.acl.name spells them: %s", n,
+			claviger.FirstNames(changed, named))
 	}
 	c.Measured += "; each key is found here by any spelling, because EDEKs have the spelling of their zone"
 	return c, true

@@ -341,15 +341,11 @@ func (s *site) hsmMissing(context.Context) []doctor.Finding {
 // some names the first few of many names.
 func some(names []string) string {
 	const most = 5
-	shown := make([]string, 0, most)
-	for _, n := range names[:min(most, len(names))] {
-		shown = append(shown, claviger.Printable(n))
+	shown := make([]string, len(names))
+	for i, n := range names {
+		shown[i] = claviger.Printable(n)
 	}
-	text := strings.Join(shown, ", ")
-	if more := len(names) - most; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text
+	return claviger.FirstNames(shown, most)
 }
 
 func (s *site) hsmUnknown(context.Context) []doctor.Finding {

@@ -46,14 +46,10 @@ func isOurs(k pkcs11.KeyInfo) bool {
 // summarize names a few of the labels, and counts the others.
 func summarize(labels []string) string {
 	labels = slices.Sorted(slices.Values(labels))
-	rest := ""
-	if n := len(labels) - maxNamed; n > 0 {
-		labels, rest = labels[:maxNamed], fmt.Sprintf(" and %d more", n)
-	}
 	for i, l := range labels {
 		labels[i] = claviger.Printable(l)
 	}
-	return strings.Join(labels, ", ") + rest
+	return claviger.FirstNames(labels, maxNamed)
 }
 
 // mayBeMade refuses to create a new store if the token holds keys of claviger: another store has their records.
