@@ -90,6 +90,16 @@ func (e *Engine) EDEKFacts(ctx context.Context, keys, versions []string) (*EDEKF
 	return f, e.addUses(ctx, f, h)
 }
 
+// lastUse returns the latest of the uses, or nil.
+func lastUse(uses []metastore.Use) (last *metastore.Use) {
+	for i := range uses {
+		if last == nil || uses[i].Last.After(last.Last) {
+			last = &uses[i]
+		}
+	}
+	return last
+}
+
 // complete returns when the run had taken over all keys; zero: it has not.
 func (r *Run) complete() time.Time {
 	switch {
@@ -107,11 +117,7 @@ func (e *Engine) addUses(ctx context.Context, f *EDEKFacts, h *history) error {
 	if err != nil {
 		return err
 	}
-	for i := range uses {
-		if f.LastUse == nil || uses[i].Last.After(f.LastUse.Last) {
-			f.LastUse = &uses[i]
-		}
-	}
+	f.LastUse = lastUse(uses)
 	byKey := usesByKey(uses, h)
 	more := map[string][]string{}
 	for _, v := range slices.Sorted(maps.Keys(f.EDEKs)) {

@@ -14,8 +14,14 @@ import (
 	"claviger/provider"
 )
 
+// The properties that name the KMS in HDFS' configuration. HDFSOldProvider is the spelling before Hadoop 3.
+const (
+	HDFSProvider    = "hadoop.security.key.provider.path"
+	HDFSOldProvider = "dfs.encryption.key.provider.uri"
+)
+
 // hdfsProviderProps are the properties that name HDFS' KMS, the newer one first.
-var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri"}
+var hdfsProviderProps = []string{HDFSProvider, HDFSOldProvider}
 
 // lookupTime bounds the lookup of one host name.
 const lookupTime = 3 * time.Second

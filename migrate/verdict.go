@@ -254,7 +254,7 @@ func (e *Engine) refuseUsedSince(ctx context.Context, f *Ending, v *Verdict) err
 	if err != nil || len(uses) == 0 {
 		return err
 	}
-	last := slices.MaxFunc(uses, func(a, b metastore.Use) int { return a.Last.Compare(b.Last) })
+	last := lastUse(uses)
 	for _, image := range v.Images {
 		if image.AsOf == nil || last.Last.After(*image.AsOf) {
 			f.refuse("%s was requested at %s, after the state that the image %s of %s shows: %s",

@@ -103,7 +103,7 @@ func TestCarefulTriesNoPIN(t *testing.T) {
 	}
 }
 
-// TestIsMechanism: a token that makes no key, or encrypts by no mechanism, is told apart from a failed login.
+// TestIsMechanism: IsMechanism reports a token that makes no key, or encrypts by no mechanism, and no failed login.
 func TestIsMechanism(t *testing.T) {
 	c := config(softhsmtest.New(t))
 	for call, want := range map[string]bool{"GenerateKey": true, "Encrypt": true, "Login": false} {

@@ -40,16 +40,11 @@ func Admit(err error) string {
 	if path == "" {
 		return ""
 	}
-	info, serr := os.Stat(path)
-	if serr != nil {
+	l := self.lacking(path, need)
+	if l == nil {
 		return ""
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ""
-	}
-	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), self.Name, need.verb,
-		self.ways(path, info, int(stat.Uid), int(stat.Gid), need))
+	return l.Text + ": " + l.Cure
 }
 
 // right is a right to a file.

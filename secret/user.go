@@ -116,6 +116,11 @@ func (u User) lacks(path string, need right) *Lacking {
 	if at == "" {
 		return nil
 	}
+	return u.lacking(at, need)
+}
+
+// lacking describes a right to a file or folder that the user lacks; nil if the file cannot be looked at.
+func (u User) lacking(at string, need right) *Lacking {
 	info, err := os.Stat(at)
 	if err != nil {
 		return nil

@@ -18,11 +18,8 @@ import (
 	"claviger/provider"
 )
 
-// The properties that name the KMS in HDFS' configuration. The second one is the spelling before Hadoop 3.
-const (
-	hdfsPath    = "hadoop.security.key.provider.path"
-	hdfsOldPath = "dfs.encryption.key.provider.uri"
-)
+// The properties that name the KMS in HDFS' configuration.
+const hdfsPath, hdfsOldPath = migrate.HDFSProvider, migrate.HDFSOldProvider
 
 // hdfs returns the checks of HDFS' configuration, as far as the configuration is about the KMS.
 func (s *site) hdfs() doctor.Group {

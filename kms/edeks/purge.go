@@ -127,15 +127,11 @@ func (o *VerdictOptions) judgeVersion(ctx context.Context, conf, hdfs, version s
 	if _, err := engine.OldVersion(ctx, version); err != nil { // before images are counted
 		return nil, err
 	}
-	in, err := o.count(ctx, conf, hdfs, log)
+	in, err := o.input(ctx, conf, hdfs, engine, log)
 	if err != nil {
 		return nil, err
 	}
 	in.MinUnused = least
-	keys, versions := verdict.Names(in.Images)
-	if in.Facts, err = engine.EDEKFacts(ctx, keys, versions); err != nil {
-		return nil, err
-	}
 	old, err := engine.OldVersion(ctx, version)
 	if err != nil {
 		return nil, err

@@ -68,12 +68,8 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 // KMS, and hdfs that of HDFS; "" is conf. Progress goes to log.
 func (o *VerdictOptions) Verdict(ctx context.Context, conf, hdfs string, engine *migrate.Engine, log io.Writer) (
 	*migrate.Verdict, error) {
-	in, err := o.count(ctx, conf, hdfs, log)
+	in, err := o.input(ctx, conf, hdfs, engine, log)
 	if err != nil {
-		return nil, err
-	}
-	keys, versions := verdict.Names(in.Images)
-	if in.Facts, err = engine.EDEKFacts(ctx, keys, versions); err != nil {
 		return nil, err
 	}
 	v := verdict.Judge(in)
@@ -92,6 +88,18 @@ func (o *VerdictOptions) check() error {
 		return &terminal.UsageError{Err: errors.New("give an image of each namespace by --image or --namenode")}
 	}
 	return o.options("").check([]string{"FILE"})
+}
+
+// input counts all images, and adds the facts about what they name.
+func (o *VerdictOptions) input(ctx context.Context, conf, hdfs string, engine *migrate.Engine, log io.Writer) (
+	*verdict.Input, error) {
+	in, err := o.count(ctx, conf, hdfs, log)
+	if err != nil {
+		return nil, err
+	}
+	keys, versions := verdict.Names(in.Images)
+	in.Facts, err = engine.EDEKFacts(ctx, keys, versions)
+	return in, err
 }
 
 // count counts all images.

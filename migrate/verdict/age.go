@@ -89,13 +89,18 @@ func (j *judge) checkAge(m *Image, asOf time.Time) {
 }
 
 // migratedZones returns the live zones whose keys a source had.
-func (j *judge) migratedZones(m *Image) (zones []*census.Zone) {
+func (j *judge) migratedZones(m *Image) []*census.Zone {
 	migrated := map[string]bool{}
 	for _, v := range j.Facts.Versions {
 		migrated[claviger.FoldName(v.Key)] = true
 	}
+	return liveZones(m, func(key string) bool { return migrated[key] })
+}
+
+// liveZones returns the live zones of the keys whose folded names are wanted.
+func liveZones(m *Image, wanted func(key string) bool) (zones []*census.Zone) {
 	for i := range m.Report.Zones {
-		if z := &m.Report.Zones[i]; z.State == "live" && migrated[claviger.FoldName(z.Key)] {
+		if z := &m.Report.Zones[i]; z.State == "live" && wanted(claviger.FoldName(z.Key)) {
 			zones = append(zones, z)
 		}
 	}

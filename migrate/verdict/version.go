@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/census"
 	"claviger/metastore"
 	"claviger/migrate"
 )
@@ -39,13 +38,7 @@ func JudgeVersion(in *Input, old *migrate.OldVersion) *migrate.Verdict {
 // checkRolled checks that no NameNode has EDEKs of the judged version in its queue since the state of the image. A
 // re-encryption after the roll shows it. If the image has no zone of the key, its age shows it.
 func (j *judge) checkRolled(m *Image, asOf time.Time) {
-	var zones []*census.Zone
-	for i := range m.Report.Zones {
-		z := &m.Report.Zones[i]
-		if z.State == "live" && claviger.FoldName(z.Key) == claviger.FoldName(j.old.Key) {
-			zones = append(zones, z)
-		}
-	}
+	zones := liveZones(m, func(key string) bool { return key == claviger.FoldName(j.old.Key) })
 	name, free := claviger.Printable(m.Name), j.old.Replaced.Add(j.Queue)
 	if missing := j.notDrained(zones); len(missing) > 0 {
 		j.problem("%s does not show that the NameNode has no EDEKs of %s in its queue: %s was not re-encrypted since "+
