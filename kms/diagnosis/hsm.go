@@ -74,8 +74,8 @@ func (s *site) beforeLogin() []doctor.Check {
 			Cure: "log in once with the HSM's own tool and the right PIN; if it is locked, its security officer " +
 				"resets it",
 			Run: s.hsmPIN},
-		{ID: "D-hsm-login", Title: "login to the " +
-			"token", Needs: []string{"D-hsm-pin"}, After: []string{"D-store-schema"},
+		{ID: "D-hsm-login", Title: "login to the token", Needs: []string{"D-hsm-pin"},
+			After:    []string{"D-store-schema"},
 			Measures: "one login, the only one of the run",
 			Why:      "without a login the token shows no key",
 			Cure:     "correct the PIN in its place",

@@ -18,8 +18,8 @@ func (s *site) procedure() doctor.Group {
 			Why:      "the other requirements are about the source of a migration",
 			Cure:     "correct the URI of the source (hadoop.kms.key.provider.reencryption.source.uri)",
 			Run:      s.seedSource},
-		{ID: "D-seed-isolation", Title: "keys originate in the " +
-			"HSM", Needs: []string{"D-seed-source", "D-hsm-attributes"},
+		{ID: "D-seed-isolation", Title: "keys originate in the HSM",
+			Needs:    []string{"D-seed-source", "D-hsm-attributes"},
 			Measures: "the attributes of each key on the token, as D-hsm-attributes does",
 			Why: "the page: \"The key isolation standards of the HSM KMS require that keys originate on and never " +
 				"leave the HSM.\"",

@@ -37,8 +37,7 @@ func (s *site) rights() doctor.Group {
 			Run:  s.aclHDFS},
 		{ID: "D-acl-keys", Title: "who may use the first keys", Needs: []string{"D-acl-nobody", "D-store-schema"},
 			Measures: fmt.Sprintf("for the first %d keys, the rules that decide on making EDEKs, decrypting and "+
-				"managing",
-				shownKeys),
+				"managing", shownKeys),
 			Why:  "files of a zone whose key nobody may use for decrypting cannot be read",
 			Cure: "admit the users of the key: key.acl.KEY.DECRYPT_EEK, or default.key.acl.DECRYPT_EEK",
 			Run:  s.inStore(s.aclKeys)},

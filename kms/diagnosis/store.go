@@ -46,8 +46,8 @@ func (s *site) metastore() doctor.Group {
 			Cure:     "make room, or move the metastore: claviger metastore copy",
 			Run:      s.storeSize},
 		{ID: "D-store-latency", Title: "round trips to the metastore", Needs: []string{"D-store-schema"},
-			Measures: fmt.Sprintf("%d reads are timed; a 99th percentile above %v is a "+
-				"warning", storeReads, storeLatency),
+			Measures: fmt.Sprintf("%d reads are timed; a 99th percentile above %v is a warning", storeReads,
+				storeLatency),
 			Why:  "a request for a key that is not in memory waits for the metastore",
 			Cure: "bring the server nearer to the database, or find out what slows it down",
 			Run:  s.inStore(s.storeLatency)},
@@ -132,9 +132,8 @@ func (s *site) storeIntegrity(ctx context.Context) []doctor.Finding {
 	if err != nil && !older {
 		return doctor.Error(fmt.Errorf("%s", claviger.Reason(err)), "")
 	}
-	list := doctor.Pass("keys: %d, versions: %d, deleted keys: %d, interrupted steps: "+
-		"%d", s.facts.Keys, s.facts.Versions,
-		s.facts.Deleted, s.facts.Pending)
+	list := doctor.Pass("keys: %d, versions: %d, deleted keys: %d, interrupted steps: %d", s.facts.Keys,
+		s.facts.Versions, s.facts.Deleted, s.facts.Pending)
 	for _, text := range *doubts {
 		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}

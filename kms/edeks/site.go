@@ -35,8 +35,7 @@ func readSite(dir string) (*site, error) {
 	file := filepath.Join(dir, "hdfs-site.xml")
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		s.unknown = fmt.Sprintf("there is no %s; name the folder with the hdfs-site.xml of the NameNodes by "+
-			"--hdfs-conf",
-			file)
+			"--hdfs-conf", file)
 		return s, nil
 	}
 	conf, err := hadoopconf.LoadHDFS(dir, os.LookupEnv)

@@ -47,9 +47,8 @@ func (j *judge) zonesToDo(image int) {
 		switch {
 		case live == 0 || z.State != "live": // else snapshotsToDo has the zone's EDEKs
 		case j.running(z):
-			j.do("hdfs crypto -listReencryptionStatus", "wait for the end of the re-encryption of zone %s: %d "+
-				"EDEKs", path,
-				live)
+			j.do("hdfs crypto -listReencryptionStatus", "wait for the end of the re-encryption of zone %s: %d EDEKs",
+				path, live)
 		case live == trash:
 			j.do("hdfs dfs -expunge -immediate", "empty the trash of zone %s, as each user, or re-encrypt the zone: "+
 				"%d EDEKs", path, live)

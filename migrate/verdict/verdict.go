@@ -315,9 +315,9 @@ func (j *judge) checkUses(last *metastore.Use) {
 	for i, asOf := range j.asOf {
 		if !asOf.IsZero() && last.Last.After(asOf) {
 			j.problem("version %s was requested at %s, and %s shows the state of %s, so files that were made since "+
-				"are not in it: change any file (hdfs dfs -touch FILE), "+
-				"%s", claviger.Printable(last.Version), stamp(last.Last),
-				claviger.Printable(j.Images[i].Name), stamp(asOf), newImage)
+				"are not in it: change any file (hdfs dfs -touch FILE), %s",
+				claviger.Printable(last.Version), stamp(last.Last), claviger.Printable(j.Images[i].Name), stamp(asOf),
+				newImage)
 		}
 	}
 }

@@ -46,8 +46,7 @@ func (j *judge) checkRolled(m *Image, asOf time.Time) {
 			claviger.Printable(j.old.Version), few(missing), stamp(j.old.Replaced), newImage)
 	} else if len(zones) == 0 && !asOf.After(free) {
 		j.problem("%s shows the state of %s, and the key was rolled at %s: a NameNode keeps ready EDEKs for %v; after "+
-			"%s change any file (hdfs dfs -touch FILE), "+
-			"%s", name, stamp(asOf), stamp(j.old.Replaced), j.Queue, stamp(free),
-			newImage)
+			"%s change any file (hdfs dfs -touch FILE), %s",
+			name, stamp(asOf), stamp(j.old.Replaced), j.Queue, stamp(free), newImage)
 	}
 }
