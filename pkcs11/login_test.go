@@ -380,8 +380,8 @@ func TestLoginsThatMayBeWrong(t *testing.T) {
 			t.Errorf("%d logins, want %d", n, logins)
 		}
 	}
-	for i, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
-		fails(want*time.Second, i+1)
+	for i, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60} {
+		fails(time.Duration(seconds)*time.Second, i+1)
 	}
 	m.Heal()
 	endPauseOfLogins(tok)

@@ -29,8 +29,8 @@ func doctorAs(t *testing.T, program string, user uint32, env []string, args ...s
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// TestDoctorAsUser: for the service's user the doctor finds a healthy site. For root it says whose rights it judges, and
-// makes no key on a token whose files belong to that user. For a third user it says that this user sees less.
+// TestDoctorAsUser: for the service's user the doctor finds a healthy site. For root it says whose rights it judges,
+// and makes no key on a token whose files belong to that user. For a third user it says that this user sees less.
 func TestDoctorAsUser(t *testing.T) {
 	base, program := programOf(t, "give files to another user")
 	token := softhsmtest.In(t, filepath.Join(base, "softhsm"), "doctor")
