@@ -51,7 +51,7 @@ type module struct {
 	// to nil again.
 	active    int
 	resetting *pendingReset
-	allLeft   chan struct{} // closed when the last call leaves; nil unless a reset waits for that
+	allLeft   chan struct{} // closed when the last call leaves; nil unless somebody waits for that
 	// hung is the number of calls that a reset stopped waiting for: the calls that entered before epoch and have
 	// not left. Until all of them leave, each reset fails at once and blocks no other calls.
 	hung  int
@@ -331,6 +331,22 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	}
 	m.endReset(r, err)
 	return err
+}
+
+// awaitLeft is called before the last user is released. It waits until no call is in the library, for the time that
+// callers need to return.
+func (m *module) awaitLeft() {
+	m.mu.Lock()
+	if m.active == 0 || m.users > 1 {
+		m.mu.Unlock()
+		return
+	}
+	if m.allLeft == nil {
+		m.allLeft = make(chan struct{})
+	}
+	c := m.allLeft
+	m.mu.Unlock()
+	waitShort(c)
 }
 
 // waitShort waits until c is closed, for the time that the callers of a killed worker need to return.

@@ -285,6 +285,7 @@ func (t *Token) Close() error {
 		t.log.Warn("a call to the HSM did not return before the token was closed", "token", name)
 	}
 	t.awaitLogin()
+	t.module.awaitLeft() // the caller of a login that has just returned is still counted
 	ctx, cancel := context.WithTimeout(context.Background(), t.closeTimeout)
 	defer cancel()
 	done := make(chan error, 1)

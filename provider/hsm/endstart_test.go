@@ -13,8 +13,6 @@ import (
 // returns before the library is ended. The process may end after that.
 func TestEndDuringLogin(t *testing.T) {
 	b, fault, _ := lateSite(t)
-	// A login that was ended can leave SoftHSM initialized in this process, and the next test would find no token.
-	b.change(t, "\nworker = no\n", "\nworker = yes\n")
 	fault.Delay(faultmodule.Login, 500*time.Millisecond)
 	awaitLogin := func() {
 		waitUntil(t, "a login", func() error {
