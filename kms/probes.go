@@ -49,25 +49,20 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 	if !ok {
 		return p, nil
 	}
-	uri, err := provider.ParseKMS(src.URI())
-	if err != nil { // the URI was opened, so it is correct, and the source is not a KMS
+	kms, err := s.sourceKMS(src)
+	if err != nil {
+		return p, err
+	}
+	if kms == nil {
 		if h, ok := src.(provider.Health); ok {
 			p.Alive = h.Check
 		}
-		return p, nil //nolint:nilerr // a source need not be a KMS
+		return p, nil
 	}
 	for _, other := range s.Sources {
 		if strings.HasPrefix(other.URI(), "keytrustee:") {
 			p.Others = append(p.Others, other.Provider)
 		}
-	}
-	conf, err := s.ClientTLS(provider.Env{})
-	if err != nil {
-		return p, err
-	}
-	kms := &migrate.SourceKMS{TLS: conf}
-	for _, host := range uri.Hosts {
-		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
 	}
 	p.Source = kms.Probe
 	return p, nil

@@ -127,7 +127,9 @@ func (s *Service) openPrimary(ctx context.Context) error {
 	if len(list) == 0 {
 		return noProvider(s.Conf, registry)
 	}
-	if s.Primary, err = registry.Open(ctx, list[0], s.env()); err != nil {
+	env := s.env()
+	env.Source = s.careful // a check makes no folder of a Key Trustee KMS, and does not register it
+	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
 	}
 	return nil

@@ -143,7 +143,7 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 		checks = append(checks, p.checkNonKMS(ctx))
 	} else {
 		facts = p.Source(ctx)
-		checks = append(checks, alive(facts), p.otherHost(facts), clocks(facts, now))
+		checks = append(checks, alive(facts), p.otherHost(facts), CheckClocks(facts, now))
 	}
 	if p.More != nil {
 		checks = append(checks, p.More(ctx)...)
@@ -306,7 +306,8 @@ func (p *Probes) localAddrs() ([]netip.Addr, error) {
 	return local, err
 }
 
-func clocks(facts []HostFacts, now func() time.Time) Check {
+// CheckClocks compares the clocks of hosts with that of this host.
+func CheckClocks(facts []HostFacts, now func() time.Time) Check {
 	c := Check{Name: nameClocks}
 	var measured []string
 	for _, f := range facts {

@@ -16,7 +16,7 @@ import (
 	"claviger"
 )
 
-// SourceKMS describes a source that is a KMS, for probes.
+// SourceKMS describes a source that is a KMS, for probes. With Page, it describes Key Trustee Servers.
 type SourceKMS struct {
 	// Bases are the base URLs of the source's hosts: "https://kms-1.example.com:16000/kms".
 	Bases []string
@@ -24,6 +24,18 @@ type SourceKMS struct {
 	TLS *tls.Config
 	// Timeout bounds the probe of each host; 0 is 5 seconds.
 	Timeout time.Duration
+	// Property names the hosts, for messages; "" is the property of the source of a migration.
+	Property string
+	// Page is what a Key Trustee Server is asked for, which has no page of a KMS; "" for a KMS.
+	Page string
+}
+
+// property returns the property that names the hosts.
+func (s *SourceKMS) property() string {
+	if s.Property == "" {
+		return propSource
+	}
+	return s.Property
 }
 
 // HostFacts are the facts about one host of the source.
@@ -63,15 +75,18 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	var resolver net.Resolver
 	addrs, err := resolver.LookupNetIP(ctx, "ip", f.Host)
 	if err != nil {
-		f.Err, f.Cure = err, fmt.Sprintf("correct the host name %q in %s, or the name service", f.Host, propSource)
+		f.Err, f.Cure = err, fmt.Sprintf("correct the host name %q in %s, or the name service", f.Host, s.property())
 		return f
 	}
 	for _, a := range addrs {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
 	f.Began = time.Now()
-	// A KMS refuses this page, the list of key names, to callers without an identity.
-	resp, body, err := get(ctx, base, "/v1/keys/names", s.TLS) //nolint:bodyclose // get has read and closed it
+	page := s.Page
+	if page == "" { // a KMS refuses this page, the list of key names, to callers without an identity
+		page = "/v1/keys/names"
+	}
+	resp, body, err := get(ctx, base, page, s.TLS) //nolint:bodyclose // get has read and closed it
 	f.Took = time.Since(f.Began)
 	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" &&
 		resp.StatusCode == http.StatusBadRequest {
@@ -94,14 +109,16 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		status = fmt.Errorf("%w: %s", status, claviger.Printable(strings.TrimSpace(body)))
 	}
 	switch {
+	case s.Page != "" && resp.StatusCode != http.StatusOK:
+		f.Err, f.Cure = status, fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property())
 	case resp.StatusCode == http.StatusNotFound:
-		f.Err, f.Cure = status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", propSource)
+		f.Err, f.Cure = status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property())
 	case resp.StatusCode >= 500:
 		f.Err, f.Cure = status, "see the log of the KMS there"
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
 		f.Err = fmt.Errorf("HTTP status %s: a redirect to %s", resp.Status,
 			claviger.Printable(resp.Header.Get("Location")))
-		f.Cure = fmt.Sprintf("name the KMS itself in %s", propSource)
+		f.Cure = fmt.Sprintf("name the KMS itself in %s", s.property())
 	}
 	return f
 }
@@ -118,7 +135,7 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 		if tlsErr == nil {
 			_ = conn.Close()
 			f.Err = errors.New("the port speaks https, but the URI has http")
-			f.Cure = fmt.Sprintf("write https in %s: kms://https@%s", propSource, afterScheme(f.Base))
+			f.Cure = fmt.Sprintf("write https in %s: kms://https@%s", s.property(), afterScheme(f.Base))
 			return
 		}
 		if f.Err == nil {
@@ -133,12 +150,19 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			return
 		case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 			f.Err = errors.New("the port speaks http, but the URI has https")
-			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source", propSource,
-				afterScheme(f.Base))
+			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source",
+				s.property(), afterScheme(f.Base))
+			if s.Page != "" {
+				f.Cure = fmt.Sprintf("name the port of the Key Trustee Server in %s", s.property())
+			}
 			return
 		}
 	}
-	f.Cure = fmt.Sprintf("check that the KMS runs, and that %s can be reached from here", hostPort(f.Base))
+	what := "KMS"
+	if s.Page != "" {
+		what = "Key Trustee Server"
+	}
+	f.Cure = fmt.Sprintf("check that the %s runs, and that %s can be reached from here", what, hostPort(f.Base))
 }
 
 // storeDate stores the date of an answer, and reports whether the answer has one.

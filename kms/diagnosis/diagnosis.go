@@ -59,13 +59,15 @@ type site struct {
 	requirements migrate.Requirements
 	engine       *migrate.Engine // set by D-seed-source
 	sourceRights migrate.SourceRights
+	kts          *kms.Trustees // set by D-kts-reach
 }
 
 // groups returns the checks of a KMS.
 func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 	s := &site{options: o, user: secret.Self()}
 	return []doctor.Group{s.configuration(), s.metastore(), s.token(), s.otherProvider(), s.server(), s.rights(),
-		s.groups(), s.transport(), s.kerberos(), s.zookeeper(), s.procedure(), s.sources(), s.hdfs()}, s.close, nil
+		s.groups(), s.transport(), s.kerberos(), s.zookeeper(), s.procedure(), s.sources(), s.trustees(),
+		s.hdfs()}, s.close, nil
 }
 
 // Configuration are the IDs of the checks that need only the configuration's files, for `claviger kms --check`.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 
 	"claviger"
@@ -39,6 +41,12 @@ func (s *site) openOther(ctx context.Context) []doctor.Finding {
 	if s.isHSM() {
 		return doctor.Skip("the first provider is an HSM")
 	}
+	if folder := s.trusteeFolder(); folder != "" {
+		if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
+			return doctor.Skip("there is no folder %s yet; the first start of the server makes it, and registers it "+
+				"at the Key Trustee Server", folder)
+		}
+	}
 	if !s.storeOpen {
 		_ = s.service.OpenStore(ctx) // as in hsmLogin
 	}
@@ -50,6 +58,19 @@ func (s *site) openOther(ctx context.Context) []doctor.Finding {
 		return doctor.Error(err, "")
 	}
 	return doctor.Pass("%s (keys: %d)", secret.Value(s.service.Primary.URI()), len(names))
+}
+
+// trusteeFolder returns the folder of a first provider that keeps its keys at a Key Trustee Server; "" for another one.
+func (s *site) trusteeFolder() string {
+	uris, err := provider.SplitURIs(s.conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(uris) == 0 || !strings.HasPrefix(uris[0], "keytrustee:") {
+		return ""
+	}
+	path, err := provider.UnnestPath(uris[0])
+	if err != nil {
+		return "" // opening the provider gives the error
+	}
+	return path
 }
 
 // beforeLogin returns the checks that need no login.

@@ -195,7 +195,8 @@ var changing = []struct{ from, to string }{
 	{`is -?\d+[hm][0-9hms]+ behind`, "is AGE behind"}, {`version \d+`, "version N"}, {`id [0-9a-f]{32}`, "id ID"},
 	{`try [0-9a-f]{16}`, "try ID"}, {`since \d{4}-\d\d-\d\d`, "since " +
 		"DAY"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}, {`process \d+ on \S+,`, "process PID on HOST,"},
-	{`/[^ :;,]*softhsm/tokens/[0-9a-f-]{36}`, "TOKEN"}, {`uid \d+`, "uid UID"}, {`0x[0-9A-F]{8,}`, "CODE"},
+	{`/[^ :;,]*softhsm/tokens/[0-9a-f-]{36}`, "TOKEN"}, {`uid \d+`, "uid UID"},
+	{`client [0-9A-F]{40}`, "client FINGERPRINT"}, {`0x[0-9A-F]{8,}`, "CODE"},
 }
 
 // lines returns the lines of the check in the text, without what differs in each run.

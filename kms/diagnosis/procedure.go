@@ -36,8 +36,9 @@ func (s *site) procedure() doctor.Group {
 			Measures: "whether this can be known from here: a Key Trustee Server does not tell its clients",
 			Why: "the page: \"Key Trustee Server must be configured with Key HSM using either the SafeNet Luna or " +
 				"Thales HSM.\"",
-			Cure: "on the trustee's host, run claviger keyhsm status, or the status command of keytrustee-keyhsm",
-			Run:  s.requirement(func() *migrate.Check { return s.requirements.KeyHSM })},
+			Cure: "on the trustee's host, run claviger doctor --role trustee, or the status command of " +
+				"keytrustee-keyhsm",
+			Run: s.requirement(func() *migrate.Check { return s.requirements.KeyHSM })},
 		{ID: "D-seed-active", Title: "the source is active", Needs: needs,
 			Measures: "each host of the source is asked for a page that needs no right",
 			Why: "the page: \"The KT KMS must remain active until all encrypted data encryption keys (EDEKs) are " +

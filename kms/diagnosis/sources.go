@@ -9,6 +9,7 @@ import (
 	"claviger"
 	"claviger/doctor"
 	"claviger/migrate"
+	"claviger/secret"
 )
 
 // sourceLatency is the time of a request to the source, with its connection, above which there is a warning. Tests
@@ -50,15 +51,27 @@ func (s *site) sources() doctor.Group {
 				"users who read them",
 			Cure: "make the server's user a proxy user at the source (hadoop.kms.proxyuser.*)",
 			Run:  s.sourceRight(func() *migrate.Check { return s.sourceRights.Users })},
+		{ID: "D-source-others", Title: "the other sources", Needs: needs,
+			Measures: "each source and each further provider, except the source of the migration, is asked as the " +
+				"source itself is: the hosts of a KMS, and their clocks; a keystore file or a Key Trustee Server by " +
+				"a reading of its keys",
+			Why:  "EDEKs of its key versions are opened there, and nowhere else",
+			Cure: "check that the source runs, or remove it from the configuration once nothing needs its keys",
+			Run:  s.otherSources},
 	}}
 }
 
-func (s *site) sourceReach(context.Context) (list []doctor.Finding) {
+func (s *site) sourceReach(context.Context) []doctor.Finding {
 	if len(s.requirements.Hosts) == 0 {
 		return planned(*s.requirements.Alive)
 	}
+	return hostFindings(s.requirements.Hosts)
+}
+
+// hostFindings has a finding for each host of a source. While one host answers, the source can be used.
+func hostFindings(hosts []migrate.HostFacts) (list []doctor.Finding) {
 	failed := 0
-	for _, h := range s.requirements.Hosts {
+	for _, h := range hosts {
 		f := doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s answers in %.2f ms", h.Base,
 			float64(h.Took)/float64(time.Millisecond))}
 		if h.Server != "" {
@@ -72,14 +85,34 @@ func (s *site) sourceReach(context.Context) (list []doctor.Finding) {
 			f.Status, f.Cure = doctor.Warning, "turn on TLS at the source, and write https in its URI"
 			f.Measured += ", without TLS"
 		case h.Took > sourceLatency:
-			f.Status, f.Cure = doctor.Warning, "find out what delays the source, or the network to it"
+			f.Status, f.Cure = doctor.Warning, "find out what delays it, or the network to it"
 		}
 		list = append(list, f)
 	}
 	for i := range list {
-		if failed == len(list) { // while one host answers, the source can be used
+		if failed == len(list) {
 			list[i].Status = doctor.Failure
 		}
+	}
+	return list
+}
+
+func (s *site) otherSources(ctx context.Context) (list []doctor.Finding) {
+	for _, src := range s.service.OtherSources(ctx) {
+		switch {
+		case len(src.Hosts) > 0:
+			list = append(list, hostFindings(src.Hosts)...)
+			if c := migrate.CheckClocks(src.Hosts, now); c.Status != migrate.NotTried {
+				list = append(list, planned(c)...)
+			}
+		case src.Err != nil:
+			list = append(list, doctor.Fail(secret.Value(src.URI)+": "+claviger.Reason(src.Err), "")...)
+		default:
+			list = append(list, doctor.Pass("%s answers", secret.Value(src.URI))...)
+		}
+	}
+	if len(list) == 0 {
+		return doctor.Skip("one source is configured")
 	}
 	return list
 }

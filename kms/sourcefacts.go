@@ -1,0 +1,118 @@
+package kms
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"strconv"
+	"strings"
+
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/keytrustee"
+)
+
+// sourceKMS describes the hosts of a source; nil if the source is not a KMS.
+func (s *Service) sourceKMS(src provider.Provider) (*migrate.SourceKMS, error) {
+	uri, err := provider.ParseKMS(src.URI())
+	if err != nil { // the URI was opened, so it is correct, and the source is not a KMS
+		return nil, nil //nolint:nilerr,nilnil // a source need not be a KMS
+	}
+	conf, err := s.ClientTLS(provider.Env{})
+	if err != nil {
+		return nil, err
+	}
+	kms := &migrate.SourceKMS{TLS: conf}
+	for _, host := range uri.Hosts {
+		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
+	}
+	return kms, nil
+}
+
+// SourceState is a source that is not the one of a migration.
+type SourceState struct {
+	URI   string
+	Hosts []migrate.HostFacts // of a source that is a KMS
+	Err   error               // of a source that is not a KMS, or why its hosts were not asked
+}
+
+// OtherSources asks each open source except the one of a migration, ReencryptionSource.
+func (s *Service) OtherSources(ctx context.Context) (list []SourceState) {
+	first, _ := s.ReencryptionSource()
+	for _, src := range s.Sources {
+		if src.Provider == first {
+			continue
+		}
+		state := SourceState{URI: src.URI()}
+		kms, err := s.sourceKMS(src.Provider)
+		switch h, ok := src.Provider.(provider.Health); {
+		case err != nil:
+			state.Err = err
+		case kms != nil:
+			if kms.Property = hadoopconf.ProviderURI; src.Reencryption {
+				kms.Property = hadoopconf.SourceURI
+			}
+			state.Hosts = kms.Probe(ctx)
+		case ok:
+			state.Err = h.Check(ctx)
+		}
+		list = append(list, state)
+	}
+	return list
+}
+
+// Trustees are the Key Trustee Servers of a kts-site.xml.
+type Trustees struct {
+	Hosts    []migrate.HostFacts
+	Insecure bool // their certificates are not verified
+	Used     bool // a provider of this server keeps its keys there
+}
+
+// Trustees asks each Key Trustee Server for its public key, which needs no right. The result is nil if this server
+// uses no Key Trustee Server.
+func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
+	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
+	used := strings.Contains(","+s.Conf.String(hadoopconf.ProviderURI), ",keytrustee:") ||
+		strings.Contains(s.Conf.String(hadoopconf.SourceURI), "keytrustee:")
+	if !named && !used {
+		return nil, nil //nolint:nilnil // none is used
+	}
+	hosts, insecure, err := keytrustee.Hosts(place, s.Conf.Dir())
+	if err != nil {
+		return nil, err
+	}
+	conf, err := s.ClientTLS(provider.Env{})
+	if err != nil {
+		return nil, err
+	}
+	if insecure {
+		if conf = conf.Clone(); conf == nil {
+			conf = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		conf.InsecureSkipVerify = true //nolint:gosec // as the operator set it for the server itself
+	}
+	servers := &migrate.SourceKMS{TLS: conf, Property: "kts-site.xml", Page: "/?a=publickey"}
+	for _, host := range hosts {
+		servers.Bases = append(servers.Bases, "https://"+host)
+	}
+	return &Trustees{servers.Probe(ctx), insecure, used}, nil
+}
+
+// TrusteeKeys asks each open keytrustee:// provider for its keys, in signed requests to its Key Trustee Server. The
+// result has an entry for each such provider: nil if the trustee answers.
+func (s *Service) TrusteeKeys(ctx context.Context) map[string]error {
+	answers := map[string]error{}
+	ask := func(p provider.Provider) {
+		if h, ok := p.(provider.Health); ok && strings.HasPrefix(p.URI(), "keytrustee:") {
+			answers[p.URI()] = h.Check(ctx)
+		}
+	}
+	if s.Primary != nil {
+		ask(s.Primary)
+	}
+	for _, src := range s.Sources {
+		ask(src.Provider)
+	}
+	return answers
+}
