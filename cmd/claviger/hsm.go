@@ -190,7 +190,7 @@ func newHSMList() *cobra.Command {
   deleted    it belongs to a deleted key, which can be brought back (claviger
              key undelete) or destroyed (claviger key purge)
   pending    it belongs to an interrupted step; the next run of that step
-             uses it
+             uses it, and a server finishes or ends the step by itself
   unknown    its name is like those of claviger, but this metastore has no
              record of it: the metastore is older than the token, or the key
              belongs to another metastore (claviger hsm adopt)

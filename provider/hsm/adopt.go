@@ -60,8 +60,8 @@ func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*
 		}
 		var planned stepPlan
 		err := json.Unmarshal(i.Payload, &planned)
-		if err != nil || planned.Attributes == nil && planned.Created.IsZero() {
-			return nil, nil //nolint:nilerr // an older release began it; it says nothing about the key
+		if err != nil || planned.ofOlderRelease() {
+			return nil, nil //nolint:nilerr // it says nothing about the key
 		}
 		return &Step{i.Op, planned.Attributes, planned.Description, planned.Created}, nil
 	}

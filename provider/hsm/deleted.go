@@ -36,7 +36,9 @@ func (p *Provider) softDelete(ctx context.Context, op, key string, k *metastore.
 		case i.Op == opDelete:
 			err = p.destroyObjects(ctx, i)
 		case i.Op == opRoll && k != nil:
-			k, err = p.finishRoll(ctx, op, k, i)
+			if _, err = p.finishStep(ctx, op, i, k, stepPlan{}); err == nil {
+				k, err = p.key(ctx, key)
+			}
 		}
 		if err != nil {
 			return err
@@ -52,30 +54,6 @@ func (p *Provider) softDelete(ctx context.Context, op, key string, k *metastore.
 		p.versions.Delete(claviger.VersionName(k.Name, v.ID))
 	}
 	return nil
-}
-
-// finishRoll adds the version of an interrupted roll, if the token holds it. It returns the key with that version.
-func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
-	i metastore.Intent) (*metastore.Key, error) {
-	i, err := p.store.Take(ctx, i, i.Op)
-	if err != nil {
-		return nil, err
-	}
-	made, err := p.workingObjects(ctx, i)
-	if err != nil {
-		return nil, err
-	}
-	if len(made) == 0 {
-		return k, p.store.Drop(ctx, k.Name)
-	}
-	v, err := p.ensureObject(ctx, op, k.Name, i.Refs[0], k.BitLength)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.store.FinishRoll(ctx, i, v); err != nil {
-		return nil, err
-	}
-	return p.key(ctx, k.Name)
 }
 
 // Deleted returns the keys that were deleted and whose objects are still on the token.

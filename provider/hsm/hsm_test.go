@@ -31,6 +31,7 @@ import (
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
+	createInChild()
 	goleak.VerifyTestMain(withDatabase{m})
 }
 

@@ -66,6 +66,10 @@ type stepPlan struct {
 	Created     time.Time `json:"created,omitzero"`
 }
 
+// ofOlderRelease reports whether an older release began the step: then the plan says nothing about the key but its
+// length.
+func (s stepPlan) ofOlderRelease() bool { return s.Attributes == nil && s.Created.IsZero() }
+
 // lock takes the key's lock, which all processes on the store respect. held ends if the lock is lost: then another node
 // may make the same step.
 func (p *Provider) lock(ctx context.Context, op, key string) (held context.Context, unlock func(), err error) {
@@ -477,8 +481,8 @@ func (p *Provider) remakeObject(ctx context.Context, key string, ref metastore.R
 	return p.tok.CheckValue(ctx, raw, name)
 }
 
-// finishPending finishes interrupted deletions. It logs other interrupted steps: sweepSteps ends them later, or the
-// same step, made again, goes on with them.
+// finishPending finishes interrupted deletions. It logs other interrupted steps: sweepSteps finishes or ends
+// them later, or the same step, made again, goes on with them.
 func (p *Provider) finishPending(ctx context.Context) error {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -508,7 +512,8 @@ func (p *Provider) finishPending(ctx context.Context) error {
 		}
 	}
 	if len(interrupted) > 0 {
-		p.log.Info("steps were interrupted; the same step, made again, goes on", "count", len(interrupted), "keys",
+		p.log.Info("steps were interrupted; the same step, made again, goes on, and a server finishes or ends them by "+
+			"itself after a while", "after", sweepLeftAfter, "count", len(interrupted), "keys",
 			summarize(interrupted))
 	}
 	return nil

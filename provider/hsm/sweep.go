@@ -16,7 +16,8 @@ const (
 	// sweepAfter is the least time between the failure of a step of this process and its sweep. A client that repeats
 	// the step meanwhile gets the numbers of the first attempt, and the HSM has shown by then what it made.
 	sweepAfter = 30 * time.Second
-	// sweepLeftAfter is the age from which on a step of another process, which may have ended, is swept.
+	// sweepLeftAfter is the age from which on a step of another process, which may have ended, is swept. A client that
+	// repeats the step meanwhile gets the success of it.
 	sweepLeftAfter = 10 * time.Minute
 	// sweepMost bounds the steps of one sweep, which delays the other checks of watch.
 	sweepMost = 500
@@ -31,8 +32,8 @@ const (
 type failedSteps struct {
 	mu    sync.Mutex
 	byKey map[string]failedStep
-	// kept has the start times of steps that a sweep has left alone for good: the token holds what another process
-	// made.
+	// kept has the start times of steps that a sweep has left alone for good: it could not finish what another process
+	// began, see finishLeft.
 	kept map[string]time.Time
 	// unswept has the time of the last sweep that could not end a step of the key.
 	unswept map[string]time.Time
@@ -139,9 +140,9 @@ func (p *Provider) stepFailed(i metastore.Intent, fresh bool, servers string) {
 }
 
 // sweepSteps ends steps that failed, and finishes deletions that could not be finished. It ends a step if the token
-// holds nothing that the step made, or if this process began the step: then it destroys what the step made. Other
-// steps stay, because their keys may be in use, if the store is an old copy: the same step, made again, uses them. A
-// number of a step that was swept is not given again.
+// holds nothing that the step made, or if this process began the step: then it destroys what the step made. Of other
+// processes' steps it destroys nothing, because their keys may be in use, if the store is an old copy: it finishes
+// them. A number of a step that was swept is not given again.
 func (p *Provider) sweepSteps(ctx context.Context, now time.Time) error {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -198,31 +199,37 @@ func (p *Provider) sweepStep(ctx context.Context, i metastore.Intent) (ended boo
 		}
 		return ended, err
 	}
-	if found, err := p.holdsStep(ctx, i); err != nil {
+	n, err := p.countObjects(ctx, i)
+	switch {
+	case err != nil:
 		return false, err
-	} else if found || p.tok.Hidden() != nil { // a key may be in a file that the process may not read
+	case n > 0:
+		return false, p.finishLeft(ctx, i, n)
+	case p.tok.Hidden() != nil: // a key may be in a file that the process may not read
 		p.failed.keep(i)
 		return false, nil
 	}
 	return true, p.store.Drop(ctx, i.Key)
 }
 
-// holdsStep reports whether the token holds an object of a step.
-func (p *Provider) holdsStep(ctx context.Context, i metastore.Intent) (bool, error) {
+// countObjects returns the number of objects of a step that the token holds. Several objects with one CKA_ID count as
+// two.
+func (p *Provider) countObjects(ctx context.Context, i metastore.Intent) (n int, err error) {
 	for _, ref := range i.Refs {
 		raw, err := decodeID("hsm.sweep", claviger.VersionName(i.Key, ref.ID), ref.Object)
 		if err != nil {
-			return false, err
+			return 0, err
 		}
-		info, err := p.tok.Find(ctx, raw)
-		if info != nil || errors.Is(err, pkcs11.ErrSeveral) {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
+		switch info, err := p.tok.Find(ctx, raw); {
+		case errors.Is(err, pkcs11.ErrSeveral):
+			n += 2
+		case err != nil:
+			return 0, err
+		case info != nil:
+			n++
 		}
 	}
-	return false, nil
+	return n, nil
 }
 
 // undoStep ends a step of this process, and destroys what it made, as a deletion does. First it takes the step, so that
@@ -250,15 +257,15 @@ func (p *Provider) undoStep(ctx context.Context, failed failedStep) (ended bool,
 	return true, p.destroyObjects(ctx, deletion)
 }
 
-// leaveStep ends a step of this process if the token holds nothing that it made, and leaves it alone otherwise.
+// leaveStep ends a step of this process if the token holds nothing that it made. Otherwise the step counts as that of
+// another process from then on, see finishLeft.
 func (p *Provider) leaveStep(ctx context.Context, i metastore.Intent) (ended bool, err error) {
-	found, err := p.holdsStep(ctx, i)
+	n, err := p.countObjects(ctx, i)
 	if err != nil {
 		return false, err
 	}
 	p.failed.forget(i.Key)
-	if found {
-		p.failed.keep(i)
+	if n > 0 {
 		return false, nil
 	}
 	if err := p.store.Drop(ctx, i.Key); err != nil {
