@@ -103,6 +103,9 @@ func keyOperations() []operation {
 		{"start date", haveKey, func(ctx context.Context, tok *Token) (any, error) {
 			return tok.StartDate(ctx, operationKey, "k@5")
 		}},
+		{"protection", haveKey, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.Protection(ctx, operationKey, "k@5")
+		}},
 		{"destroy", haveTwoKeys("k@5"), func(ctx context.Context, tok *Token) (any, error) {
 			return nil, tok.Destroy(ctx, operationKey, "k@5")
 		}},

@@ -138,6 +138,14 @@ func (l *lateToken) StartDate(ctx context.Context, id []byte, label string) (tim
 	return tok.StartDate(ctx, id, label)
 }
 
+func (l *lateToken) Protection(ctx context.Context, id []byte, label string) ([]pkcs11.Protection, error) {
+	tok, err := l.get(ctx, "hsm.Protection")
+	if err != nil {
+		return nil, err
+	}
+	return tok.Protection(ctx, id, label)
+}
+
 func (l *lateToken) List(ctx context.Context) ([]pkcs11.KeyInfo, error) {
 	tok, err := l.get(ctx, "hsm.List")
 	if err != nil {

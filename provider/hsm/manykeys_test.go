@@ -147,6 +147,10 @@ func (m *manyToken) StartDate(context.Context, []byte, string) (time.Time, error
 	return time.Time{}, nil
 }
 
+func (m *manyToken) Protection(context.Context, []byte, string) ([]pkcs11.Protection, error) {
+	return nil, nil
+}
+
 func (m *manyToken) ListData(context.Context, string) (list []pkcs11.Data, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -40,6 +40,7 @@ type token interface {
 	Find(ctx context.Context, id []byte) (*pkcs11.KeyInfo, error)
 	FindLabel(ctx context.Context, label string) ([]pkcs11.KeyInfo, error)
 	StartDate(ctx context.Context, id []byte, label string) (time.Time, error)
+	Protection(ctx context.Context, id []byte, label string) ([]pkcs11.Protection, error)
 	List(ctx context.Context) ([]pkcs11.KeyInfo, error)
 	ListData(ctx context.Context, application string) ([]pkcs11.Data, error)
 	PutData(ctx context.Context, d pkcs11.Data) error
