@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/aes"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -131,4 +132,33 @@ func TestSelfCheckSampled(t *testing.T) {
 	if refused == 0 || refused > 300 {
 		t.Errorf("%d of 400 batches are refused", refused)
 	}
+}
+
+// TestSelfCheckOfFailedCall: if a call fails and leaves the blocks as they were, both results of a block are equal, and
+// still nothing is opened. The copies of the blocks are wiped, after a success too.
+func TestSelfCheckOfFailedCall(t *testing.T) {
+	v := claviger.KeyVersion{Name: "k@0"}
+	for _, check := range []SelfCheck{CheckNone, CheckSampled, CheckTwice} {
+		l := &blockKeeper{err: errBroken}
+		s := NewService(l).Check(check)
+		if got, err := s.Unwrap(t.Context(), v, "", batchOf(3)); got != nil || !errors.Is(err, errBroken) {
+			t.Errorf("%s: a failed call opens %d EDEKs, %v", check, len(got), err)
+		}
+		l.err = nil
+		if _, err := s.Unwrap(t.Context(), v, "", batchOf(3)); err != nil || len(l.kept) != 2 {
+			t.Errorf("%s: %v after %d calls", check, err, len(l.kept))
+		}
+		l.wantWiped(t, string(check))
+	}
+}
+
+// blockKeeper keeps the blocks that it is given, and leaves them as they are.
+type blockKeeper struct {
+	bufferKeeper
+	err error
+}
+
+func (l *blockKeeper) EncryptBlocks(_ context.Context, _ string, blocks []byte) error {
+	l.kept = append(l.kept, blocks)
+	return l.err
 }
