@@ -21,8 +21,7 @@ const (
 
 // throttles reports whether an error may say that the HSM is busy.
 func (t *Token) throttles(err error) bool {
-	busy := profiles[t.cfg.Profile].busy
-	return len(busy) > 0 && isOneOf(err, busy...) && !libraryGone(err)
+	return isOneOf(err, profiles[t.cfg.Profile].busy...) && !libraryGone(err)
 }
 
 // isBusy reports whether a failed operation shows that the HSM is busy, and not that the token is lost.

@@ -92,3 +92,12 @@ func TestBusyForLong(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNotBusy: with the profile of an HSM that throttles, another code closes the session, as with any profile.
+func TestNotBusy(t *testing.T) {
+	tok, m := openBusy(t)
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_OPERATION_ACTIVE))
+	if err := encryptWith(t, tok, 1); err != nil || m.Count("CloseSession") != 1 {
+		t.Errorf("%v, %d sessions closed", err, m.Count("CloseSession"))
+	}
+}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"testing"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
 )
 
 // TestCheckValueWhileHandlesChange: the handles of the key and of another key change places after any call of
@@ -69,5 +72,76 @@ func TestTwoCheckValues(t *testing.T) {
 	if got, err := tok.CheckValue(t.Context(), keys[0].id, keys[0].label); err != nil ||
 		!bytes.Equal(got, keys[0].check) {
 		t.Errorf("%x, %v", got, err)
+	}
+}
+
+// TestCheckValueSearchesTheKey: each of the two computations searches the key, although its handle is known. After a
+// failed computation, the handle is not known any more.
+func TestCheckValueSearchesTheKey(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	for range 2 {
+		m.Reset()
+		if _, err := tok.CheckValue(t.Context(), id, label); err != nil || m.Count("FindObjectsInit") != 2 {
+			t.Errorf("%v, %d searches", err, m.Count("FindObjectsInit"))
+		}
+	}
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_ACTION_PROHIBITED))
+	if _, err := tok.CheckValue(t.Context(), id, label); !errors.Is(err, ErrRefused) {
+		t.Error(err)
+	}
+	if _, known := tok.login.handles.Load(keyName{string(id), label}); known {
+		t.Error("the handle that failed is used again")
+	}
+}
+
+// otherObject shows the label of another object for some reads.
+type otherObject struct {
+	Boundary
+	reads *int // how many reads show it
+}
+
+func (o otherObject) GetAttributeValue(s p11.SessionHandle, h p11.ObjectHandle,
+	ask []*p11.Attribute) ([]*p11.Attribute, error) {
+	list, err := o.Boundary.GetAttributeValue(s, h, ask)
+	for _, a := range list {
+		if a.Type == p11.CKA_LABEL && *o.reads > 0 {
+			*o.reads--
+			a.Value = []byte("other")
+		}
+	}
+	return list, err
+}
+
+// openOther opens a token that shows the label of another object for the next reads, and has a key.
+func openOther(t *testing.T) (tok *Token, m *Meter, reads *int, id []byte, label string) {
+	t.Helper()
+	m, reads = new(Meter), new(int)
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary { return otherObject{m.Wrap(b), reads} }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	id, label = generate(t, tok, 1, 256)
+	m.Reset()
+	return tok, m, reads, id, label
+}
+
+// TestCheckValueOfOtherObjects: while the key's handle is always that of another object, the key has no check value.
+func TestCheckValueOfOtherObjects(t *testing.T) {
+	tok, m, reads, id, label := openOther(t)
+	*reads = 1000
+	got, err := tok.CheckValue(t.Context(), id, label)
+	if got != nil || !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errOtherObject) {
+		t.Errorf("%x, %v", got, err)
+	}
+	if m.Count("Encrypt") != 0 {
+		t.Errorf("%d encryptions with another object", m.Count("Encrypt"))
 	}
 }

@@ -228,6 +228,7 @@ func TestDestroyRefuses(t *testing.T) {
 		"another label": keyTemplate(id, &other), "another id": keyTemplate([]byte{2}, &label),
 		"a data object": dataTemplate("claviger", &label), "a session's key": sessionKeyMatch,
 		"a public key": publicMatch(id), "a private key": privateMatch(id, &label),
+		"an attribute that no key has": append(keyTemplate(id, &label), p11.NewAttribute(p11.CKA_APPLICATION, "a")),
 	} {
 		err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
 			found, err := tok.find(s, id, &label)
@@ -245,5 +246,31 @@ func TestDestroyRefuses(t *testing.T) {
 	}
 	if list, err := tok.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("%d keys, %v", len(list), err)
+	}
+}
+
+// TestDestroySearchesAgain: if the handle is that of another object once, the key is searched again and destroyed.
+func TestDestroySearchesAgain(t *testing.T) {
+	tok, m, reads, id, label := openOther(t)
+	*reads = 1
+	if err := tok.Destroy(t.Context(), id, label); err != nil || m.Count("DestroyObject") != 1 {
+		t.Errorf("%v, %d objects destroyed", err, m.Count("DestroyObject"))
+	}
+	if k, err := tok.Find(t.Context(), id); k != nil || err != nil {
+		t.Errorf("%+v, %v", k, err)
+	}
+}
+
+// TestDestroyTheOthers: if the token does not destroy one copy of a key, the others are destroyed.
+func TestDestroyTheOthers(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	makeSecondKey(t, tok, id, label)
+	m.Fail("DestroyObject", 1, p11.Error(p11.CKR_ACTION_PROHIBITED))
+	if err := tok.Destroy(t.Context(), id, label); !errors.Is(err, p11.Error(p11.CKR_ACTION_PROHIBITED)) {
+		t.Error(err)
+	}
+	if k, err := tok.Find(t.Context(), id); k == nil || err != nil {
+		t.Errorf("%+v, %v", k, err)
 	}
 }

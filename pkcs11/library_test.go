@@ -9,6 +9,7 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"claviger/internal/faultmodule"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -113,5 +114,33 @@ func TestIsMechanism(t *testing.T) {
 		if _, err := Open(t.Context(), c); err == nil || IsMechanism(err) != want {
 			t.Errorf("%s fails: %v", call, err)
 		}
+	}
+}
+
+// TestLibraryWithoutToken: a library that does not show the token, that starts again, or that fails at its end returns
+// an error.
+func TestLibraryWithoutToken(t *testing.T) {
+	c, faults := faulty(t)
+	c.TokenLabel = "absent"
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	lib, err := OpenLibrary(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := lib.Token(t.Context()); err == nil || !strings.Contains(err.Error(), `token "absent"`) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	m.Reset()
+	ended, end := context.WithCancel(t.Context())
+	end()
+	lib.module.resetting = &pendingReset{since: time.Now(), done: make(chan struct{})}
+	if s, err := lib.token(ended); !errors.Is(err, context.Canceled) || len(m.Counts()) > 0 {
+		t.Errorf("%+v, %v, calls %v", s, err, m.Counts())
+	}
+	lib.module.resetting = nil
+	faults.Order(faultmodule.Finalize, faultmodule.Order{Action: faultmodule.FailAfter, Value: p11.CKR_GENERAL_ERROR})
+	if err := lib.Close(); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
+		t.Error(err)
 	}
 }
