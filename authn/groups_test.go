@@ -136,3 +136,27 @@ func TestGroupLimits(t *testing.T) {
 		t.Errorf("%+v, %d slots", s, cap(g.strangerSlots))
 	}
 }
+
+// TestGroupsLookup: Lookup returns the static groups of a user, and for other users what the directory returns. It
+// remembers neither.
+func TestGroupsLookup(t *testing.T) {
+	g, err := NewGroups("ann=staff,ops", time.Minute, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault := errors.New("the directory is down")
+	g.SetDirectory(func(string) ([]string, error) { return []string{"people"}, fault })
+	if got, err := g.Lookup("ann"); err != nil || !slices.Equal(got, []string{"staff", "ops"}) {
+		t.Errorf("a user with static groups: %q, %v", got, err)
+	}
+	if _, err := g.Lookup("bob"); !errors.Is(err, fault) {
+		t.Errorf("the directory fails: %v", err)
+	}
+	fault = nil
+	if got, err := g.Lookup("bob"); err != nil || !slices.Equal(got, []string{"people"}) {
+		t.Errorf("the directory answers: %q, %v", got, err)
+	}
+	if s := g.Stats(); s.Cached != 0 || s.Absent != 0 || s.Failed != 0 {
+		t.Errorf("statistics: %+v", s)
+	}
+}

@@ -49,3 +49,14 @@ func TestEndDuringLogin(t *testing.T) {
 		})
 	}
 }
+
+// TestCloseAfterLogin: Close does not wait for a login that has returned.
+func TestCloseAfterLogin(t *testing.T) {
+	tok, _ := open(t)
+	tok.closeTimeout = time.Hour
+	within(t, 20*time.Second, "Close", func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
