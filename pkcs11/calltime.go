@@ -12,6 +12,8 @@ const (
 	callSpacing = 10 * time.Millisecond
 	// callTimePeriod is the time for which a short call counts at least. It counts for two periods at most.
 	callTimePeriod = 2 * time.Second
+	// shortCall is the time of a call below which calls with one key begin without a gap between them.
+	shortCall = 5 * time.Millisecond
 )
 
 // callTime is the time that one encryption takes at present: the shortest of the last one or two periods. The others
@@ -45,4 +47,15 @@ func (c *callTime) add(took time.Duration, at time.Time) {
 func (t *Token) callsAtOnce() int {
 	wanted := int(t.callTime.shortest.Load() / int64(callSpacing))
 	return max(t.inFlight, min(wanted, cap(t.slots)/4))
+}
+
+// callGap returns the shortest time between the beginnings of two calls with one key, so that the calls of a busy key
+// begin evenly spread over the time of one. Otherwise the callers whom one call has served return together, take all
+// places with small calls, and the rest of them wait for the whole time of a call before theirs begins.
+func (t *Token) callGap() time.Duration {
+	took := time.Duration(t.callTime.shortest.Load())
+	if took < shortCall {
+		return 0
+	}
+	return took / time.Duration(t.callsAtOnce())
 }

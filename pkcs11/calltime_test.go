@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -38,7 +39,8 @@ func TestCallsAtOnce(t *testing.T) {
 		sessions, want int
 		took           time.Duration
 	}{
-		{33, 1, time.Millisecond}, {33, 6, 60 * time.Millisecond}, {33, 8, time.Second}, {4, 1, time.Second},
+		{33, 1, time.Millisecond}, {33, 6, 60 * time.Millisecond}, {33, 8, 200 * time.Millisecond},
+		{4, 1, 200 * time.Millisecond},
 	} {
 		cfg := config(softhsmtest.New(t))
 		cfg.MaxSessions = c.sessions
@@ -91,4 +93,35 @@ func TestCallTimeIsMeasured(t *testing.T) {
 	if err := encrypt(); err == nil || tok.callTime.shortest.Load() < int64(latency) {
 		t.Errorf("%v; a call that failed counts: %v", err, time.Duration(tok.callTime.shortest.Load()))
 	}
+}
+
+// TestCallsAreSpread: calls of a busy key begin at equal distances over the time of one call. The first after a pause
+// begins at once, and so do all while calls are short.
+func TestCallsAreSpread(t *testing.T) {
+	const took, calls = 60 * time.Millisecond, 6
+	synctest.Test(t, func(t *testing.T) {
+		tok := &Token{inFlight: 1, slots: make(chan struct{}, 4*calls)}
+		g := &gatherer{token: tok}
+		expect := func(when string, want time.Duration) {
+			t.Helper()
+			if got := g.untilBegin(); got != want {
+				t.Errorf("%s: the call begins after %v, want %v", when, got, want)
+			}
+		}
+		tok.callTime.add(took, time.Now())
+		expect("no waiter", 0)
+		g.queue(&waiter{})
+		for i := range calls {
+			expect("a busy key", time.Duration(i)*took/calls)
+		}
+		time.Sleep(took)
+		expect("a call later", 0)
+		time.Sleep(took / calls)
+		expect("after the distance", 0)
+		expect("at the same time", took/calls)
+		tok.callTime = callTime{}
+		tok.callTime.add(shortCall-1, time.Now())
+		expect("short calls", 0)
+		expect("short calls", 0)
+	})
 }

@@ -140,9 +140,10 @@ type gatherer struct {
 	mu      sync.Mutex
 	small   []*waiter // at most smallBytes each
 	large   []*waiter
-	running int // runs, also those whose call hangs
-	hung    int // runs whose call hangs: it did not return within its limit, and has not returned since
-	givenUp int // waiters that were abandoned since dropAbandoned last ran
+	running int       // runs, also those whose call hangs
+	hung    int       // runs whose call hangs: it did not return within its limit, and has not returned since
+	givenUp int       // waiters that were abandoned since dropAbandoned last ran
+	begins  time.Time // when the last call began, or will begin; see callGap
 
 	progress progress // of all its calls
 }
@@ -273,13 +274,34 @@ func dropAbandoned(q []*waiter) []*waiter {
 
 // run makes calls until no waiter is queued. If a call hangs, the run goes on when the call has returned.
 func (g *gatherer) run() {
-	g.gatherMore()
-	for batch := g.next(); batch != nil; batch = g.next() {
-		if !g.serve(batch) {
+	for {
+		g.gatherMore()
+		time.Sleep(g.untilBegin())
+		batch := g.next()
+		if batch == nil || !g.serve(batch) {
 			return
 		}
-		g.gatherMore()
 	}
+}
+
+// untilBegin returns the time until the next call may begin, and counts the call as begun then. It is 0 if no waiter
+// is queued.
+func (g *gatherer) untilBegin() time.Duration {
+	gap := g.token.callGap()
+	if gap == 0 {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.small)+len(g.large) == 0 {
+		return 0
+	}
+	now := time.Now()
+	g.begins = g.begins.Add(gap)
+	if g.begins.Before(now) {
+		g.begins = now
+	}
+	return g.begins.Sub(now)
 }
 
 // hangs counts a run whose call hangs. If that is true of all, no call can serve the queued waiters, and they get an
