@@ -40,12 +40,15 @@ type Options struct {
 	User    string // "" is the user of this process
 	Only    []string
 	Explain string
-	HDFS    string // folder of HDFS' configuration; "" for none
-	AsUser  string // short name of a user who reads files in encryption zones; "" for none
-	Backup  string // file of the newest backup of the metastore; "" for none
-	FailOn  string // "warning" makes a warning count as a failure
-	Quiet   bool
-	Out     terminal.Output
+	// NameNodes are the URLs of NameNodes of one HDFS; none if they are not asked.
+	NameNodes []string
+
+	HDFS   string // folder of HDFS' configuration; "" for none
+	AsUser string // short name of a user who reads files in encryption zones; "" for none
+	Backup string // file of the newest backup of the metastore; "" for none
+	FailOn string // "warning" makes a warning count as a failure
+	Quiet  bool
+	Out    terminal.Output
 }
 
 // Define gives the command its flags.
@@ -58,6 +61,8 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 	f.StringVar(&o.User, "user", "", "user that the service runs as, for rights to files (default: the user of this "+
 		"process)")
 	f.StringVar(&o.HDFS, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+	f.StringSliceVar(&o.NameNodes, "namenode", nil, "ask these NameNodes of one HDFS, as in "+
+		"https://HOST:9871,https://HOST2:9871")
 	f.StringVar(&o.AsUser, "as-user", "", "short name of a user who reads files in encryption zones; an EDEK is "+
 		"opened at the source for this user")
 	f.StringVar(&o.Backup, "backup", "", "file of the newest backup of the metastore, to check it and its age")

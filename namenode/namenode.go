@@ -1,4 +1,5 @@
-// Package namenode fetches the newest fsimage of an HDFS over HTTP, as `hdfs dfsadmin -fetchImage` does.
+// Package namenode fetches the newest fsimage of an HDFS over HTTP, as `hdfs dfsadmin -fetchImage` does, and reads the
+// state, the configuration and the counters of running NameNodes (States).
 //
 // Any NameNode gives it, also a standby: GET /imagetransfer?getimage=1&txid=latest at dfs.namenode.http(s)-address. The
 // answer has the length, the MD5 digest and, in its name, the transaction of the image. A part of an image cannot be
@@ -115,7 +116,7 @@ func (c *Client) Newest(ctx context.Context) (*Image, error) {
 }
 
 func (c *Client) head(ctx context.Context, base string) (*Image, error) {
-	resp, err := c.do(ctx, http.MethodHead, base, "latest")
+	resp, err := c.do(ctx, http.MethodHead, base, imagePage("latest"))
 	if err != nil {
 		return nil, err
 	}
@@ -144,16 +145,18 @@ func (c *Client) image(base string, resp *http.Response) (*Image, error) {
 	return &Image{base, txid, resp.ContentLength, strings.ToLower(digest), c}, nil
 }
 
-// do sends a request for an image, with a login by Kerberos if the NameNode requires one. It returns an answer with
-// status 200.
-func (c *Client) do(ctx context.Context, method, base, txid string) (*http.Response, error) {
-	resp, err := c.send(ctx, method, base, txid, "")
+// imagePage is the page of the image of a transaction.
+func imagePage(txid string) string { return "/imagetransfer?getimage=1&txid=" + txid }
+
+// do sends a request, with a login by Kerberos if the NameNode requires one. It returns an answer with status 200.
+func (c *Client) do(ctx context.Context, method, base, page string) (*http.Response, error) {
+	resp, err := c.send(ctx, method, base, page, "")
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusUnauthorized && offersNegotiate(resp) {
 		_ = resp.Body.Close()
-		if resp, err = c.negotiate(ctx, method, base, txid); err != nil {
+		if resp, err = c.negotiate(ctx, method, base, page); err != nil {
 			return nil, fmt.Errorf("logging in by Kerberos: %w", err)
 		}
 	}
@@ -164,11 +167,12 @@ func (c *Client) do(ctx context.Context, method, base, txid string) (*http.Respo
 	return resp, nil
 }
 
-func (c *Client) send(ctx context.Context, method, base, txid, token string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, base+"/imagetransfer?getimage=1&txid="+txid, nil)
+func (c *Client) send(ctx context.Context, method, base, page, token string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, base+page, nil)
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Accept", "application/json, */*") // of the pages that States reads; an image has one format
 	if token != "" {
 		req.Header.Set("Authorization", "Negotiate "+token)
 	}
@@ -182,18 +186,24 @@ func (c *Client) send(ctx context.Context, method, base, txid, token string) (*h
 	return resp, nil
 }
 
-// refusal explains an answer that is not an image. Hadoop puts the reason, with a stack trace, into the status line.
+// refusal explains an answer that is not what was requested. Hadoop puts the reason, with a stack trace, into the
+// status line.
 func refusal(resp *http.Response) error {
 	reason, _, _ := strings.Cut(resp.Status, "\n")
 	reason = fmt.Sprintf("%.200q", strings.TrimSpace(reason))
-	switch resp.StatusCode {
-	case http.StatusForbidden:
+	image := strings.HasPrefix(resp.Request.URL.Path, "/imagetransfer")
+	switch {
+	case resp.StatusCode == http.StatusForbidden && !image:
+		return fmt.Errorf("the NameNode refuses the page %s (%s): with hadoop.security.instrumentation.requires.admin "+
+			"it gives the page to the users in dfs.cluster.administrators; log in as one of them",
+			resp.Request.URL.Path, reason)
+	case resp.StatusCode == http.StatusForbidden:
 		return fmt.Errorf("the NameNode refuses the image (%s): under Kerberos it gives it to the NameNodes' own "+
 			"principals and to the users in dfs.cluster.administrators; log in as one of them. A NameNode that has "+
 			"just started refuses too", reason)
-	case http.StatusUnauthorized:
+	case resp.StatusCode == http.StatusUnauthorized:
 		return fmt.Errorf("the NameNode requires a login that is not by Kerberos (%s)", reason)
-	case http.StatusGone:
+	case resp.StatusCode == http.StatusGone && image:
 		return fmt.Errorf("the NameNode has no such image, or cannot read it (%s); its log says more", reason)
 	}
 	return fmt.Errorf("the NameNode answered with %s", reason)
@@ -215,7 +225,7 @@ func challenge(resp *http.Response) (token string, ok bool) {
 }
 
 // negotiate sends a request with our proof, and checks the NameNode's.
-func (c *Client) negotiate(ctx context.Context, method, base, txid string) (*http.Response, error) {
+func (c *Client) negotiate(ctx context.Context, method, base, page string) (*http.Response, error) {
 	if c.conf.Negotiate == nil {
 		return nil, errors.New("no login is configured")
 	}
@@ -232,7 +242,7 @@ func (c *Client) negotiate(ctx context.Context, method, base, txid string) (*htt
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.send(ctx, method, base, txid, base64.StdEncoding.EncodeToString(out))
+	resp, err := c.send(ctx, method, base, page, base64.StdEncoding.EncodeToString(out))
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return resp, err
 	}
@@ -273,7 +283,8 @@ func (e *brokenError) Unwrap() error { return e.err }
 func (m *Image) transfer(ctx context.Context, w io.Writer, progress func(int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := m.client.do(ctx, http.MethodGet, m.URL, strconv.FormatUint(m.Transaction, 10))
+	resp, err := m.client.do(ctx, http.MethodGet, m.URL,
+		imagePage(strconv.FormatUint(m.Transaction, 10)))
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.URL, err)
 	}

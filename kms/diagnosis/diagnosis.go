@@ -15,6 +15,7 @@ import (
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/migrate"
+	"claviger/namenode"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/hsm"
@@ -54,6 +55,7 @@ type site struct {
 	tls      *kms.ServerTLS   // set by D-tls-chain
 	hdfsSite *hadoopconf.Conf // set by D-hdfs-path, with hdfsKMS
 	hdfsKMS  provider.KMSURI  // that HDFS uses
+	states   []namenode.State // of the NameNodes that answer, set by D-hdfs-namenode
 
 	aclFindings  *acls.Findings
 	requirements migrate.Requirements

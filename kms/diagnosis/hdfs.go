@@ -21,9 +21,12 @@ import (
 // The properties that name the KMS in HDFS' configuration.
 const hdfsPath, hdfsOldPath = migrate.HDFSProvider, migrate.HDFSOldProvider
 
+// The properties of what a NameNode requests at once: edekCache is the prefix of its cache of EDEKs.
+const edekCache, reencryptBatch = "hadoop.security.kms.client.encrypted.key.cache.", "dfs.namenode.reencrypt.batch.size"
+
 // hdfs returns the checks of HDFS' configuration, as far as the configuration is about the KMS.
 func (s *site) hdfs() doctor.Group {
-	return doctor.Group{Title: "HDFS", Checks: []doctor.Check{
+	return doctor.Group{Title: "HDFS", Checks: append([]doctor.Check{
 		{ID: "D-hdfs-path", Title: "the KMS of HDFS", Needs: []string{"D-conf-read"},
 			Measures: "host, port, scheme and path of hadoop.security.key.provider.path, in the folder of " +
 				"--hdfs-conf, are compared with this server",
@@ -49,7 +52,7 @@ func (s *site) hdfs() doctor.Group {
 				"refused",
 			Cure: "correct the value in HDFS' configuration, or raise the limit here (docs/limits.md)",
 			Run:  s.hdfsQueue},
-	}}
+	}, s.nameNodes()...)}
 }
 
 // hdfsConf returns the configuration of --hdfs-conf. If it is nil, the findings say why.
@@ -69,33 +72,52 @@ func (s *site) hdfsPath(ctx context.Context) []doctor.Finding {
 	if conf == nil {
 		return skipped
 	}
-	name, value := hdfsPath, ""
-	for _, name = range []string{hdfsPath, hdfsOldPath} {
-		if value, _ = conf.Get(name); value != "" {
+	kms, err := providerOf(conf.Get)
+	switch {
+	case err != nil:
+		return doctor.Error(err, "")
+	case kms.property == "":
+		return doctor.Fail("HDFS has no key provider: "+hdfsPath+" is not set", "")
+	}
+	s.hdfsSite, s.hdfsKMS = conf, kms.uri
+	return s.address(ctx, kms.uri, kms.property+" is "+kms.text)
+}
+
+// keyProvider is the KMS that HDFS uses.
+type keyProvider struct {
+	property string // that names the KMS; "" if none does
+	text     string // the URI, printable
+	uri      provider.KMSURI
+}
+
+// providerOf returns the KMS that a configuration of HDFS names.
+func providerOf(get func(name string) (string, bool)) (p keyProvider, err error) {
+	value := ""
+	for _, p.property = range []string{hdfsPath, hdfsOldPath} {
+		if value, _ = get(p.property); value != "" {
 			break
 		}
 	}
 	if value == "" {
-		return doctor.Fail("HDFS has no key provider: "+hdfsPath+" is not set", "")
+		return keyProvider{}, nil
 	}
 	uris, err := provider.SplitURIs(value)
 	if err == nil && len(uris) != 1 {
 		err = fmt.Errorf("%d providers are named, and HDFS accepts one: the hosts of a KMS are separated by ';'",
 			len(uris))
 	}
-	var uri provider.KMSURI
 	if err == nil {
-		uri, err = provider.ParseKMS(uris[0])
+		p.text = claviger.Printable(uris[0])
+		p.uri, err = provider.ParseKMS(uris[0])
 	}
 	if err != nil {
-		return doctor.Error(fmt.Errorf("%s: %w", name, err), "")
+		return p, fmt.Errorf("%s: %w", p.property, err)
 	}
-	s.hdfsSite, s.hdfsKMS = conf, uri
-	return s.hdfsAddress(ctx, fmt.Sprintf("%s is %s", name, claviger.Printable(uris[0])))
+	return p, nil
 }
 
-// hdfsAddress compares the URI of HDFS with the address of this server.
-func (s *site) hdfsAddress(ctx context.Context, measured string) []doctor.Finding {
+// address compares the URI of HDFS with the address of this server.
+func (s *site) address(ctx context.Context, uri provider.KMSURI, measured string) []doctor.Finding {
 	own := migrate.Probes{Own: s.service.Addresses(ctx)}
 	if len(own.Own) == 0 {
 		return doctor.Skip("%s; the system chooses the port of this server", measured)
@@ -105,7 +127,7 @@ func (s *site) hdfsAddress(ctx context.Context, measured string) []doctor.Findin
 		return doctor.Error(err, "")
 	}
 	found, unknown := false, []string(nil)
-	for _, host := range s.hdfsKMS.Hosts {
+	for _, host := range uri.Hosts {
 		is, err := own.Here(ctx, net.JoinHostPort(host, port))
 		if found = found || is; err != nil {
 			unknown = append(unknown, host+" has no address, as far as the name service knows")
@@ -115,8 +137,8 @@ func (s *site) hdfsAddress(ctx context.Context, measured string) []doctor.Findin
 	if on, err := s.conf.Bool("hadoop.kms.ssl.enabled"); err == nil && on {
 		scheme = "https"
 	}
-	switch text := strconv.Itoa(s.hdfsKMS.Port); {
-	case (!found || text != port) && s.pointsToSource(ctx):
+	switch text := strconv.Itoa(uri.Port); {
+	case (!found || text != port) && s.pointsToSource(ctx, uri):
 		return doctor.Skip("%s, which is the source; HDFS does not use this server yet", measured)
 	case !found && len(unknown) > 0:
 		return doctor.Fail(measured+"; "+strings.Join(unknown, "; "), "correct the name, or the name service")
@@ -125,11 +147,11 @@ func (s *site) hdfsAddress(ctx context.Context, measured string) []doctor.Findin
 			"balancer in front of it has that name")
 	case text != port:
 		return doctor.Fail(fmt.Sprintf("%s: the port is %s, and this server has %s", measured, text, port), "")
-	case s.hdfsKMS.Scheme != scheme:
-		return doctor.Fail(fmt.Sprintf("%s: the scheme is %s, and this server speaks %s", measured, s.hdfsKMS.Scheme,
+	case uri.Scheme != scheme:
+		return doctor.Fail(fmt.Sprintf("%s: the scheme is %s, and this server speaks %s", measured, uri.Scheme,
 			scheme), "")
-	case s.hdfsKMS.Path != "/kms":
-		return doctor.Fail(fmt.Sprintf("%s: the path is %q, and this server has /kms", measured, s.hdfsKMS.Path), "")
+	case uri.Path != "/kms":
+		return doctor.Fail(fmt.Sprintf("%s: the path is %q, and this server has /kms", measured, uri.Path), "")
 	case len(unknown) > 0:
 		return doctor.Warn(measured+"; "+strings.Join(unknown, "; "), "correct the name, or the name service")
 	}
@@ -137,7 +159,7 @@ func (s *site) hdfsAddress(ctx context.Context, measured string) []doctor.Findin
 }
 
 // pointsToSource reports whether HDFS uses the source of the migration.
-func (s *site) pointsToSource(ctx context.Context) bool {
+func (s *site) pointsToSource(ctx context.Context, uri provider.KMSURI) bool {
 	value, _ := s.conf.Get(hadoopconf.SourceURI)
 	source, err := provider.ParseKMS(value)
 	if err != nil {
@@ -147,8 +169,8 @@ func (s *site) pointsToSource(ctx context.Context) bool {
 	for _, host := range source.Hosts {
 		p.Own = append(p.Own, net.JoinHostPort(host, strconv.Itoa(source.Port)))
 	}
-	return slices.ContainsFunc(s.hdfsKMS.Hosts, func(host string) bool {
-		is, err := p.Here(ctx, net.JoinHostPort(host, strconv.Itoa(s.hdfsKMS.Port)))
+	return slices.ContainsFunc(uri.Hosts, func(host string) bool {
+		is, err := p.Here(ctx, net.JoinHostPort(host, strconv.Itoa(uri.Port)))
 		return is && err == nil
 	})
 }
@@ -211,34 +233,36 @@ func nodesInURI(hosts []string, nodes []kms.Node, lookup func(host string) []str
 	return list
 }
 
-// hdfsQueue compares what a NameNode requests at once with the limits of this server. The defaults are those of Hadoop.
-func (s *site) hdfsQueue(context.Context) []doctor.Finding {
-	const queue, batch = "hadoop.security.kms.client.encrypted.key.cache.", "dfs.namenode.reencrypt.batch.size"
+func (s *site) hdfsQueue(context.Context) []doctor.Finding { return s.requests(s.hdfsSite.Get) }
+
+// requests compares what a NameNode requests at once with the limits of this server. The defaults are those of Hadoop.
+func (s *site) requests(get func(name string) (string, bool)) []doctor.Finding {
 	var faults []error
 	number := func(name, fallback string) float64 {
-		text, _ := s.hdfsSite.Get(name)
+		text, _ := get(name)
 		if text = strings.TrimSpace(text); text == "" {
 			text = fallback
 		}
-		n, err := strconv.ParseFloat(text, 64)
+		n, err := strconv.ParseFloat(strings.TrimRight(text, "fFdD"), 64) // Java reads a suffix, as in 0.3f
 		if err != nil {
 			faults = append(faults, fmt.Errorf("%s: %q is no number", name, text))
 		}
 		return n
 	}
-	size, mark, edeks := number(queue+"size", "500"), number(queue+"low-watermark", "0.3"), number(batch, "1000")
+	size, mark := number(edekCache+"size", "500"), number(edekCache+"low-watermark", "0.3f")
+	edeks := number(reencryptBatch, "1000")
 	if len(faults) > 0 {
 		return doctor.Error(errors.Join(faults...), "")
 	}
 	var list []doctor.Finding
 	if int(size*mark) < 1 {
-		list = doctor.Fail(fmt.Sprintf("%ssize is %v, and low-watermark %v: their product is below 1", queue, size,
-			mark), fmt.Sprintf("raise %ssize", queue))
+		list = doctor.Fail(fmt.Sprintf("%ssize is %v, and low-watermark %v: their product is below 1", edekCache, size,
+			mark), fmt.Sprintf("raise %ssize", edekCache))
 	}
 	for _, l := range []struct {
 		what, limit string
 		requested   float64
-	}{{queue + "size", "claviger.kms.max.num.keys", size}, {batch, "claviger.kms.max.batch", edeks}} {
+	}{{edekCache + "size", "claviger.kms.max.num.keys", size}, {reencryptBatch, "claviger.kms.max.batch", edeks}} {
 		most, err := s.conf.Int(l.limit, 1, 1<<31-1)
 		switch {
 		case err != nil:

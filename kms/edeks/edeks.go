@@ -5,11 +5,9 @@ package edeks
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -24,7 +22,6 @@ import (
 	"claviger/hadoopconf"
 	"claviger/kms"
 	"claviger/namenode"
-	"claviger/provider"
 	"claviger/terminal"
 )
 
@@ -134,7 +131,6 @@ type fetched struct {
 // newest finds the newest image of the NameNodes.
 func (o *Options) newest(ctx context.Context) (*namenode.Image, error) {
 	conf := hadoopconf.New("", os.LookupEnv)
-	var trust *tls.Config
 	if o.Conf != "" {
 		dir, err := filepath.Abs(o.Conf)
 		if err != nil {
@@ -143,21 +139,10 @@ func (o *Options) newest(ctx context.Context) (*namenode.Image, error) {
 		if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
 			return nil, err
 		}
-		if strings.Contains(strings.Join(o.NameNodes, " "), "https:") {
-			service := &kms.Service{Conf: conf, Log: slog.New(slog.DiscardHandler)}
-			if trust, err = service.ClientTLS(provider.Env{}); err != nil {
-				return nil, err
-			}
-		}
 	}
-	negotiate, err := kms.ClientKerberos(conf)
+	client, err := kms.NameNodes(conf, o.NameNodes)
 	if err != nil {
 		return nil, err
-	}
-	client, err := namenode.New(o.NameNodes, namenode.Config{TLS: trust,
-		Negotiate: func(host string) (namenode.Negotiation, error) { return negotiate(host) }})
-	if err != nil {
-		return nil, fmt.Errorf("--namenode: %w", err)
 	}
 	return client.Newest(ctx)
 }

@@ -79,6 +79,9 @@ func (c *Cluster) SetKeyProvider(uri string) {
 // Conf returns the configuration of a client of this cluster.
 func (c *Cluster) Conf() Conf { return c.conf.With() }
 
+// ConfDir returns the folder with the configuration files of the cluster.
+func (c *Cluster) ConfDir() string { return filepath.Join(c.dir, "conf") }
+
 func (c *Cluster) writeConf() {
 	dir := filepath.Join(c.dir, "conf")
 	c.conf.writeSites(c.t, dir)

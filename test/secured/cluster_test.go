@@ -42,6 +42,7 @@ func TestSecuredCluster(t *testing.T) {
 	super.DFSAdmin("-saveNamespace")
 	super.DFSAdmin("-safemode", "leave")
 	s.census()
+	s.doctor()
 	s.tokenEnds(user, job, tokens, books)
 	if log, err := os.ReadFile(s.kms.Log); err != nil || bytes.Contains(log, []byte("level=ERROR")) {
 		t.Errorf("the KMS's log (%v):\n%s", err, log)
