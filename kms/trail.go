@@ -306,6 +306,21 @@ func AuditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, en
 	return storedHead{store, set.node}, end, nil
 }
 
+// AuditHeads returns the places of the heads of this node's chain: a file, and the metastore. It returns none if the
+// node keeps no chain in a file.
+func (s *Service) AuditHeads() ([]audit.Heads, error) {
+	r := &reader{conf: s.Conf}
+	set := r.audit()
+	if r.err != nil || set.json == "" {
+		return nil, r.err
+	}
+	heads := []audit.Heads{audit.HeadFileOf(set.json)}
+	if s.Store != nil {
+		heads = append(heads, storedHead{s.Store, set.node})
+	}
+	return heads, nil
+}
+
 // OpenAudit opens the audit log of a command. It does not rotate files: a server that
 // runs at the same time may do that. out replaces standard output, and is not closed.
 func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*AuditTrail, error) {

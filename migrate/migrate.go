@@ -95,6 +95,14 @@ type Progress struct {
 	Step                    string // the step that was just made durable
 }
 
+// String describes the step.
+func (p Progress) String() string {
+	if p.Key == "" {
+		return p.Step
+	}
+	return claviger.Printable(p.Key) + ": " + p.Step
+}
+
 // Config configures an Engine.
 type Config struct {
 	// Source may be nil for Status and Finish, which read the journal: after a migration the source is no

@@ -108,3 +108,12 @@ func withoutPaths(v *Verdict) []byte {
 	}
 	return text
 }
+
+// Verdict returns the verdict on a source that the record has; nil if it is another record.
+func (r *JournalRecord) Verdict() *Verdict {
+	v := new(Verdict)
+	if r.Run != verdictsRun || json.Unmarshal(r.Record, v) != nil {
+		return nil
+	}
+	return v
+}

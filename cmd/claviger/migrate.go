@@ -15,6 +15,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/kms"
 	"claviger/kms/edeks"
+	"claviger/kms/evidence"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/provider/hsm"
@@ -60,7 +61,7 @@ be imported, a key differs, or the source is still needed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(),
-		newMigrateVerdict(), newMigrateFinish(), newMigrateFree())
+		newMigrateVerdict(), newMigrateReport(), newMigrateFinish(), newMigrateFree())
 	return cmd
 }
 
@@ -135,7 +136,7 @@ A running server with a metastore in SQLite has that store alone. run is then re
 				return err
 			}
 			progress := terminal.NewProgress(m.stderr, "keys", m.flags.quiet)
-			m.cfg.Progress = func(p migrate.Progress) { progress.Show(p.Keys, p.KeysTotal, progressStep(p)) }
+			m.cfg.Progress = func(p migrate.Progress) { progress.Show(p.Keys, p.KeysTotal, p.String()) }
 			closeAudit, err := m.openAudit()
 			if err != nil {
 				return err
@@ -161,14 +162,6 @@ A running server with a metastore in SQLite has that store alone. run is then re
 			}
 			return nil
 		})
-}
-
-// progressStep describes the current step of a run.
-func progressStep(p migrate.Progress) string {
-	if p.Key == "" {
-		return p.Step
-	}
-	return claviger.Printable(p.Key) + ": " + p.Step
 }
 
 func newMigrateStatus() *cobra.Command {
@@ -249,6 +242,16 @@ func newMigrateVerdict() *cobra.Command {
 			}
 			return &exitError{code: exitRefused}
 		})
+}
+
+func newMigrateReport() *cobra.Command {
+	var o evidence.Options
+	return migrateCommand(evidence.Use, evidence.Short, evidence.Long, hsm.Journal,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			hdfsFlag(cmd, f)
+			o.Define(cmd)
+		},
+		func(m *migration) error { return o.Report(m.ctx, m.svc, m.engine, m.flags.hdfs, m.out, m.stderr) })
 }
 
 func hdfsFlag(cmd *cobra.Command, f *migrateFlags) {

@@ -21,6 +21,7 @@ var noExample = map[string]string{
 	"trustee/diagnosis":        "docs/doctor.md shows it",
 	"kms/diagnosis":            "docs/doctor.md shows it",
 	"kms/edeks":                "docs/census.md shows it",
+	"kms/evidence":             "docs/evidence.md shows it",
 	"kms/kmstest":              "it serves tests of the server",
 	"kms":                      "README.md shows it",
 	"kmsapi":                   "its example is each recording in testdata/wire",

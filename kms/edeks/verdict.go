@@ -68,13 +68,20 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 // KMS, and hdfs that of HDFS; "" is conf. Progress goes to log.
 func (o *VerdictOptions) Verdict(ctx context.Context, conf, hdfs string, engine *migrate.Engine, log io.Writer) (
 	*migrate.Verdict, error) {
+	v, _, err := o.VerdictAndImages(ctx, conf, hdfs, engine, log)
+	return v, err
+}
+
+// VerdictAndImages is Verdict, and also returns the censuses of the images.
+func (o *VerdictOptions) VerdictAndImages(ctx context.Context, conf, hdfs string, engine *migrate.Engine,
+	log io.Writer) (*migrate.Verdict, []verdict.Image, error) {
 	in, err := o.input(ctx, conf, hdfs, engine, log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	v := verdict.Judge(in)
 	v.User = kms.OSUser()
-	return v, engine.RecordVerdict(ctx, v)
+	return v, in.Images, engine.RecordVerdict(ctx, v)
 }
 
 // options are those of a census.

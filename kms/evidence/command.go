@@ -1,0 +1,148 @@
+package evidence
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/kms/edeks"
+	"claviger/migrate/evidence"
+	"claviger/terminal"
+)
+
+// Use, Short and Long describe the command claviger migrate report.
+const (
+	Use   = "report --conf DIR --out FILE --key KEY"
+	Short = "Write a signed file that proves the migration to an auditor"
+	Long  = `report writes a zip file with the plan, the journal, the counters of uses of the source, the comparison
+with the source, the attributes of each new key version in the HSM, and the head of the audit log. With --image or
+--namenode it also counts images, as claviger migrate verdict does, and adds the census and the verdict. --verdict adds
+an earlier verdict in place of that. The file has a page for people, index.html, and is signed by --key.
+
+What cannot be made, for example because the source is no longer configured, is left out, and the file says why. The
+file has names of keys and of files, and no secrets.
+
+Exit status: 0 the file is written; 1 an error; 2 the command line is wrong; 3 a person must decide something.`
+)
+
+// Options are the flags of the command.
+type Options struct {
+	edeks.VerdictOptions
+	Out         string
+	Key         string // file of the private key
+	VerdictFile string
+	Overwrite   bool
+}
+
+// Define gives the command its flags and its subcommands.
+func (o *Options) Define(cmd *cobra.Command) {
+	o.VerdictOptions.Define(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.Out, "out", "", "write this new file")
+	f.StringVar(&o.Key, "key", "", "file of the private key that signs; claviger migrate report keygen makes one")
+	f.StringVar(&o.VerdictFile, "verdict", "", "output of an earlier claviger migrate verdict -o json")
+	f.BoolVar(&o.Overwrite, "overwrite", false, "replace the file of --out if it exists")
+	_ = cmd.MarkFlagRequired("out") // the flags are defined above
+	_ = cmd.MarkFlagRequired("key")
+	cmd.AddCommand(verifyCommand(), keygenCommand())
+}
+
+// check returns an error of the command line.
+func (o *Options) check() error {
+	if o.VerdictFile != "" && len(o.Images)+len(o.NameNodes) > 0 {
+		return &terminal.UsageError{Err: errors.New("--verdict and the images of --image and --namenode exclude " +
+			"each other: a verdict by new images replaces the earlier one")}
+	}
+	return nil
+}
+
+// text writes the result for people.
+func (r *Written) text(w io.Writer) {
+	fmt.Fprintf(w, "%s is written: %d bytes, signed by the key\n  %s\n", claviger.Printable(r.File), r.Bytes, r.Signer)
+	for _, p := range r.Parts {
+		if p.Made {
+			fmt.Fprintf(w, "  has    %s\n", p.What)
+		} else {
+			fmt.Fprintf(w, "  lacks  %s: %s\n", p.What, p.Why)
+		}
+	}
+	fmt.Fprintln(w, "Give the auditor the public key by another way than the file. To check the file there:\n"+
+		"  claviger migrate report verify FILE --public-key KEY.pub")
+}
+
+func verifyCommand() *cobra.Command {
+	var out terminal.Output
+	var key string
+	cmd := &cobra.Command{
+		Use:   "verify FILE --public-key KEY.pub",
+		Short: "Find out whether a report is what its maker has signed",
+		Long: `verify needs the file and the public key alone, on any machine. It finds a byte that was changed, a
+member that is missing, added, renamed or there twice, a changed manifest or signature, another key, bytes that belong
+to no member, and a page that does not show what the other files say.
+
+It trusts no key of the file itself: anybody can sign a report with a key of his own. Get the public key from the site
+by another way than the file, and compare the fingerprint by telephone or on paper.
+
+Exit status: 0 the file is verified; 1 it cannot be read; 2 the command line is wrong; 3 it is not verified.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return verify(args[0], key, &out) },
+	}
+	cmd.Flags().StringVar(&key, "public-key", "", "file of the public key, in PEM")
+	out.Flag(cmd)
+	return cmd
+}
+
+func verify(file, key string, out *terminal.Output) error {
+	if key == "" {
+		return withoutKey(file)
+	}
+	public, err := evidence.ReadPublicKey(key)
+	if err != nil {
+		return fmt.Errorf("--public-key: %w", err)
+	}
+	v, err := evidence.Verify(file, public)
+	if err != nil {
+		return err
+	}
+	if err := out.Write(v, v.Text); err != nil || v.Verified {
+		return err
+	}
+	return claviger.Refuse("%s is not verified", claviger.Printable(file))
+}
+
+// withoutKey returns the error of a verification without a public key.
+func withoutKey(file string) error {
+	claim := ""
+	if fingerprint := evidence.Claimed(file); fingerprint != "" {
+		claim = fmt.Sprintf(" The file names the key %s, but anybody can write that into a file: ask the site whether "+
+			"it is the site's key.", claviger.Printable(fingerprint))
+	}
+	return &terminal.UsageError{Err: fmt.Errorf("--public-key is missing: get the file of the public key from the "+
+		"site that made the report, by another way than the report, and name it.%s", claim)}
+}
+
+func keygenCommand() *cobra.Command {
+	var out terminal.Output
+	cmd := &cobra.Command{
+		Use:   "keygen FILE",
+		Short: "Make the key that signs reports",
+		Long: `keygen writes a private key of Ed25519 into FILE, which only its owner may read, and the public key into
+FILE.pub. Keep FILE secret, and give FILE.pub to auditors. It prints the fingerprint of the public key.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			pair, err := evidence.MakeKey(args[0])
+			if err != nil {
+				return err
+			}
+			return out.Write(pair, func(w io.Writer) {
+				fmt.Fprintf(w, "private key\t%s (keep it secret)\npublic key\t%s\nfingerprint\t%s\n", pair.Private,
+					pair.Public, pair.Fingerprint)
+			})
+		},
+	}
+	out.Flag(cmd)
+	return cmd
+}
