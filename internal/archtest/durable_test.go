@@ -16,8 +16,9 @@ var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp",
 
 // mayWrite lists the files that may write without package durable, with the reasons.
 var mayWrite = map[string]string{
-	"cmd/claviger/demo.go": "the demo's folder ends with it",
-	"kms/edeks/edeks.go":   "a fetched image has no name, and ends with the process that counts it",
+	"cmd/claviger/demo.go":   "the demo's folder ends with it",
+	"kms/edeks/edeks.go":     "a fetched image has no name, and ends with the process that counts it",
+	"pkcs11/worker/serve.go": "the name of a process is not on a disk",
 	"trustee/backup/backup.go": "a restoration works in a temporary folder, which " +
 		"takes its place by package durable",
 	"trustee/server/sqlite/room.go": "a file that shows whether there is room is removed again",

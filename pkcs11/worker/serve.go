@@ -7,9 +7,6 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"claviger/pkcs11/cryptoki"
 	"claviger/secret"
@@ -42,12 +39,7 @@ const processName = "claviger-hsm"
 // nameProcess gives the process its name. The kernel names it exe, after the path from which the server starts it. The
 // name is only for people, so an error does not matter.
 func nameProcess() {
-	if fd, err := unix.Open("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil { // of the first thread
-		_, _ = unix.Write(fd, []byte(processName))
-		_ = unix.Close(fd)
-	}
-	name := append([]byte(processName), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) //nolint:gosec // of this thread
+	_ = os.WriteFile("/proc/self/comm", []byte(processName), 0) // of the first thread, which stands for the process
 }
 
 // serve takes connections from the server, and answers their requests, until the server closes its socket. Calls that
