@@ -158,8 +158,8 @@ func TestMainNotCalled(t *testing.T) {
 	}
 }
 
-// TestByHand: the command says that it is of no use by hand. It ends with status 0 when the server closes the
-// socket.
+// TestByHand: the command says that it is of no use by hand, and why its socket cannot be read. It ends with status 0
+// when the server closes the socket.
 func TestByHand(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -175,6 +175,12 @@ func TestByHand(t *testing.T) {
 	if err := syscall.Close(pair[1]); err != nil {
 		t.Fatal(err)
 	}
+	unconnected, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := os.NewFile(uintptr(unconnected), "alone")
+	defer alone.Close() //nolint:errcheck // nothing is written
 	for _, c := range []struct {
 		what   string
 		file   *os.File
@@ -184,6 +190,7 @@ func TestByHand(t *testing.T) {
 		{"a file", null, 1,
 			"claviger hsm-worker: a server starts this command, with a socket; it is of no use by hand\n"},
 		{"a closed socket", socket, 0, ""},
+		{"a socket without a peer", alone, 1, "claviger hsm-worker: the socket to the server: invalid argument\n"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 		cmd.Args = []string{"claviger", Command}
