@@ -158,6 +158,13 @@ func TestMainNotCalled(t *testing.T) {
 	}
 }
 
+// TestPassed: a control message that cannot be read has no descriptor.
+func TestPassed(t *testing.T) {
+	if fd, err := passed(make([]byte, syscall.CmsgSpace(4))); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("descriptor %d, %v", fd, err)
+	}
+}
+
 // TestByHand: the command says that it is of no use by hand, and why its socket cannot be read. It ends with status 0
 // when the server closes the socket.
 func TestByHand(t *testing.T) {
@@ -181,6 +188,16 @@ func TestByHand(t *testing.T) {
 	}
 	alone := os.NewFile(uintptr(unconnected), "alone")
 	defer alone.Close() //nolint:errcheck // nothing is written
+	read, write, err := socketPair()
+	if err == nil {
+		_, err = syscall.Write(write, []byte{0})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(write) //nolint:errcheck // the byte is in the socket
+	bare := os.NewFile(uintptr(read), "bare")
+	defer bare.Close() //nolint:errcheck // nothing is written
 	for _, c := range []struct {
 		what   string
 		file   *os.File
@@ -191,6 +208,8 @@ func TestByHand(t *testing.T) {
 			"claviger hsm-worker: a server starts this command, with a socket; it is of no use by hand\n"},
 		{"a closed socket", socket, 0, ""},
 		{"a socket without a peer", alone, 1, "claviger hsm-worker: the socket to the server: invalid argument\n"},
+		{"a byte without a descriptor", bare, 1,
+			"claviger hsm-worker: the socket to the server: a message without a descriptor\n"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 		cmd.Args = []string{"claviger", Command}
