@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -280,7 +280,7 @@ func TestHandlesThatTheModuleLoses(t *testing.T) {
 				o.prepare(t, tok)
 			}
 			lose()
-			if got, err := o.run(t.Context(), tok); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+			if got, err := o.run(t.Context(), tok); err != nil || !reflect.DeepEqual(got, want) {
 				t.Errorf("%s without its %s: %v, %v; want %v", o.name, name, got, err, want)
 			}
 		}
