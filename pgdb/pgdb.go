@@ -128,6 +128,9 @@ func (d *DB) Conn() *pgx.ConnConfig {
 	return cfg
 }
 
+// ErrEmpty says that a database that was opened for reading only has no store yet.
+var ErrEmpty = errors.New("the database has no tables of claviger yet; the first start of a server makes them")
+
 // Schema is a store's schema.
 type Schema struct {
 	// Migrations are goose's files; Version is the number of the newest.
@@ -158,6 +161,9 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	}
 	if version == s.Version {
 		return d.needParts(ctx, s)
+	}
+	if d.cfg.ReadOnly && version == 0 {
+		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s: %w", d.cfg.What, d.uri, ErrEmpty)
 	}
 	if d.cfg.ReadOnly {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads "+

@@ -158,6 +158,18 @@ var ofStore = []failure{
 		l.serve()
 		fails(faultmodule.EncryptInit, p11.CKR_DEVICE_ERROR)(l)
 	}},
+	{"a node without an address, and one that is late and not ready", "D-server-nodes", false, func(l *lab) {
+		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
+			_, err := w.Write([]byte(`{"ready": false, "checks": []}`))
+			l.must(err)
+		}))
+		l.t.Cleanup(other.Close)
+		_, port, err := net.SplitHostPort(other.Listener.Addr().String())
+		l.must(err)
+		l.set("hadoop.kms.http.port", port)
+		l.hdfs(hdfsPath, "kms://http@127.0.0.1;kms-2.invalid:"+port+"/kms")
+	}},
 	{"other settings than a running server", "D-store-nodes", true, func(l *lab) {
 		l.serve()
 		set("hadoop.security.key.default.bitlength", "256")(l)

@@ -199,9 +199,8 @@ func (s *site) hdfsNodes(ctx context.Context) []doctor.Finding {
 	if len(nodes) == 0 {
 		return doctor.Skip("no server runs, so the nodes are not known")
 	}
-	var r net.Resolver
 	return nodesInURI(s.hdfsKMS.Hosts, nodes, func(host string) []string {
-		addrs, err := r.LookupHost(ctx, host)
+		addrs, err := lookupHost(ctx, host)
 		if err != nil {
 			return nil // it is compared by its name
 		}

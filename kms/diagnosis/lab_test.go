@@ -38,6 +38,7 @@ var update = flag.Bool("update", false, "rewrite testdata")
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
+	nodeMain()
 	os.Exit(pgtest.Main(m.Run))
 }
 

@@ -9,14 +9,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
 	"claviger"
 	"claviger/doctor"
+	"claviger/migrate"
 )
 
-// server returns the check of the server that runs with the configuration.
+// server returns the checks of the server that runs with the configuration, and of those of the other nodes.
 func (s *site) server() doctor.Group {
 	return doctor.Group{Title: "running server", Checks: []doctor.Check{
 		{ID: "D-server-ready", Title: "the server that runs", Needs: []string{"D-conf-read"},
@@ -25,6 +27,15 @@ func (s *site) server() doctor.Group {
 				"the server from starting",
 			Cure: "docs/runbook.md says what to do first, and docs/monitoring.md what each check measures",
 			Run:  s.serverReady},
+		{ID: "D-server-nodes", Title: "the servers of all nodes", Needs: []string{"D-conf-read"},
+			After: []string{"D-store-schema"},
+			Measures: "/readyz is requested at this server's port on each host of the KMS of --hdfs-conf, or without " +
+				"--hdfs-conf on each host of a server that uses the metastore; the clock of each is compared with " +
+				"this host's",
+			Why: "a client that chooses a node that does not answer waits until its time limit, at each request; " +
+				"cookies, tokens and Kerberos compare times",
+			Cure: "start the server on that host, or remove the host from the URI; set both clocks by NTP",
+			Run:  s.serverNodes},
 	}}
 }
 
@@ -40,6 +51,9 @@ type readiness struct {
 		Informational bool   `json:"informational"`
 		Error         string `json:"error"`
 	} `json:"checks"`
+
+	date, began time.Time // the date of the answer, and when the request was sent
+	took        time.Duration
 }
 
 func (s *site) serverReady(ctx context.Context) []doctor.Finding {
@@ -51,7 +65,7 @@ func (s *site) serverReady(ctx context.Context) []doctor.Finding {
 		host = "localhost"
 	}
 	address := net.JoinHostPort(host, port)
-	r, err := readyz(ctx, address, s.conf.String("hadoop.kms.ssl.enabled") == "true")
+	r, err := s.readyz(ctx, address)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return doctor.Pass("no server runs at %s", address)
@@ -76,15 +90,79 @@ func (s *site) serverReady(ctx context.Context) []doctor.Finding {
 	return list
 }
 
-// readyz requests the readiness of the server at an address of this host. Nothing secret is sent and the answer is only
-// shown, so the server's certificate is not verified.
-func readyz(ctx context.Context, address string, overTLS bool) (r readiness, err error) {
+// nodeHosts returns the hosts at which clients find the nodes; reason says why they are not known.
+func (s *site) nodeHosts(ctx context.Context) (hosts []string, reason string) {
+	if hdfs, _ := s.hdfsConf(); hdfs != nil { // D-hdfs-path shows the error
+		if p, err := providerOf(hdfs.Get); err == nil && p.property != "" {
+			if s.pointsToSource(ctx, p.uri) {
+				return nil, "HDFS uses the source"
+			}
+			return p.uri.Hosts, ""
+		}
+	}
+	if !s.storeOpen || s.place.File != "" {
+		return nil, "without --hdfs-conf, and without a metastore in PostgreSQL, no other node is known"
+	}
+	nodes, err := s.service.Nodes(ctx)
+	if err != nil {
+		return nil, claviger.Reason(err)
+	}
+	for _, n := range nodes {
+		hosts = append(hosts, n.Host)
+	}
+	slices.Sort(hosts)
+	return slices.Compact(hosts), "no server runs"
+}
+
+func (s *site) serverNodes(ctx context.Context) (list []doctor.Finding) {
+	port := s.conf.String("hadoop.kms.http.port")
+	if port == "0" {
+		return doctor.Skip("the system chooses the port of the server")
+	}
+	hosts, reason := s.nodeHosts(ctx)
+	if len(hosts) == 0 {
+		return doctor.Skip("%s", reason)
+	}
+	own := migrate.Probes{Own: s.service.Addresses(ctx)}
+	for _, host := range hosts {
+		address := net.JoinHostPort(host, port)
+		r, err := s.readyz(ctx, address)
+		here, _ := own.Here(ctx, address) // D-hdfs-path shows a host that has no address
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED) && here:
+			list = append(list, doctor.Pass("no server runs at %s, which is this host", address)...)
+			continue
+		case errors.As(err, new(*net.DNSError)):
+			list = append(list, doctor.Warn(host+" has no address, as far as the name service knows",
+				"correct the name, or the name service")...)
+			continue
+		case err != nil:
+			list = append(list, doctor.Warn(fmt.Sprintf("the server at %s does not answer: %v", address, err), "")...)
+			continue
+		case !r.Ready:
+			list = append(list, doctor.Warn(fmt.Sprintf("the server at %s is not ready", address),
+				"run the doctor on that host")...)
+		default:
+			list = append(list, doctor.Pass("the server at %s is ready", address)...)
+		}
+		if c := migrate.CheckClocks([]migrate.HostFacts{{Host: host, Date: r.date, DateBegan: r.began,
+			DateTook: r.took}}, now); c.Status != migrate.NotTried {
+			list = append(list, planned(c)...)
+		}
+	}
+	return list
+}
+
+// readyz requests the readiness of a server at an address. Nothing secret is sent and the answer is only shown, so the
+// server's certificate is not verified.
+func (s *site) readyz(ctx context.Context, address string) (r readiness, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	scheme := "http"
-	if overTLS {
+	if s.conf.String("hadoop.kms.ssl.enabled") == "true" {
 		scheme = "https"
 	}
+	r.began = time.Now()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+"/readyz", nil)
 	if err != nil {
 		return r, err
@@ -97,6 +175,8 @@ func readyz(ctx context.Context, address string, overTLS bool) (r readiness, err
 	if err != nil {
 		return r, err
 	}
+	r.took = time.Since(r.began)
+	r.date, _ = http.ParseTime(resp.Header.Get("Date")) // without a date, the clock is not compared
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
 		return r, err

@@ -2,6 +2,7 @@ package diagnosis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -125,6 +126,10 @@ func (s *site) storePlace(context.Context) []doctor.Finding {
 func (s *site) storeIntegrity(ctx context.Context) []doctor.Finding {
 	log, doubts := collect()
 	r, err := recovery.Verify(ctx, s.conf, "", false, log)
+	if errors.Is(err, location.ErrNone) {
+		s.noStore = true
+		return doctor.Skip("there is no metastore in the database yet; the first start of the server makes it")
+	}
 	if r != nil {
 		s.facts = r.Facts
 	}

@@ -210,6 +210,9 @@ func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 	} else {
 		st, err = postgres.Open(ctx, postgres.Config{URI: loc.URI, Property: hadoopconf.MetastoreURI, Log: log,
 			ReadOnly: true})
+		if errors.Is(err, postgres.ErrEmpty) {
+			err = fmt.Errorf("%w: %w", ErrNone, err)
+		}
 	}
 	return loc.refuseMoved(ctx, st, err)
 }

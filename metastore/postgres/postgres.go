@@ -30,6 +30,9 @@ var parts string
 // schemaVersion is the number of the newest file in migrations.
 const schemaVersion = 8
 
+// ErrEmpty is the error of a ReadOnly store in a database that has no metastore yet.
+var ErrEmpty = pgdb.ErrEmpty
+
 // Config has the settings of a store.
 type Config struct {
 	// URI is a URI of libpq, without a password.

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"os"
 	"strings"
@@ -109,7 +110,7 @@ func TestReadOnly(t *testing.T) {
 		return postgres.Open(ctx, postgres.Config{URI: uri, ReadOnly: true})
 	}
 	if _, err := openReadOnly(); !claviger.Is(err, claviger.Unavailable) ||
-		!strings.Contains(err.Error(), "start a server once") {
+		!errors.Is(err, postgres.ErrEmpty) {
 		t.Fatalf("an empty database: %v", err)
 	}
 	s, err := postgres.Open(ctx, postgres.Config{URI: uri})
