@@ -17,6 +17,7 @@ import (
 	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/hadoopconf"
+	"claviger/heap"
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
@@ -135,6 +136,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 		s.log.Warn("the settings of this server were not recorded in the metastore", "err", err)
 	}
 	group.Go(func() { s.clocks.run(background) })
+	group.Go(func() { heap.Manage(background) })
 
 	if err := s.svc.noSourceIsItself(ctx); err != nil {
 		return err

@@ -14,6 +14,7 @@ var noExample = map[string]string{
 	"buildinfo":                "its output differs with each build",
 	"demo":                     "it plays with real servers, for a minute",
 	"gssapi":                   "it needs a KDC",
+	"heap":                     "its effect shows only under load",
 	"keyhsm":                   "it needs an RSA pair in a token",
 	"keyhsm/host":              "it needs a token",
 	"trustee/host":             "it serves until it is stopped",
