@@ -31,7 +31,8 @@ const (
 	Short = "Count which EDEKs of an HDFS need which key version"
 	Long  = `census reads an fsimage and counts, for each key version, the EDEKs that need it: of live files, of files
 that only a snapshot shows, of files in the trash, and of files that are open for writing. It names zones,
-snapshots, and the oldest files as evidence.
+snapshots, and the oldest files as evidence. With --conf it also says which zones and EDEKs have a key that is
+nowhere, and which keys of the KMS are not used.
 
 IMAGE is a file that 'hdfs dfsadmin -fetchImage' has fetched, or one of dfs.namenode.name.dir. --namenode fetches the
 newest image instead. An image shows the state at its transaction; docs/census.md says what it does not show.
@@ -59,8 +60,9 @@ func (o *Options) Define(cmd *cobra.Command) {
 	f.StringSliceVar(&o.NameNodes, "namenode", nil,
 		"fetch the newest image of these NameNodes of one HDFS, as in https://HOST:9871,https://HOST2:9871")
 	f.StringVar(&o.Fetch, "fetch", "", "write the fetched image into this new file, and do not count")
-	f.StringVar(&o.Conf, "conf", "", "configuration folder: its ssl-client.xml names the truststore, and "+
-		"claviger.client.kerberos.* the login (default: the system's roots and the tickets of kinit)")
+	f.StringVar(&o.Conf, "conf", "", "configuration folder of a KMS, whose keys are compared with those of the "+
+		"image; for --namenode, its ssl-client.xml names the truststore, and claviger.client.kerberos.* the login "+
+		"(default: the system's roots and the tickets of kinit)")
 	f.IntVar(&o.Paths, "paths", 3, "how many of the oldest files of each version are named")
 	f.StringVar(&o.List, "list", "", "print the path of each file that needs this key version, one a line")
 	f.IntVar(&o.Workers, "workers", runtime.NumCPU(), "how many processors are used")
@@ -220,7 +222,11 @@ func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
 		})
 	}
 	report := counted.Report()
-	if err := o.Out.Write(report, func(w io.Writer) { text(w, report) }); err != nil || report.Complete {
+	out := result{report, o.compareKeys(ctx, report)}
+	if err := o.Out.Write(out, func(w io.Writer) {
+		text(w, report)
+		keysText(w, &out.Keys)
+	}); err != nil || report.Complete {
 		return err
 	}
 	return claviger.Refuse("the census is not complete, so it does not show that any version may be retired: %s",
