@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"log/slog"
 	"slices"
@@ -17,6 +18,7 @@ import (
 type sparseToken struct {
 	Boundary
 	unknown uint
+	code    uint // the result for the unknown attribute; 0: CKR_ATTRIBUTE_TYPE_INVALID
 	changed uint // a boolean attribute that is reported with the opposite value
 }
 
@@ -24,7 +26,7 @@ func (l sparseToken) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	ask []*p11.Attribute) ([]*p11.Attribute, error) {
 	for _, a := range ask {
 		if a.Type == l.unknown {
-			return nil, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)
+			return nil, p11.Error(cmp.Or(l.code, p11.CKR_ATTRIBUTE_TYPE_INVALID))
 		}
 	}
 	list, err := l.Boundary.GetAttributeValue(s, o, ask)

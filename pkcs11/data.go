@@ -46,10 +46,11 @@ func refusesData(err error) bool {
 func (t *Token) ListData(ctx context.Context, application string) ([]Data, error) {
 	const op = "pkcs11.ListData"
 	var list []Data
-	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		list = nil
-		found, err := t.findData(s, application, nil)
+		match := dataTemplate(application, nil)
+		found, err := t.searchTwice(l, s, match)
 		if refusesData(err) {
 			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", judged{err})
 		}
@@ -60,17 +61,11 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: look at "+
 				"them with the HSM's own tool", len(found), application)
 		}
-		for _, o := range found {
-			d, err := t.describeData(s, o, application)
-			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
-				continue // the object was replaced after the search
-			}
-			if err != nil {
-				return err
-			}
-			list = append(list, d)
+		objects, err := t.readFound(ctx, s, found, match, p11.CKA_LABEL, p11.CKA_VALUE)
+		for _, attrs := range objects {
+			list = append(list, dataOf(attrs, application))
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err // without the result, as in Find
@@ -89,7 +84,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 	}
 	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
-		old, err := t.oldData(s, d)
+		old, err := t.oldData(ctx, s, d)
 		var made p11.ObjectHandle
 		if err == nil {
 			made, err = t.createData(s, d)
@@ -100,7 +95,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 		if err != nil {
 			return err
 		}
-		kept, err := t.keepsData(l, s, d)
+		kept, err := t.keepsData(ctx, l, s, d)
 		if err != nil {
 			return err
 		}
@@ -125,24 +120,13 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 
 // oldData returns what PutData destroys later: the data objects with the application and label of d, by their values.
 // Another process may add an object with that label meanwhile, which stays.
-func (t *Token) oldData(s p11.SessionHandle, d Data) ([]*target, error) {
-	found, err := t.findData(s, d.Application, &d.Label)
+func (t *Token) oldData(ctx context.Context, s p11.SessionHandle, d Data) ([]*target, error) {
+	found, err := t.readObjects(ctx, s, dataTemplate(d.Application, &d.Label), p11.CKA_VALUE)
 	if err != nil {
 		return nil, err
 	}
 	var old []*target
-	for _, o := range found {
-		match := dataTemplate(d.Application, &d.Label)
-		attrs, err := t.attributes(s, o, append(typesOf(match), p11.CKA_VALUE)...)
-		if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
-			continue // another process has replaced it
-		}
-		if err == nil {
-			err = unsteady(fmt.Sprintf("data object %q", d.Label), differ(attrs, match))
-		}
-		if err != nil {
-			return nil, err
-		}
+	for _, attrs := range found {
 		d.Value = nil
 		for _, a := range attrs {
 			if a.Type == p11.CKA_VALUE {
@@ -167,7 +151,7 @@ func dataTarget(d Data, most int) *target {
 
 // keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
 // CKR_OK and leaves an empty file, and the object is missing at the next search.
-func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error) {
+func (t *Token) keepsData(ctx context.Context, l *login, used p11.SessionHandle, d Data) (bool, error) {
 	s, err := t.openSession(l.found)
 	switch {
 	case isOneOf(err, p11.CKR_SESSION_COUNT):
@@ -177,28 +161,18 @@ func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error
 	default:
 		defer func() { _ = t.b.CloseSession(s) }() // an error does not matter: the session was only used to read
 	}
-	found, err := t.findData(s, d.Application, &d.Label)
-	if err != nil {
-		return false, err
-	}
-	for _, o := range found {
-		is, err := t.describeData(s, o, d.Application)
-		switch {
-		case errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)):
-		case err != nil:
-			return false, err
-		case is.Label == d.Label && bytes.Equal(is.Value, d.Value):
-			return true, nil
-		}
-	}
-	return false, nil
+	found, err := t.readObjects(ctx, s, dataTemplate(d.Application, &d.Label), p11.CKA_VALUE)
+	return slices.ContainsFunc(found, func(attrs []*p11.Attribute) bool {
+		return bytes.Equal(dataOf(attrs, d.Application).Value, d.Value)
+	}), err
 }
 
 // DestroyData destroys the data objects with that application and label. If there is none, it returns nil.
 func (t *Token) DestroyData(ctx context.Context, application, label string) error {
 	w := &target{name: fmt.Sprintf("data object %q", label), match: dataTemplate(application, &label), most: allObjects}
-	return t.do(ctx, "pkcs11.DestroyData", func(_ *login, s p11.SessionHandle) error {
+	return t.do(ctx, "pkcs11.DestroyData", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
+		w.login = l
 		return t.destroyObjects(s, w)
 	})
 }
@@ -223,11 +197,7 @@ func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error
 	return o, err
 }
 
-func (t *Token) findData(s p11.SessionHandle, application string, label *string) ([]p11.ObjectHandle, error) {
-	return t.search(s, dataTemplate(application, label))
-}
-
-// dataTemplate is what findData searches.
+// dataTemplate is what the data objects of an application, or those with a label, show.
 func dataTemplate(application string, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA),
 		p11.NewAttribute(p11.CKA_APPLICATION, application)}
@@ -237,11 +207,8 @@ func dataTemplate(application string, label *string) []*p11.Attribute {
 	return template
 }
 
-func (t *Token) describeData(s p11.SessionHandle, o p11.ObjectHandle, application string) (Data, error) {
-	attrs, err := t.attributes(s, o, p11.CKA_LABEL, p11.CKA_VALUE)
-	if err != nil {
-		return Data{}, err
-	}
+// dataOf is the data object with these attributes.
+func dataOf(attrs []*p11.Attribute, application string) Data {
 	d := Data{Application: application}
 	for _, a := range attrs {
 		switch a.Type {
@@ -251,5 +218,5 @@ func (t *Token) describeData(s p11.SessionHandle, o p11.ObjectHandle, applicatio
 			d.Value = bytes.Clone(a.Value[:min(len(a.Value), MaxData)])
 		}
 	}
-	return d, nil
+	return d
 }

@@ -130,7 +130,9 @@ func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, id []b
 	}
 	var k KeyInfo
 	if err == nil {
-		k, err = t.describe(s, object)
+		var attrs []*p11.Attribute
+		attrs, err = t.attributes(s, object, infoAttributes...)
+		k = keyInfo(attrs)
 	}
 	if err == nil {
 		err = t.noOtherUse(s, object)
@@ -169,20 +171,18 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	var info *KeyInfo
 	err := t.do(ctx, "pkcs11.Find", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
-		found, err := t.find(s, id, nil)
+		info = nil
+		found, err := t.readObjects(ctx, s, keyTemplate(id, nil), infoAttributes...)
 		switch {
-		case err != nil:
+		case err != nil || len(found) == 0:
 			return err
-		case len(found) == 0:
-			info = nil
-			return nil
 		case len(found) > 1:
 			return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one "+
 				"with the HSM's own tool", len(found), id)}
 		}
-		k, err := t.describe(s, found[0])
+		k := keyInfo(found[0])
 		info = &k
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err // without the result: a call that outlived ctx may still write info
@@ -202,17 +202,19 @@ func (t *Token) StartDate(ctx context.Context, id []byte, label string) (time.Ti
 	err := t.do(ctx, "pkcs11.StartDate", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		day = time.Time{}
-		found, err := t.find(s, id, &label)
+		found, err := t.readObjects(ctx, s, keyTemplate(id, &label), p11.CKA_START_DATE)
 		if err != nil || len(found) != 1 {
 			return err
 		}
-		attrs, err := t.attributes(s, found[0], p11.CKA_START_DATE)
-		for _, a := range attrs {
+		for _, a := range found[0] {
+			if a.Type != p11.CKA_START_DATE {
+				continue
+			}
 			if d, err := time.Parse("20060102", string(a.Value)); err == nil { // CK_DATE is 8 ASCII digits
 				day = d
 			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return time.Time{}, err // without the result, as in Find
@@ -233,27 +235,25 @@ func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 // list describes the AES keys of the token, or those with a label.
 func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, error) {
 	var list []KeyInfo
-	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		list = nil
-		objects, err := t.find(s, nil, label)
+		match := keyTemplate(nil, label)
+		search := t.search
+		if label == nil { // each key that is missing from the list counts as lost
+			search = func(s p11.SessionHandle, match []*p11.Attribute) ([]p11.ObjectHandle, error) {
+				return t.searchTwice(l, s, match)
+			}
+		}
+		found, err := search(s, match)
 		if err != nil {
 			return err
 		}
-		for _, o := range objects {
-			if err := ctx.Err(); err != nil { // Close waits for the end of this function
-				return claviger.E(op, claviger.Unavailable, "", err)
-			}
-			info, err := t.describe(s, o)
-			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
-				continue // destroyed since
-			}
-			if err != nil {
-				return err
-			}
-			list = append(list, info)
+		keys, err := t.readFound(ctx, s, found, match, infoAttributes...)
+		for _, attrs := range keys {
+			list = append(list, keyInfo(attrs))
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err // without the result, as in Find
@@ -272,6 +272,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		t.gather.Delete(name)
 		t.reduced.drop(name)
 		t.maxData.drop(name)
+		w.login = l
 		return t.destroyObjects(s, w)
 	})
 }
@@ -380,14 +381,12 @@ func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 	return err
 }
 
-// describe reads a key's attributes.
-func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, error) {
-	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_VALUE_LEN, p11.CKA_SENSITIVE,
-		p11.CKA_EXTRACTABLE, p11.CKA_NEVER_EXTRACTABLE,
-		p11.CKA_LOCAL, p11.CKA_ENCRYPT, p11.CKA_DECRYPT)
-	if err != nil {
-		return KeyInfo{}, err
-	}
+// infoAttributes are the attributes that keyInfo needs.
+var infoAttributes = []uint{p11.CKA_ID, p11.CKA_LABEL, p11.CKA_VALUE_LEN, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE,
+	p11.CKA_NEVER_EXTRACTABLE, p11.CKA_LOCAL, p11.CKA_ENCRYPT, p11.CKA_DECRYPT}
+
+// keyInfo describes a key by its attributes.
+func keyInfo(attrs []*p11.Attribute) KeyInfo {
 	k := KeyInfo{Extractable: true}
 	for _, a := range attrs {
 		known := len(a.Value) > 0
@@ -416,7 +415,7 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 			k.Decrypt = yes
 		}
 	}
-	return k, nil
+	return k
 }
 
 // attributes reads attributes: all in one call, or one by one if the token does not know some of them. Unknown
@@ -465,7 +464,7 @@ func (t *Token) handle(l *login, s p11.SessionHandle, name keyName) (p11.ObjectH
 		return h, nil
 	}
 	unlock := t.objects()
-	found, err := t.find(s, id, &label)
+	found, err := t.searchTwice(l, s, keyTemplate(id, &label))
 	unlock()
 	if err != nil {
 		return 0, err

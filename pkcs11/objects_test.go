@@ -252,10 +252,29 @@ func (d dated) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	return list, err
 }
 
-// TestObjectGoesMeanwhile: an object that is destroyed during a list is left out. Another error fails the list.
+// destroyer is a library in which each object that is to be read is destroyed before, when its turn comes.
+type destroyer struct {
+	Boundary
+	turn *int // 0: no object is destroyed
+}
+
+func (d destroyer) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+	ask []*p11.Attribute) ([]*p11.Attribute, error) {
+	if *d.turn--; *d.turn == 0 {
+		if err := d.Boundary.DestroyObject(s, o); err != nil {
+			return nil, err
+		}
+	}
+	return d.Boundary.GetAttributeValue(s, o, ask)
+}
+
+// TestObjectGoesMeanwhile: an object that is destroyed during a list is left out. An object whose handle was invalid
+// once is not. Another error fails the list.
 func TestObjectGoesMeanwhile(t *testing.T) {
 	tok, m := open(t)
 	ctx := t.Context()
+	turn := 0
+	tok.b = destroyer{tok.b, &turn}
 	gone := p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)
 	for i := range 3 {
 		generate(t, tok, byte(i), 128)
@@ -265,16 +284,31 @@ func TestObjectGoesMeanwhile(t *testing.T) {
 	}
 	for n := 1; n <= 3; n++ {
 		failNth(m, "GetAttributeValue", n, gone)
-		if list, err := tok.List(ctx); err != nil || len(list) != 2 {
-			t.Errorf("key %d goes: %d keys, %v", n, len(list), err)
+		if list, err := tok.List(ctx); err != nil || len(list) != 3 {
+			t.Errorf("the handle of key %d is invalid once: %d keys, %v", n, len(list), err)
 		}
 		failNth(m, "GetAttributeValue", n, gone)
-		if list, err := tok.ListData(ctx, "claviger"); err != nil || len(list) != 2 {
-			t.Errorf("data object %d goes: %d objects, %v", n, len(list), err)
+		if list, err := tok.ListData(ctx, "claviger"); err != nil || len(list) != 3 {
+			t.Errorf("the handle of data object %d is invalid once: %d objects, %v", n, len(list), err)
+		}
+	}
+	for n := range 2 {
+		turn = n + 1
+		if list, err := tok.List(ctx); err != nil || len(list) != 2-n {
+			t.Errorf("a key goes: %d keys, %v", len(list), err)
+		}
+	}
+	turn = 2
+	if list, err := tok.ListData(ctx, "claviger"); err != nil || len(list) != 2 {
+		t.Errorf("a data object goes: %d objects, %v", len(list), err)
+	}
+	for i := range 3 {
+		if err := tok.PutData(ctx, Data{"claviger", fmt.Sprint(i), []byte("v")}); err != nil {
+			t.Fatal(err)
 		}
 	}
 	// The new object is read back; one that is replaced by another process at that moment is passed over.
-	failNth(m, "GetAttributeValue", 1, gone)
+	m.Fail("GetAttributeValue", 2, gone)
 	if err := tok.PutData(ctx, Data{"claviger", "new", []byte("v")}); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "does not show it as it was written") {
 		t.Errorf("the new object goes: %v", err)
@@ -358,10 +392,12 @@ func TestTokenIsFull(t *testing.T) {
 func TestAttributesOneByOne(t *testing.T) {
 	tok, m := open(t)
 	id, _ := generate(t, tok, 1, 192)
+	lib := tok.b
 	for _, unknown := range []uint{p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_SENSITIVE} {
-		m.Fail("GetAttributeValue", 2, p11.Error(unknown)) // of all attributes, and of CKA_ID
+		tok.b = sparseToken{Boundary: lib, unknown: p11.CKA_LOCAL, code: unknown, changed: ^uint(0)}
 		k, err := tok.Find(t.Context(), id)
-		if err != nil || k.ID != nil || k.Label != "k@1" || k.Bits != 192 {
+		tok.b = lib
+		if err != nil || k.localKnown || k.Label != "k@1" || k.Bits != 192 || !k.neverKnown {
 			t.Errorf("%v: %+v, %v", p11.Error(unknown), k, err)
 		}
 		m.Fail("GetAttributeValue", 1, p11.Error(unknown))
@@ -404,7 +440,7 @@ func TestSearchPages(t *testing.T) {
 			}
 		}
 		m.Reset()
-		found, err := tok.findData(s, "claviger", nil)
+		found, err := tok.search(s, dataTemplate("claviger", nil))
 		if len(found) != objects || m.Count("FindObjects") != 2 || m.Count("FindObjectsFinal") != 1 {
 			t.Errorf("%d objects by the calls %v", len(found), m.Counts())
 		}

@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -181,6 +184,60 @@ func TestExchangedPurges(t *testing.T) {
 			if list := objects(t, p); len(list) != 1 {
 				t.Errorf("%s is left: %+v", key, list)
 			}
+		}
+	}
+	mustClose(t, p)
+}
+
+// TestRenumberedChecks: the handles of the token's objects change at random times while a server checks its token and
+// makes, rolls and deletes keys. No key is reported as lost, and the object that binds the token to its metastore is
+// not made again.
+func TestRenumberedChecks(t *testing.T) {
+	b, m, text := faultySite(t)
+	want := map[string][]byte{}
+	for _, key := range []string{"a", "b", "c"} {
+		b.create(t, key)
+	}
+	p := b.mustOpen(t)
+	for _, v := range []string{"a@0", "b@0", "c@0"} {
+		want[v] = keystream(t, p, v)
+	}
+	var ended atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for pause := time.Duration(0); !ended.Load(); pause = (pause + 17*time.Microsecond) % time.Millisecond {
+			m.Renumber()
+			time.Sleep(pause)
+		}
+	}()
+	for n := range 15 {
+		key := fmt.Sprint("k", n)
+		steps := []error{p.Watch(t.Context()), p.SurveyNow(t.Context()), p.CheckFit(t.Context()),
+			p.Sweep(t.Context(), 0), tryCreate(t, p, key)}
+		if steps[len(steps)-1] == nil {
+			_, err := p.Roll(t.Context(), key, nil)
+			steps = append(steps, err, p.Delete(t.Context(), key))
+		}
+		for i, err := range steps {
+			if err != nil && (!claviger.Is(err, claviger.Unavailable) || hsm.IsMisfit(err)) {
+				t.Errorf("step %d: %v", i, err)
+			}
+		}
+	}
+	ended.Store(true)
+	<-done
+	if h := p.LastHoldings(); len(h.All()) != 0 {
+		t.Errorf("lost: %v", h.Names())
+	}
+	for _, line := range []string{"was gone", "lost", "does not know", "no longer fit"} {
+		if strings.Contains(text.String(), line) {
+			t.Errorf("%q in the log:\n%s", line, text)
+		}
+	}
+	for v, closed := range want {
+		if !bytes.Equal(keystream(t, p, v), closed) {
+			t.Errorf("%s is another key", v)
 		}
 	}
 	mustClose(t, p)

@@ -127,16 +127,20 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	if err != nil {
 		return h, err
 	}
-	keys, err := p.tok.List(ctx)
-	if err != nil {
-		return h, err
-	}
-	onToken := make(map[string]bool, len(keys))
-	for _, k := range keys {
-		onToken[fmt.Sprintf("%x %s", k.ID, k.Label)] = true
-	}
+	onToken := map[string]bool{}
 	lacks := func(v storedVersion) bool { return !onToken[v.object+" "+v.name] }
-	if slices.ContainsFunc(list, lacks) { // a version that was destroyed meanwhile has left the store
+	for range 2 { // a version counts as lost only if two lists lack it
+		keys, err := p.tok.List(ctx)
+		if err != nil {
+			return h, err
+		}
+		for _, k := range keys {
+			onToken[fmt.Sprintf("%x %s", k.ID, k.Label)] = true
+		}
+		if !slices.ContainsFunc(list, lacks) {
+			break
+		}
+		// A version that was destroyed meanwhile has left the store.
 		if list, err = p.withoutDeleted(ctx, list, lacks); err != nil {
 			return h, err
 		}
@@ -383,14 +387,16 @@ func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) e
 	case len(h.All()) > 0:
 		return p.misfit("%s", p.notBound(h))
 	}
-	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; the object is "+
-		"made again",
-		"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if b, err := p.readBindings(ctx, p.id); err != nil || len(b.mine) > 0 {
+		return err // another node has made it, or the token did not show it for a moment
+	}
+	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; the object is "+
+		"made again", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	return p.bindTo(ctx, p.id, nil, true)
 }
 

@@ -220,7 +220,11 @@ func (p *Provider) countObjects(ctx context.Context, i metastore.Intent) (n int,
 		if err != nil {
 			return 0, err
 		}
-		switch info, err := p.tok.Find(ctx, raw); {
+		info, err := p.tok.Find(ctx, raw)
+		if info == nil && err == nil { // a step whose object is found later would stay without a record
+			info, err = p.tok.Find(ctx, raw)
+		}
+		switch {
 		case errors.Is(err, pkcs11.ErrSeveral):
 			n += 2
 		case err != nil:

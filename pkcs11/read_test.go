@@ -1,0 +1,171 @@
+package pkcs11
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/faultmodule"
+)
+
+// readings are the operations that read objects. Each returns what it has read of the objects with the labels of
+// TestExchangedReadings, and an error, if that is not right.
+var readings = map[string]func(*testing.T, *Token) error{
+	"list": func(t *testing.T, tok *Token) error {
+		list, err := tok.List(t.Context())
+		labels := map[string]bool{}
+		for _, k := range list {
+			labels[fmt.Sprintf("%s %x", k.Label, k.ID)] = true
+		}
+		if err == nil && (len(list) != 3 || !labels["k@0 01020300"] || !labels["k@1 01020301"] ||
+			!labels["third 07"]) {
+			err = fmt.Errorf("%+v", list)
+		}
+		return err
+	},
+	"find label": func(t *testing.T, tok *Token) error {
+		list, err := tok.FindLabel(t.Context(), "third")
+		if err == nil && (len(list) != 1 || list[0].Label != "third" || !bytes.Equal(list[0].ID, []byte{7})) {
+			err = fmt.Errorf("%+v", list)
+		}
+		return err
+	},
+	"find": func(t *testing.T, tok *Token) error {
+		k, err := tok.Find(t.Context(), []byte{7})
+		if err == nil && (k == nil || k.Label != "third" || k.Bits != 128) {
+			err = fmt.Errorf("%+v", k)
+		}
+		return err
+	},
+	"list data": func(t *testing.T, tok *Token) error {
+		list, err := tok.ListData(t.Context(), "claviger")
+		if err == nil && (len(list) != 1 || list[0].Label != "store" || string(list[0].Value) != "first") {
+			err = fmt.Errorf("%+v", list)
+		}
+		return err
+	},
+}
+
+// TestExchangedReadings: while objects are read, the handles of two objects change places, after each call in turn. No
+// object is missing from a list, and none is taken for another one.
+func TestExchangedReadings(t *testing.T) {
+	m, tok, _ := openFaulty(t, nil) // with two keys
+	if err := tok.GenerateKey(t.Context(), []byte{7}, "third", 128); err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.DestroyData(t.Context(), "claviger", "store"); err != nil {
+		t.Fatal(err)
+	}
+	putFirst(t, tok)
+	for name, read := range readings {
+		for _, pair := range [][2]string{{"third", "k@1"}, {"store", "third"}, {"store", "k@1"}} {
+			exchanges := 0
+			for _, f := range []faultmodule.Function{faultmodule.FindObjectsInit, faultmodule.FindObjects,
+				faultmodule.FindObjectsFinal, faultmodule.GetAttributeValue} {
+				for skip := range 12 {
+					m.ExchangeLabels(pair[0], pair[1])
+					done := m.Done(f)
+					m.Order(f, faultmodule.Order{Action: faultmodule.Exchange, Skip: skip})
+					err := read(t, tok)
+					m.Heal()
+					if err != nil {
+						t.Errorf("%s, %v exchanged after call %d of function %d: %v", name, pair, skip, f, err)
+					}
+					if m.Done(f) == done {
+						break
+					}
+					exchanges++
+				}
+			}
+			if exchanges < 4 {
+				t.Errorf("%s, %v: only %d exchanges", name, pair, exchanges)
+			}
+		}
+	}
+	m.UndoExchange()
+}
+
+// TestReadingsWhileRenumbered: handles change at random times while objects are read. Each reading is right, or returns
+// an error of kind Unavailable.
+func TestReadingsWhileRenumbered(t *testing.T) {
+	m, tok, _ := openFaulty(t, nil)
+	if err := tok.GenerateKey(t.Context(), []byte{7}, "third", 128); err != nil {
+		t.Fatal(err)
+	}
+	putFirst(t, tok)
+	var ended atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for pause := time.Duration(0); !ended.Load(); pause = (pause + 17*time.Microsecond) % time.Millisecond {
+			m.Renumber()
+			time.Sleep(pause)
+		}
+	}()
+	refused, total := 0, 0
+	for range 100 {
+		for name, read := range readings {
+			err := read(t, tok)
+			total++
+			switch {
+			case claviger.Is(err, claviger.Unavailable):
+				refused++
+			case err != nil:
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	ended.Store(true)
+	<-done
+	t.Logf("%d of %d readings were refused", refused, total)
+}
+
+// forgetful is a library in which the next searches, once they are counted, find nothing, and return no error.
+type forgetful struct {
+	Boundary
+	searches *int
+}
+
+func (f forgetful) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error) {
+	if *f.searches > 0 {
+		*f.searches--
+		return nil, false, nil
+	}
+	return f.Boundary.FindObjects(s, limit)
+}
+
+// TestSearchFindsNothingOnce: a search that finds nothing once, without an error, does not make an object missing from
+// a list, a key lost, or a destruction a success.
+func TestSearchFindsNothingOnce(t *testing.T) {
+	tok, _ := open(t)
+	searches := 0
+	tok.b = forgetful{tok.b, &searches}
+	putFirst(t, tok)
+	id, label := generate(t, tok, 1, 256)
+	searches = 1
+	if list, err := tok.List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	searches = 1
+	if list, err := tok.ListData(t.Context(), "claviger"); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	searches = 1
+	if _, err := tok.CheckValue(t.Context(), id, label); err != nil {
+		t.Error(err)
+	}
+	searches = 1
+	err := errors.Join(tok.Destroy(t.Context(), id, label), tok.DestroyData(t.Context(), "claviger", "store"))
+	if err != nil {
+		t.Error(err)
+	}
+	if list, err := tok.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
