@@ -2,10 +2,15 @@ package kms
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"claviger/hadoopconf"
+	"claviger/keystore"
+	"claviger/secret"
 )
 
 // ServerTLS is what clients see of a server's TLS.
@@ -13,6 +18,8 @@ type ServerTLS struct {
 	Chain           []*x509.Certificate // the server's certificate is the first
 	Lowest, Highest uint16              // protocols, such as tls.VersionTLS12
 	Names           []string            // by which clients reach the server, as far as its host knows them
+	// Config answers as the server would, for a try in memory. It demands no certificate of the client.
+	Config *tls.Config
 }
 
 // ServerTLS reads the settings and the certificate that a start of the server would use. If the server does not use
@@ -30,7 +37,9 @@ func (s *Service) ServerTLS(ctx context.Context) (*ServerTLS, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &ServerTLS{Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion}
+	r := &ServerTLS{Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion, Config: &tls.Config{
+		Certificates: []tls.Certificate{*served}, MinVersion: t.Config.MinVersion, MaxVersion: t.Config.MaxVersion,
+		CipherSuites: t.Config.CipherSuites}}
 	for _, der := range served.Certificate {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
@@ -63,4 +72,19 @@ func HDFSTrust(hdfs *hadoopconf.Conf, log *slog.Logger) (roots *x509.CertPool, p
 		return nil, f.Path, st.c.BadFile("ssl.client.truststore.location", err, "")
 	}
 	return roots, f.Path, nil
+}
+
+// JavaTrust reads the certificates that the Java in a folder (JAVA_HOME) trusts if no truststore is named. path is ""
+// if the folder has none.
+func JavaTrust(home string) (roots *x509.CertPool, path string, err error) {
+	for _, name := range []string{"lib/security/jssecacerts", "lib/security/cacerts", "jre/lib/security/jssecacerts",
+		"jre/lib/security/cacerts"} {
+		path = filepath.Join(home, name)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		roots, err = keystore.TLSFile{Path: path, Password: secret.Bytes("changeit")}.Roots() // Java's own password
+		return roots, path, err
+	}
+	return nil, "", nil
 }

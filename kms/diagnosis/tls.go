@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -39,15 +40,17 @@ func (s *site) transport() doctor.Group {
 			Why:  "clients refuse a server whose certificate has ended, and HDFS then opens no encrypted file",
 			Cure: "renew the certificate; a running server reads the new file by itself (docs/tls.md)",
 			Run:  s.tlsExpiry},
-		{ID: "D-tls-protocols", Title: "protocols", Needs: []string{"D-tls-chain"},
-			Measures: "the protocols that the server offers, by hadoop.ssl.enabled.protocols",
-			Why: "Java before 8u261 does not speak TLS 1.3, so it cannot connect to a server that offers nothing " +
-				"else",
-			Cure: "add TLSv1.2 to hadoop.ssl.enabled.protocols",
-			Run:  s.tlsProtocols},
+		{ID: "D-tls-protocols", Title: "protocols and cipher suites", Needs: []string{"D-tls-chain"},
+			Measures: "the protocols that the server offers, by hadoop.ssl.enabled.protocols; and a handshake in " +
+				"memory with clients that offer what stock Java 8 and stock Java 11 offer",
+			Why: "a NameNode or a client whose Java has no protocol or no cipher suite in common with the server " +
+				"cannot connect; Java before 8u261 does not speak TLS 1.3",
+			Cure: "add TLSv1.2 to hadoop.ssl.enabled.protocols, and remove its cipher suites from " +
+				"ssl.server.exclude.cipher.list",
+			Run: s.tlsProtocols},
 		{ID: "D-tls-java", Title: "the truststore of HDFS", Needs: []string{"D-tls-chain"},
-			Measures: "the truststore that ssl-client.xml in the folder of --hdfs-conf names is read, and the " +
-				"server's certificate is verified by it",
+			Measures: "the truststore that ssl-client.xml in the folder of --hdfs-conf names is read, or else the " +
+				"cacerts of the Java in JAVA_HOME; the server's certificate is verified by it",
 			Why:  "the NameNode and HDFS clients trust only the certificates that lead to their truststore",
 			Cure: "import the root of the server's certificate into the truststore, on each host of the cluster",
 			Run:  s.tlsJava},
@@ -174,15 +177,66 @@ func (s *site) tlsExpiry(context.Context) []doctor.Finding {
 	return list
 }
 
-func (s *site) tlsProtocols(context.Context) []doctor.Finding {
+func (s *site) tlsProtocols(ctx context.Context) []doctor.Finding {
 	lowest, highest := tls.VersionName(s.tls.Lowest), tls.VersionName(s.tls.Highest)
 	if s.tls.Lowest >= tls.VersionTLS13 {
 		return doctor.Warn("only "+lowest, "")
 	}
+	offered := lowest + " to " + highest
 	if lowest == highest {
-		return doctor.Pass("only %s", lowest)
+		offered = "only " + lowest
 	}
-	return doctor.Pass("%s to %s", lowest, highest)
+	list := doctor.Pass("%s", offered)
+	for _, java := range stockJava {
+		state, err := s.connect(ctx, java.offers)
+		if err != nil {
+			reason, _, _ := strings.Cut(err.Error(), ";") // the numbers of the suites follow
+			list = append(list, doctor.Fail(java.name+" could not connect: "+reason, "")...)
+			continue
+		}
+		list = append(list, doctor.Pass("%s would connect with %s, %s", java.name, tls.VersionName(state.Version),
+			tls.CipherSuiteName(state.CipherSuite))...)
+	}
+	return list
+}
+
+// stockJava are clients with the defaults of a Java without changes of its java.security: protocols, cipher suites and
+// curves (JDK Providers Documentation, "The SunJSSE Provider"), since 8u161.
+var stockJava = []struct {
+	name   string
+	offers *tls.Config
+}{
+	{"Java 8", &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: javaSuites,
+		CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP384, tls.CurveP521}}},
+	{"Java 11", &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13, CipherSuites: javaSuites,
+		CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP384, tls.CurveP521}}},
+}
+
+// javaSuites are the cipher suites of Java for TLS 1.2, of those that this program knows.
+var javaSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA,
+	tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA,
+	tls.TLS_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+}
+
+// connect makes a handshake between the server's TLS and a client, in memory.
+func (s *site) connect(ctx context.Context, offers *tls.Config) (tls.ConnectionState, error) {
+	near, far := net.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- tls.Server(far, s.tls.Config).HandshakeContext(ctx) }()
+	offers = offers.Clone()
+	offers.InsecureSkipVerify = true // the other checks judge the certificate
+	client := tls.Client(near, offers)
+	err := client.HandshakeContext(ctx)
+	state := client.ConnectionState()
+	_, _ = near.Close(), far.Close() // they are in memory
+	if refused := <-ended; err != nil && refused != nil {
+		err = refused // the server knows the reason, and a client gets an alert only
+	}
+	return state, err
 }
 
 func (s *site) tlsJava(context.Context) []doctor.Finding {
@@ -190,13 +244,21 @@ func (s *site) tlsJava(context.Context) []doctor.Finding {
 	if hdfs == nil {
 		return skipped
 	}
+	ofJava := false // the Java of this host may not be that of HDFS
 	roots, path, err := kms.HDFSTrust(hdfs, s.service.Log)
 	switch {
 	case err != nil:
 		return doctor.Error(err, "correct ssl-client.xml of HDFS")
 	case path == "":
-		return doctor.Skip("ssl-client.xml names no truststore, so the cacerts of each Java counts: keytool -list " +
-			"-cacerts shows it")
+		ofJava = true
+		home := os.Getenv("JAVA_HOME")
+		if roots, path, err = kms.JavaTrust(home); home == "" || path == "" {
+			return doctor.Skip("ssl-client.xml names no truststore, so the cacerts of each Java counts, and " +
+				"JAVA_HOME names no Java here: keytool -list -cacerts shows them")
+		}
+		if err != nil {
+			return doctor.Error(fmt.Errorf("the cacerts of JAVA_HOME: %w", err), "")
+		}
 	}
 	between := x509.NewCertPool()
 	for _, c := range s.tls.Chain[1:] {
@@ -209,7 +271,11 @@ func (s *site) tlsJava(context.Context) []doctor.Finding {
 		return doctor.Fail(fmt.Sprintf("%s: %v", path, err), "renew the certificate")
 	case err != nil:
 		last := s.tls.Chain[len(s.tls.Chain)-1]
-		return doctor.Fail(fmt.Sprintf("%s does not lead to a trusted certificate for %s: %v", path,
+		say := doctor.Fail
+		if ofJava {
+			say = doctor.Warn
+		}
+		return say(fmt.Sprintf("%s does not lead to a trusted certificate for %s: %v", path,
 			s.tls.Chain[0].Subject, err), fmt.Sprintf("import the certificate of %s into %[2]s, on each host of the "+
 			"cluster: keytool -importcert -keystore %[2]s -alias claviger -file ROOT.pem", last.Issuer, path))
 	}

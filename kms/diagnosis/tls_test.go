@@ -3,6 +3,7 @@ package diagnosis
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -86,6 +87,32 @@ func between(begins, ends time.Duration) func(*lab) {
 	}
 }
 
+// exclude keeps the server from using cipher suites.
+func (l *lab) exclude(suites ...string) {
+	l.t.Helper()
+	kmstest.WriteFile(l.t, l.path("ssl-server.xml"), kmstest.SiteXML(
+		"ssl.server.keystore.location", l.path("server.p12"), "ssl.server.keystore.password", certtest.Password,
+		"ssl.server.exclude.cipher.list", strings.Join(suites, ",")))
+	l.must(os.Chmod(l.path("ssl-server.xml"), 0o600))
+}
+
+func suiteNames(ids []uint16) (names []string) {
+	for _, id := range ids {
+		names = append(names, tls.CipherSuiteName(id))
+	}
+	return names
+}
+
+// javaTrusts makes JAVA_HOME a Java whose cacerts have the authority.
+func (l *lab) javaTrusts(a *certtest.Authority) {
+	l.t.Helper()
+	data, err := os.ReadFile(a.Truststore())
+	l.must(err)
+	l.must(os.MkdirAll(l.path("java/lib/security"), 0o700))
+	l.must(os.WriteFile(l.path("java/lib/security/cacerts"), data, 0o600))
+	l.t.Setenv("JAVA_HOME", l.path("java"))
+}
+
 // ofTLS are failures of the server's TLS.
 var ofTLS = []failure{
 	{"no keystore", "D-tls-chain", false, set("hadoop.kms.ssl.enabled", "true")},
@@ -125,6 +152,15 @@ var ofTLS = []failure{
 		l.secure("127.0.0.1")
 		set("hadoop.ssl.enabled.protocols", "TLSv1.3")(l)
 	}},
+	{"no cipher suite of Java 8", "D-tls-protocols", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		l.exclude(append(suiteNames(javaSuites), "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA384")...)
+	}},
+	{"a Java that trusts another authority", "D-tls-java", false, func(l *lab) {
+		l.secure("127.0.0.1")
+		l.hdfs(hdfsPath, "kms://https@127.0.0.1:9600/kms")
+		l.javaTrusts(certtest.New(l.t, l.t.TempDir()))
+	}},
 	{"HDFS trusts another authority", "D-tls-java", false, func(l *lab) {
 		l.secure("127.0.0.1")
 		l.trust(certtest.New(l.t, l.t.TempDir()).Truststore())
@@ -150,7 +186,8 @@ func TestHealthyTLS(t *testing.T) {
 	l.wantHealthy("with TLS")
 	text, err := l.check("D-tls-chain", "D-tls-names", "D-tls-expiry", "D-tls-protocols", "D-tls-java")
 	for _, want := range []string{"certificates in the chain: 2", "valid for 127.0.0.1", "days left: 365",
-		"TLS 1.2 to TLS 1.3", "trust.p12 trusts the server's certificate"} {
+		"TLS 1.2 to TLS 1.3", "Java 8 would connect with TLS 1.2, TLS_ECDHE_ECDSA_WITH_AES_",
+		"Java 11 would connect with TLS 1.3, TLS_AES_", "trust.p12 trusts the server's certificate"} {
 		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("%v: %q is not in\n%s", err, want, text)
 		}
