@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -178,6 +180,22 @@ func TestPage(t *testing.T) {
 	if want, err := os.ReadFile(golden); err != nil || string(want) != page {
 		t.Errorf("the page differs from %s (%v): reports of earlier builds would not be verified any more; give the "+
 			"changed page a new format", golden, err)
+	}
+}
+
+// TestEarlierReport: a report that an earlier build wrote is still verified. testdata/report.zip is never written again
+// for the present format; -update writes the file only if it does not exist.
+func TestEarlierReport(t *testing.T) {
+	public, _ := testKeys(1)
+	const file = "testdata/report.zip"
+	if _, err := os.Stat(file); *update && errors.Is(err, fs.ErrNotExist) {
+		_, data := write(t, full())
+		if err := os.WriteFile(file, data, 0o644); err != nil { //nolint:gosec // no secret
+			t.Fatal(err)
+		}
+	}
+	if v, err := Verify(file, public); err != nil || !v.Verified || len(v.Members) != 11 {
+		t.Errorf("%+v, %v", v, err)
 	}
 }
 

@@ -123,6 +123,7 @@ func forgeries(t *testing.T, data []byte) map[string]forgery {
 		"trailing zip":        {"before the beginning", append(bytes.Clone(data), data...)},
 		"leading":             {"7 bytes are before", append([]byte("#!/bin/"), data...)},
 		"cut":                 {"its end is missing", data[:len(data)-1]},
+		"no member":           {"manifest.json is missing", packed(t, nil)},
 		"empty":               {"its end is missing", nil},
 		"text":                {"its end is missing", []byte("hello")},
 	}
@@ -169,16 +170,8 @@ func TestEachByte(t *testing.T) {
 		step = len(data)/600 + 1 // the headers have other bytes in each step
 	}
 	try := func(what string, at int, changed []byte) {
-		files, faults := unpack(changed)
-		v := &Verification{Key: fingerprint(public), Findings: faults}
-		if len(faults) == 0 {
-			m, err := v.manifest(files, public)
-			if err == nil && m != nil {
-				v.members(m, files)
-			}
-		}
-		if len(v.Findings) == 0 {
-			t.Errorf("byte %d %s is not found", at, what)
+		if v, err := verify(changed, public); err != nil || v.Verified || len(v.Findings) == 0 {
+			t.Errorf("byte %d %s is not found: %v", at, what, err)
 		}
 	}
 	for at := 0; at < len(data); at += step {

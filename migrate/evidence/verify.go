@@ -47,19 +47,26 @@ func Verify(path string, key ed25519.PublicKey) (*Verification, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Verification{Format: "claviger migrate report verify 1", File: path, SHA256: digest(data), Bytes: len(data),
-		Key: fingerprint(key), Findings: []string{}, Members: []Member{}, Lacks: []Part{}}
-	files, faults := unpack(data)
-	v.Findings = append(v.Findings, faults...)
-	if len(files) == 0 {
-		return v, nil
-	}
-	m, err := v.manifest(files, key)
+	v, err := verify(data, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if m == nil {
+	v.File = path
+	return v, nil
+}
+
+// verify is Verify for the content of a file.
+func verify(data []byte, key ed25519.PublicKey) (*Verification, error) {
+	v := &Verification{Format: "claviger migrate report verify 1", SHA256: digest(data), Bytes: len(data),
+		Key: fingerprint(key), Findings: []string{}, Members: []Member{}, Lacks: []Part{}}
+	files, faults := unpack(data)
+	v.Findings = append(v.Findings, faults...)
+	if len(files) == 0 && len(faults) > 0 {
 		return v, nil
+	}
+	m, err := v.manifest(files, key)
+	if err != nil || m == nil {
+		return v, err
 	}
 	v.members(m, files)
 	if len(v.Findings) > 0 {
@@ -67,7 +74,7 @@ func Verify(path string, key ed25519.PublicKey) (*Verification, error) {
 	}
 	r, err := v.report(m, files)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
 	if v.Verified = len(v.Findings) == 0; v.Verified {
 		v.describe(m, r)
