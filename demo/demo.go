@@ -116,6 +116,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		{"Re-encryption, in batches, as a NameNode does it", r.stepReencrypt},
 		{"Step 11: initiatemigration off; can the source be removed?", r.stepStatus},
 		{"May the source go? A verdict by an image of the namespace", r.stepVerdict},
+		{"The proof for an auditor: a signed file, which the public key verifies", r.stepEvidence},
 		{"KT KMS, trustee and Key HSM stop; every file still opens", r.stepSourceGone},
 		{"Steps 12-14: clean up, and serve from the HSM alone", r.stepFinish},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -16,6 +17,8 @@ const (
 	snapshotName = "s1"
 	snapshotID   = 1
 	firstINode   = imagetest.Root + 1
+	// soundImage is the file of the image without the snapshot.
+	soundImage = "fsimage_without_snapshot"
 )
 
 // times are when a zone's re-encryption was submitted and completed.
@@ -45,11 +48,44 @@ func (r *run) stepVerdict(ctx context.Context) error {
 	r.printf("the administrator deletes the snapshot, and the NameNode saves its namespace again:")
 	r.deleted.dek.Wipe()
 	r.deleted = file{}
-	image = filepath.Join(hdfs, "fsimage_without_snapshot")
+	image = filepath.Join(hdfs, soundImage)
 	if err := r.writeImage(image); err != nil {
 		return err
 	}
 	return verdict(image, 0)
+}
+
+// stepEvidence writes the evidence file, verifies it, and finds a byte that was changed.
+func (r *run) stepEvidence(ctx context.Context) error {
+	hdfs := filepath.Join(r.Dir, "hdfs")
+	key, report := filepath.Join(r.Dir, "report.key"), filepath.Join(r.Dir, "report.zip")
+	if _, err := r.cli(ctx, 0, "migrate", "report", "keygen", key); err != nil {
+		return err
+	}
+	if _, err := r.cli(ctx, 0, "migrate", "report", "--conf", filepath.Join(r.Dir, "hsm"), "--hdfs-conf", hdfs,
+		"--image", filepath.Join(hdfs, soundImage), "--out", report, "--key", key); err != nil {
+		return err
+	}
+	verify := func(exit int) error {
+		_, err := r.cli(ctx, exit, "migrate", "report", "verify", report, "--public-key", key+".pub")
+		return err
+	}
+	r.printf("")
+	r.printf("the auditor has the file, and got the public key by another way:")
+	if err := verify(0); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(report)
+	if err != nil {
+		return err
+	}
+	data[len(data)/2] ^= 1
+	if err := durable.Replace(report, data, 0o600); err != nil {
+		return err
+	}
+	r.printf("")
+	r.printf("somebody changes one bit of the file:")
+	return verify(3)
 }
 
 // writeImage writes the namespace of the demo as an fsimage.

@@ -50,7 +50,8 @@ func pack(w io.Writer, files []file) error {
 	for _, f := range files {
 		size := uint64(len(f.data))
 		h := &zip.FileHeader{Name: f.name, Method: zip.Store, CRC32: crc32.ChecksumIEEE(f.data), ReaderVersion: 10,
-			CompressedSize64: size, UncompressedSize64: size, ModifiedDate: zipDay}
+			CompressedSize64: size, UncompressedSize64: size}
+		h.ModifiedDate = zipDay //nolint:staticcheck // CreateRaw writes this field, and does not read Modified
 		h.SetMode(fs.FileMode(0o644))
 		to, err := z.CreateRaw(h)
 		if err != nil {
@@ -121,6 +122,9 @@ func unpack(data []byte) (files []file, faults []string) {
 			continue
 		}
 		files = append(files, file{f.Name, content})
+		if crc32.ChecksumIEEE(content) != f.CRC32 {
+			faults = append(faults, fmt.Sprintf("member %s differs from its checksum in the zip file", f.Name))
+		}
 	}
 	if len(faults) > 0 {
 		return files, faults

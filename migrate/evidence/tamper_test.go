@@ -127,6 +127,9 @@ func forgeries(t *testing.T, data []byte) map[string]forgery {
 		"empty":               {"its end is missing", nil},
 		"text":                {"its end is missing", []byte("hello")},
 	}
+	bit := bytes.Clone(data)
+	bit[bytes.Index(bit, []byte(`"edeks": 7`))] ^= 1
+	all["one bit"] = forgery{"counters.json differs from its checksum", bit}
 	for _, f := range files[2:] { // each member
 		all["changed "+f.name] = forgery{"member " + f.name + " was changed", packed(t, edited(files, f.name, flipped))}
 		all["without "+f.name] = forgery{`member "` + f.name + `" of the manifest is missing`,
@@ -201,7 +204,7 @@ func TestHiddenInHeaders(t *testing.T) {
 		"comment":           func(z *zip.Writer, _ *zip.FileHeader) { _ = z.SetComment("hidden") },
 		"comment of member": func(_ *zip.Writer, h *zip.FileHeader) { h.Comment = "hidden" },
 		"extra field":       func(_ *zip.Writer, h *zip.FileHeader) { h.Extra = []byte{0, 1, 2, 0, 'h', 'i'} },
-		"time":              func(_ *zip.Writer, h *zip.FileHeader) { h.ModifiedTime = 7 },
+		"time":              func(_ *zip.Writer, h *zip.FileHeader) { h.Modified = noon },
 		"mode":              func(_ *zip.Writer, h *zip.FileHeader) { h.SetMode(0o4755) },
 		"flags":             func(_ *zip.Writer, h *zip.FileHeader) { h.Flags |= 0x800 },
 		"compressed":        func(_ *zip.Writer, h *zip.FileHeader) { h.Method = zip.Deflate },
@@ -209,7 +212,8 @@ func TestHiddenInHeaders(t *testing.T) {
 		var b bytes.Buffer
 		z := zip.NewWriter(&b)
 		for _, f := range files {
-			h := &zip.FileHeader{Name: f.name, Method: zip.Store, ModifiedDate: zipDay, ReaderVersion: 10}
+			h := &zip.FileHeader{Name: f.name, Method: zip.Store, ReaderVersion: 10}
+			h.ModifiedDate = zipDay //nolint:staticcheck // as pack does
 			h.SetMode(0o644)
 			change(z, h)
 			to, err := z.CreateHeader(h)
