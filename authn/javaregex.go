@@ -166,7 +166,7 @@ func groupReference(s string, re *regexp.Regexp) (group int, rest string, err er
 		}
 		return group, rest, nil
 	}
-	// Java takes digits as long as the number is that of a group.
+	// Java reads more digits while a group with the number exists.
 	digits := 0
 	for digits < len(s) && s[digits] >= '0' && s[digits] <= '9' {
 		next := group*10 + int(s[digits]-'0')

@@ -18,14 +18,14 @@ func decryptRules() *authz.Policy {
 	return p
 }
 
-func ofStaff() func(string) []string {
+func staffGroups() func(string) []string {
 	groups := []string{"users", "ops", "staff"}
 	return func(string) []string { return groups }
 }
 
 // BenchmarkDecide measures the rules for a decrypt: once at operation level, once at key level.
 func BenchmarkDecide(b *testing.B) {
-	p, groups, who := decryptRules(), ofStaff(), user("carol")
+	p, groups, who := decryptRules(), staffGroups(), user("carol")
 	b.ReportAllocs()
 	for b.Loop() {
 		if !p.May(authz.DecryptEEK, who, groups) || !p.MayKey("k", authz.KeyDecryptEEK, who, groups, nil) {
@@ -36,7 +36,7 @@ func BenchmarkDecide(b *testing.B) {
 
 // TestDecisionAllocatesNothing: only Explain makes the texts of an explanation.
 func TestDecisionAllocatesNothing(t *testing.T) {
-	p, groups := decryptRules(), ofStaff()
+	p, groups := decryptRules(), staffGroups()
 	for _, name := range []string{"carol", "hdfs", "bob"} {
 		who := user(name)
 		refusals := 0

@@ -14,12 +14,12 @@ import (
 // release is the version of a release. The linker sets it: -X claviger/buildinfo.release=1.2.3.
 var release string
 
-// Info describes the running program. A field that the build did not record is "unknown".
+// Info describes the running program. A version, commit or date that the build did not record is "unknown".
 type Info struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit"`
 	Date     string `json:"date"` // of the commit, RFC 3339
-	Modified bool   `json:"modified"`
+	Modified bool   `json:"modified"` // the sources differ from the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
@@ -46,7 +46,7 @@ func Read() Info {
 	return b
 }
 
-// String is one line for a person.
+// String describes the build in one line of text.
 func (b Info) String() string {
 	modified := ""
 	if b.Modified {

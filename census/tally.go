@@ -56,17 +56,17 @@ func (t *tally) add(folder uint32, e needed, n uint64) {
 // tallyAll counts everything.
 func (c *counter) tallyAll() *tally {
 	t := &tally{c: c, counts: map[tallyKey]*Counts{}, snapshots: map[uint32]map[reach]uint64{}}
-	ofFolder := func(folder, code uint32, n uint64) {
+	addFolder := func(folder, code uint32, n uint64) {
 		t.add(folder, needed{version: code >> 1, until: c.tree.reach(folder), open: code&openFlag != 0}, n)
 	}
 	for f, n := range c.tree.counts {
 		if n > 0 {
-			ofFolder(uint32(f), c.tree.codes[f]-1, uint64(n)) //nolint:gosec // < maxFolders
+			addFolder(uint32(f), c.tree.codes[f]-1, uint64(n)) //nolint:gosec // < maxFolders
 		}
 	}
 	for _, r := range c.readers {
 		for k, n := range r.overflow {
-			ofFolder(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
+			addFolder(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
 		}
 		for version, n := range r.lostFiles {
 			t.of(0, version).Unreachable += n

@@ -125,8 +125,8 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 	}), err
 }
 
-// clashesWith returns the sorted names of the keys here that were not migrated and whose name, in any spelling that the
-// source accepts, is that of a key of the source.
+// clashesWith returns the sorted names of keys here that were not migrated, but for which the source has a key of the
+// same name. Any spelling that the source accepts counts as the same name.
 func (r *Ring) clashesWith(ctx context.Context, s *source, here map[string][]string) ([]string, error) {
 	var sourceNames []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {

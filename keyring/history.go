@@ -15,7 +15,7 @@ type Origin struct {
 	// TakenOver: the key was made here for the source's key; it may have been deleted since. Otherwise the source had
 	// the key, and no migration has taken it over yet.
 	TakenOver bool
-	// Created and ACLName are those of the source's key, and so of the key here.
+	// Created and ACLName belong to the source's key. The key here has the same ones.
 	Created time.Time
 	ACLName string
 	// Folded: the source answers to every spelling of the name, in upper and lower case, with this key.

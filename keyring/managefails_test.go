@@ -16,8 +16,8 @@ import (
 )
 
 // plainKeys is a primary without optional abilities: it keeps no deleted keys, and
-// checks no rules in the step that changes a key. Its error, if set, is that of
-// Delete and of Check.
+// checks no rules in the step that changes a key. Delete and Check return err if it is
+// not nil.
 type plainKeys struct {
 	provider.Provider
 	provider.BlockEncrypter

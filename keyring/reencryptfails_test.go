@@ -10,8 +10,8 @@ import (
 	"claviger/provider"
 )
 
-// TestMayReencryptBatch: the check before a long body is read is that of the
-// request.
+// TestMayReencryptBatch: the check before a long body is read has the same result as the
+// check of the request.
 func TestMayReencryptBatch(t *testing.T) {
 	l := newTestRing(t, func(c *Config) { c.Policy = rules(t, "hadoop.kms.acl.GENERATE_EEK", "nn") })
 	if err := l.MayReencryptBatch(t.Context(), caller("nn"), "k"); err != nil {

@@ -213,8 +213,8 @@ func (p *counting) Create(ctx context.Context, s provider.Spec) (claviger.KeyVer
 	return p.Provider.Create(ctx, s)
 }
 
-// farKMS is another KMS: it opens EDEKs and does not show its key material. Its address is that of a listener in the
-// test, or an address at which no process listens.
+// farKMS is another KMS: it opens EDEKs and does not show its key material. At its address a listener of the test
+// listens, or no process.
 type farKMS struct {
 	provider.Provider
 	blocks provider.BlockEncrypter

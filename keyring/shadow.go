@@ -66,7 +66,7 @@ func (r *Ring) needNotAtSource(ctx context.Context, op, name string) error {
 // not block the undeletion, because the migrated key came from the source.
 func (r *Ring) needNoNewer(ctx context.Context, op string, deleted *claviger.Metadata) error {
 	for _, s := range r.sources.list {
-		s.keys.drop(deleted.Name) // the cached answer may be that of the older key
+		s.keys.drop(deleted.Name) // the cached answer may describe the older key
 		atSource, err := s.metadata(ctx, deleted.Name)
 		if err != nil {
 			continue

@@ -19,12 +19,12 @@ type ticketSource struct {
 func (ticketSource) URI() string           { return "kms://https@old.example.com:16000/kms" }
 func (s ticketSource) WantsKerberos() bool { return s.kerberos }
 
-// TestSimpleBeforeKerberos: a plan fails if this server would decrypt for any user name what
-// its source decrypts only for a ticket.
-func TestSimpleBeforeKerberos(t *testing.T) {
+// TestUnsafeSimple: a plan fails if a source requires Kerberos, and this server uses simple
+// authentication.
+func TestUnsafeSimple(t *testing.T) {
 	for _, c := range []struct {
-		here     string
-		kerberos bool
+		here     string // the authentication type of this server
+		kerberos bool   // whether the source requires Kerberos
 		fails    bool
 	}{{"simple", true, true}, {"simple", false, false}, {"kerberos", true, false}, {"", true, true}} {
 		conf := hadoopconf.New(t.TempDir(), nil)
@@ -33,7 +33,7 @@ func TestSimpleBeforeKerberos(t *testing.T) {
 			conf.Override(authType, c.here, "--flag")
 		}
 		s := &Service{Conf: conf, Sources: []keyring.Source{{Provider: ticketSource{kerberos: c.kerberos}}}}
-		checks := s.simpleBeforeKerberos()
+		checks := s.unsafeSimple()
 		if got := len(checks) > 0; got != c.fails {
 			t.Errorf("%+v: %+v", c, checks)
 		}

@@ -70,7 +70,7 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 
 // moreChecks returns the checks of the other parts that this server needs.
 func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
-	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
+	checks := append(s.trustees(ctx), s.unsafeSimple()...)
 	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
 		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning,
 			Measured: strings.Join(faults, "; "), Cure: "correct the mode or owner of each file"})
@@ -78,10 +78,10 @@ func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
 	return checks
 }
 
-// simpleBeforeKerberos returns a failed check if a source requires Kerberos and this
-// server uses simple authentication. A caller could then use any user name without
-// proof, and this server would decrypt what the source decrypts only for a ticket.
-func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
+// unsafeSimple returns a failed check if a source requires Kerberos and this server uses
+// simple authentication. Then a caller could use any user name without proof, and this
+// server would decrypt EDEKs that the source decrypts only for a user with a ticket.
+func (s *Service) unsafeSimple() (checks []migrate.Check) {
 	if s.Conf.String(authType) != "simple" {
 		return nil
 	}

@@ -18,9 +18,10 @@ import (
 	"claviger/web"
 )
 
-// password reads a password like Hadoop's Configuration.getPassword: from the
-// credential stores that c, or else site, names; or from the property in c in clear
-// text, if that is allowed.
+// password reads the password of the property name, like Hadoop's Configuration.getPassword.
+// The configuration c (for example ssl-server.xml), or else site (kms-site.xml), names
+// credential stores. If they do not have the password, it is the clear text of the property
+// in c, if clear text is allowed.
 func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.Bytes, error) {
 	named := site
 	if _, ok := c.Get(keystore.CredentialPathProperty); ok {
@@ -57,11 +58,12 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 	return p.Get(name, c.Get)
 }
 
-// stores reads the TLS stores of one file, or of kms-site.xml.
+// stores reads the keystores and truststores that a configuration names.
 type stores struct {
-	site, c     *hadoopconf.Conf
-	log         *slog.Logger
-	environment []string // warnings about properties that the environment overrides
+	site     *hadoopconf.Conf // kms-site.xml
+	c        *hadoopconf.Conf // ssl-server.xml or ssl-client.xml
+	log      *slog.Logger
+	warnings []string // about properties that the environment overrides
 }
 
 // file reads a store's path and passwords; ok is false if the configuration names no
@@ -79,8 +81,9 @@ func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
 	return f, true, err
 }
 
-// sslStores reads ssl-server.xml or ssl-client.xml, which are in the folder of
-// kms-site.xml. A missing file counts as an empty one.
+// sslStores reads the configuration file that the property names, or else the file with the
+// name fallback (ssl-server.xml or ssl-client.xml). A relative path is relative to the folder
+// of kms-site.xml. A missing file counts as empty if its name is fallback.
 func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback string) (stores, error) {
 	name := fallback
 	if v, ok := conf.Get(property); ok {
@@ -100,19 +103,19 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	}
 	st := stores{site: conf, c: c, log: log}
 	if property == "hadoop.ssl.server.conf" {
-		st.environment = c.ServerTLSEnvironment()
+		st.warnings = c.ServerTLSEnvironment()
 	}
 	return st, nil
 }
 
-// serverTLS opens the TLS settings of https. Its certificates follow changes of their
-// stores.
+// serverTLS makes the TLS settings of the https server. When a keystore or truststore changes,
+// the server uses its new certificates.
 func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) {
 	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range st.environment {
+	for _, w := range st.warnings {
 		log.Warn(w)
 	}
 	file, ok, err := st.file("ssl.server.keystore.")
@@ -149,10 +152,10 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 	if err != nil || !need {
 		return t, err
 	}
-	return t, st.needClients(t)
+	return t, st.requireClientCertificates(t)
 }
 
-// limit sets protocols and cipher suites.
+// limit sets the protocols and the cipher suites that the server accepts.
 func (s stores) limit(conf *tls.Config) error {
 	conf.MinVersion, conf.MaxVersion = tls.VersionTLS12, tls.VersionTLS13
 	const enabled, excluded = "hadoop.ssl.enabled.protocols", "ssl.server.exclude.cipher.list"
@@ -177,8 +180,9 @@ func (s stores) limit(conf *tls.Config) error {
 	return nil
 }
 
-// needClients requires of each client a certificate that the truststore trusts.
-func (s stores) needClients(t *web.TLS) error {
+// requireClientCertificates makes the server require a certificate of each client, which the
+// truststore must trust.
+func (s stores) requireClientCertificates(t *web.TLS) error {
 	trust, ok, err := s.file("ssl.server.truststore.")
 	if err != nil {
 		return err
@@ -187,15 +191,15 @@ func (s stores) needClients(t *web.TLS) error {
 		return errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in " +
 			"ssl-server.xml")
 	}
-	if err := t.FollowClients(trust.Files(), trust.Roots, s.log); err != nil {
+	if err := t.RequireClientCertificates(trust.Files(), trust.Roots, s.log); err != nil {
 		return s.c.BadFile("ssl.server.truststore.location", err, "")
 	}
 	return nil
 }
 
-// ClientTLS returns the TLS settings for https to another KMS. The truststore is named by claviger.ssl.truststore, or
-// by ssl-client.xml, or by the Java option javax.net.ssl.trustStore in the environment; without these, the system's
-// roots are trusted.
+// ClientTLS returns the TLS settings for https to another KMS. The property claviger.ssl.truststore, or ssl-client.xml,
+// or the Java option javax.net.ssl.trustStore in the environment names the truststore. Without a truststore, the roots
+// of the system are trusted. The settings are nil if there is neither a truststore nor a client certificate.
 func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
 	if err != nil {
@@ -209,7 +213,8 @@ func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	if setting != "" {
 		conf.RootCAs, err = trust.Roots()
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, st.badTrust(setting, err, "import the source's certificate into it, as docs/migration.md shows")
+			return nil, st.badTrust(setting, err,
+				"import the source's certificate into this file, as docs/migration.md shows")
 		}
 		if err != nil {
 			return nil, st.badTrust(setting, err, "")
@@ -246,7 +251,7 @@ func (s stores) badTrust(setting string, err error, cure string) error {
 	return fmt.Errorf("%s: %w%s", setting, err, cure)
 }
 
-// The settings that clientTrust returns for properties.
+// The settings that clientTrust returns if a property names the truststore.
 const (
 	ownTrust  = "property claviger.ssl.truststore"
 	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"

@@ -48,7 +48,7 @@ func serverCloses(conn net.Conn) bool {
 	}
 }
 
-var impatient = kmsapi.Slow{Grace: 500 * time.Millisecond, Rate: 4 << 20}
+var shortGrace = kmsapi.Slow{Grace: 500 * time.Millisecond, Rate: 4 << 20}
 
 // TestUnreadAnswers: a user who requests large answers and reads none of them takes neither slots
 // nor memory from others, and loses his own after a short time.
@@ -64,7 +64,7 @@ func TestUnreadAnswers(t *testing.T) {
 				}
 			}
 		},
-		Limits: kmsapi.Limits{MaxKeys: 60_000, MaxBatch: 1000, MaxBody: 32 << 20, Slow: impatient},
+		Limits: kmsapi.Limits{MaxKeys: 60_000, MaxBatch: 1000, MaxBody: 32 << 20, Slow: shortGrace},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 240, Batches: 4, Management: 4,
 			Wait: 300 * time.Millisecond},
 	})
@@ -124,7 +124,7 @@ func TestIdleBodies(t *testing.T) {
 	limiters := &kmsapi.Limiters{}
 	addr := withKey(t, stack{
 		Limiters: limiters, Policy: policy,
-		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, Slow: impatient},
+		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, Slow: shortGrace},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
 	})
 	const head = "POST /kms/v1/key/k/_reencryptbatch?user.name=%s HTTP/1.1\r\nHost: kms\r\nContent-Type: " +
@@ -166,7 +166,7 @@ func TestIdleBodies(t *testing.T) {
 		t.Fatalf("a caller without the right: %v, %v", resp, err)
 	}
 	_ = resp.Body.Close()
-	if took := time.Since(began); took >= impatient.Grace {
+	if took := time.Since(began); took >= shortGrace.Grace {
 		t.Errorf("the server waited for the body first: %v", took)
 	}
 }

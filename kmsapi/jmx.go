@@ -76,8 +76,8 @@ func (g *gauges) count(op string, status int, denied bool, now time.Time) {
 	}
 }
 
-// meterTick is the time between two updates of a meter's moving averages. It is that of com.codahale.metrics.Meter,
-// whose figures a meter shows.
+// meterTick is the time between two updates of a meter's moving averages. com.codahale.metrics.Meter, whose figures a
+// meter shows, has the same interval.
 const meterTick = 5 * time.Second
 
 // meter counts events and their rate over the last 1, 5 and 15 minutes. It has no

@@ -44,7 +44,7 @@ func TestGivenMaterialIsWiped(t *testing.T) {
 		if !k.given[i].Equal(make(secret.Bytes, 16)) {
 			t.Errorf("%s leaves the material in memory", target)
 		}
-		// Twice: the server wipes the material after the first answer, and that must be a copy.
+		// After each answer the server wipes the material that it sent. The second answer shows that this was a copy.
 		for range 2 {
 			if a := send(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK ||
 				!bytes.Contains(a.body, []byte(`"`+material+`"`)) {

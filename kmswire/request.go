@@ -270,8 +270,8 @@ type batchReader struct {
 	buf     []byte // decoded bytes of the EDEKs; when it grows, earlier EDEKs keep their old array
 	version string // of the last EDEK; nearly all have the same, so they share one string
 	// Hadoop parses the whole body, then checks all items, then their inner version names.
-	// So wrong is the error of the first wrong item, and notEEK that of the first wrong
-	// inner name.
+	// Therefore wrong is the error of the first wrong item, and notEEK is the error of the
+	// first wrong inner name.
 	wrong, notEEK error
 }
 

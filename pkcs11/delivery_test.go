@@ -34,9 +34,9 @@ func TestGivesUpDuringDelivery(t *testing.T) {
 	}
 }
 
-// TestHungCallOfPatientCaller: a call that hangs ends for all its callers at the token's time limit, also for callers
+// TestHungCallEndsAtTokenLimit: a call that hangs ends for all its callers at the token's time limit, also for callers
 // that would wait longer.
-func TestHungCallOfPatientCaller(t *testing.T) {
+func TestHungCallEndsAtTokenLimit(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
 	tok.limit = 200 * time.Millisecond

@@ -79,7 +79,7 @@ func (t *Token) gathererOf(name keyName, check []byte) *gatherer {
 			return g
 		}
 	}
-	g := &gatherer{token: t, name: name, check: string(check), progress: progress{above: &t.progress}}
+	g := &gatherer{token: t, name: name, check: string(check), progress: progress{parent: &t.progress}}
 	if v, loaded := t.gather.LoadOrStore(name, g); loaded {
 		if first, _ := v.(*gatherer); first.check == g.check {
 			return first
@@ -364,7 +364,7 @@ func inputOf(batch []part) []byte {
 
 // watched returns the progress of the next call for a batch, and lets the waiters watch it.
 func (g *gatherer) watched(batch []part) *progress {
-	call := &progress{above: &g.progress}
+	call := &progress{parent: &g.progress}
 	for _, p := range batch {
 		p.w.call.Store(call)
 	}
@@ -499,7 +499,7 @@ func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.Object
 		err = errLength{len(out), len(in)}
 	}
 	if err == nil {
-		p.made()
+		p.advance()
 	}
 	return out, err
 }

@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// A caller that has another HSM wants to know soon that this one does not answer. The time that an operation takes does
-// not show that: a batch may need thousands of calls, and a busy HSM serves others first. What shows it is that no call
+// A caller that has another HSM must learn soon that this HSM does not answer. A long operation does not prove that the
+// HSM hangs: a batch may need thousands of calls, and a busy HSM serves other callers first. An HSM hangs if no call
 // returns.
 
-// patienceKey is the key of WithPatience in a context.
-type patienceKey struct{}
+// stallKey is the key of the limit of WithStallLimit in a context.
+type stallKey struct{}
 
-// WithPatience gives operations with a key a limit for the time without progress, in which no C_Encrypt that the
-// operation waits for succeeds. An operation that makes progress has no limit but ctx. The error is of kind
-// Unavailable, as if ctx had ended.
-func WithPatience(ctx context.Context, limit time.Duration) context.Context {
-	return context.WithValue(ctx, patienceKey{}, limit)
+// WithStallLimit limits the time in which an operation with a key makes no progress. An operation makes progress when a
+// C_Encrypt that it waits for succeeds. While an operation makes progress, only ctx limits its time. At the limit the
+// operation fails with kind Unavailable, as if ctx had ended.
+func WithStallLimit(ctx context.Context, limit time.Duration) context.Context {
+	return context.WithValue(ctx, stallKey{}, limit)
 }
 
-// untilStalled returns a context that ends when the patience of ctx does. last returns when there was progress.
+// untilStalled returns a context that ends at the stall limit of ctx. last returns the time of the last progress.
 func untilStalled(ctx context.Context, last func() time.Time) (context.Context, context.CancelFunc) {
-	limit, _ := ctx.Value(patienceKey{}).(time.Duration)
+	limit, _ := ctx.Value(stallKey{}).(time.Duration)
 	if limit <= 0 {
 		return ctx, func() {}
 	}
@@ -52,19 +52,19 @@ func untilStalled(ctx context.Context, last func() time.Time) (context.Context, 
 	return ctx, func() { cancel(nil) }
 }
 
-// progress is when operations last showed that the HSM works: one operation, all with a key, or all of a token. A nil
-// *progress records nothing.
+// progress records the time of the last progress of one operation, of all operations with a key, or of all operations
+// of a token. A nil *progress records nothing.
 type progress struct {
-	above *progress // that this one is a part of; nil: none
-	// at is when the last call succeeded, in UnixNano. It is also the time at which the first operation began, if none
-	// was running before.
+	parent *progress // the progress of the key or the token; nil for a token
+	// at is the time of the last call that succeeded, in UnixNano. When an operation begins and no other one is
+	// running, at is the time of its beginning.
 	at      atomic.Int64
-	running atomic.Int32 // operations that have their session, or wait for one of the HSM
+	running atomic.Int32 // operations that have a session, or wait for the HSM to open one
 }
 
 // begin records the start of an operation.
 func (p *progress) begin() {
-	for ; p != nil; p = p.above {
+	for ; p != nil; p = p.parent {
 		if p.running.Add(1) == 1 {
 			p.at.Store(time.Now().UnixNano())
 		}
@@ -73,23 +73,23 @@ func (p *progress) begin() {
 
 // end records the end of an operation.
 func (p *progress) end() {
-	for ; p != nil; p = p.above {
+	for ; p != nil; p = p.parent {
 		p.running.Add(-1)
 	}
 }
 
-// made records that a call succeeded.
-func (p *progress) made() {
-	for now := time.Now().UnixNano(); p != nil; p = p.above {
+// advance records that a call succeeded.
+func (p *progress) advance() {
+	for now := time.Now().UnixNano(); p != nil; p = p.parent {
 		p.at.Store(now)
 	}
 }
 
-// last returns when one of the operations last made progress, or, if none is running, when others did: they have all
-// sessions.
+// last returns the time of the last progress of these operations. If none of them is running, other operations have all
+// sessions, and last returns the time of the parent's last progress.
 func (p *progress) last() time.Time {
-	for p.running.Load() == 0 && p.above != nil {
-		p = p.above
+	for p.running.Load() == 0 && p.parent != nil {
+		p = p.parent
 	}
 	return time.Unix(0, p.at.Load())
 }

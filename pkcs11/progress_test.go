@@ -12,12 +12,11 @@ import (
 	"claviger"
 )
 
-// patience is that of the operations in these tests.
-const patience = time.Second
+const stallLimit = time.Second
 
-// TestPatience: a batch that takes longer than the patience of its caller succeeds while its calls succeed. So does a
-// request that waits behind it, for the same key or for a session.
-func TestPatience(t *testing.T) {
+// TestSlowBatch: a batch that takes longer than the stall limit succeeds while its calls succeed. Requests that wait
+// behind the batch, for the same key or for a session, succeed too.
+func TestSlowBatch(t *testing.T) {
 	tok, m := open(t)
 	tok.mechanisms = []uint{p11.CKM_AES_CBC} // a call for each block
 	id, label := generate(t, tok, 1, 256)
@@ -32,7 +31,7 @@ func TestPatience(t *testing.T) {
 	}()
 	m.Reset()
 	m.SetLatency(20 * time.Millisecond)
-	ctx := WithPatience(t.Context(), patience)
+	ctx := WithStallLimit(t.Context(), stallLimit)
 	from := time.Now()
 	results := make(chan error, 4)
 	go func() { results <- tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 150*blockSize)) }()
@@ -53,21 +52,21 @@ func TestPatience(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if took := time.Since(from); took < 2*patience {
+	if took := time.Since(from); took < 2*stallLimit {
 		t.Errorf("the batch took only %v", took)
 	}
 }
 
-// TestImpatience: an operation whose call hangs ends after the patience of its caller, also if it waits behind another
-// call with its key, while the calls with another key succeed. Without patience it waits.
-func TestImpatience(t *testing.T) {
+// TestStall: an operation fails after its stall limit if its call hangs, or if another call with the same key hangs,
+// also while calls with another key succeed. An operation without a stall limit waits.
+func TestStall(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
 	release := m.Hang("Encrypt")
 	defer release()
-	patient, cancel := context.WithCancel(t.Context())
-	waits := make(chan error, 1)
-	go func() { waits <- tok.EncryptBlocks(patient, id, label, nil, make([]byte, blockSize)) }()
+	unlimited, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- tok.EncryptBlocks(unlimited, id, label, nil, make([]byte, blockSize)) }()
 	eventually(t, func() error {
 		if m.Count("Encrypt") == 0 {
 			return errors.New("no call hangs")
@@ -78,12 +77,12 @@ func TestImpatience(t *testing.T) {
 	defer working.Wait()
 	defer cancel()
 	working.Go(func() {
-		for patient.Err() == nil {
-			tok.progress.made() // as a call with another key does
-			time.Sleep(patience / 10)
+		for unlimited.Err() == nil {
+			tok.progress.advance() // as a call with another key does
+			time.Sleep(stallLimit / 10)
 		}
 	})
-	ctx := WithPatience(t.Context(), patience)
+	ctx := WithStallLimit(t.Context(), stallLimit)
 	for name, f := range map[string]func() error{
 		"behind a call": func() error { return tok.EncryptBlocks(ctx, id, label, nil, make([]byte, blockSize)) },
 		"in a call":     func() error { return tok.Prove(ctx, id, label, make([]byte, checkSize)) },
@@ -93,18 +92,18 @@ func TestImpatience(t *testing.T) {
 			if err := f(); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: %v", name, err)
 			}
-			if took := time.Since(from); took < patience*9/10 {
+			if took := time.Since(from); took < stallLimit*9/10 {
 				t.Errorf("%s: ended after %v", name, took)
 			}
 		})
 	}
 	select {
-	case err := <-waits:
-		t.Errorf("without patience: %v", err)
+	case err := <-result:
+		t.Errorf("without a stall limit: %v", err)
 	default:
 	}
 	release()
-	if err := <-waits; err != nil {
+	if err := <-result; err != nil {
 		t.Error(err)
 	}
 }

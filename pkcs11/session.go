@@ -128,7 +128,7 @@ func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHan
 
 // doWithKey does the same as do, for an operation with the key of that label.
 func (t *Token) doWithKey(ctx context.Context, op, label string, f func(*login, p11.SessionHandle) error) error {
-	p := &progress{above: &t.progress}
+	p := &progress{parent: &t.progress}
 	ctx, cancel := untilStalled(ctx, p.last)
 	defer cancel()
 	return t.doAndNotify(ctx, op, keySubject(label), p, f, func(error) {})

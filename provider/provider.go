@@ -111,7 +111,7 @@ func Answered(err error) error {
 }
 
 // LoginError marks the error of a failed login at another server: the server or the KDC refused our credentials, or the
-// KDC does not answer. The server may work for other users. The text is that of Err, which says what to do.
+// KDC does not answer. The server may work for other users. The text of Err says what to do.
 type LoginError struct{ Err error }
 
 func (e *LoginError) Error() string { return e.Err.Error() }

@@ -200,11 +200,11 @@ func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []pos
 	if token == nil {
 		return strings.Join(parts, "; "), nil
 	}
-	for _, name := range ofKey(token.Unknown, key) {
+	for _, name := range namesOfKey(token.Unknown, key) {
 		parts = append(parts, fmt.Sprintf("the token holds %s, which the store does not know: made or rolled since "+
 			"(claviger hsm adopt)", claviger.Printable(name)))
 	}
-	for _, name := range ofKey(token.Missing, key) {
+	for _, name := range namesOfKey(token.Missing, key) {
 		parts = append(parts, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge",
 			claviger.Printable(name)))
 	}
@@ -245,8 +245,8 @@ func differingKeys(token *Token) (keys []string) {
 	return slices.Compact(keys)
 }
 
-// ofKey returns the names that are versions of a key.
-func ofKey(names []string, key string) (of []string) {
+// namesOfKey returns the names that are versions of a key.
+func namesOfKey(names []string, key string) (of []string) {
 	for _, name := range names {
 		if k, ok := claviger.KeyOfVersion(name); ok && k == key {
 			of = append(of, name)

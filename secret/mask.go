@@ -84,8 +84,8 @@ func wholeWord(s string, p [2]int) [2]int {
 	return p
 }
 
-// percentDecode decodes the complete escapes of text once. at has the positions of text, see decodedPlaces; it returns
-// those of the result.
+// percentDecode decodes the complete escapes of text once. at has the positions of the bytes of text, see
+// decodedPlaces. percentDecode also returns the positions of the bytes of the result.
 func percentDecode(text []byte, at []int) (_ []byte, _ []int, changed bool) {
 	if bytes.IndexByte(text, '%') < 0 {
 		return text, at, false

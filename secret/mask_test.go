@@ -18,14 +18,14 @@ const aToken = "HgAFYWxpY2UFYWxpY2UAigGiIrHneIoBoka-a3gBARSUcP-chFvUeqa-b_BQEXar
 
 const aCookie = "u=alice&p=alice@EXAMPLE.COM&t=kerberos&e=1795903200000&s=6fZtUaTqmq0nFQ3W6Z5gUnk3Jw6WcB0v2aYc9Jm6E7s="
 
-// TestMask: delegation tokens and signatures of cookies are masked, also percent-encoded and cut, and ordinary text is
-// not.
+// TestMask: delegation tokens and signatures of cookies are masked, also if they are percent-encoded or truncated.
+// Ordinary text is not masked.
 func TestMask(t *testing.T) {
 	standard := strings.NewReplacer("-", "+", "_", "/").Replace(aToken)
 	for _, c := range []struct{ text, want string }{
 		{aToken, "***"},
 		{standard, "***"},
-		{aToken[:60], "***"}, // the password begins at 40
+		{aToken[:60], "***"}, // the token's password begins in character 42 of the base64
 		{aToken[:50] + "\r\n" + aToken[50:], "***"},
 		{"GET " + aToken + " refused", "GET *** refused"},
 		{"a=" + aToken + "&b=" + aToken + "&c=d", "a=***&b=***&c=d"},

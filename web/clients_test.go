@@ -91,7 +91,7 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// TestSlowHandshakes: the time limit of a head is that of a TLS handshake too.
+// TestSlowHandshakes: the time limit of a request's head also limits a TLS handshake.
 func TestSlowHandshakes(t *testing.T) {
 	s := newServer()
 	s.Limits.Head = 100 * time.Millisecond

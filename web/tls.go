@@ -9,14 +9,14 @@ import (
 	"claviger/keystore"
 )
 
-// TLS is a server's side of TLS whose certificates follow their files: Config changes what
-// it shows and trusts while the server runs.
+// TLS is the TLS configuration of a server. When a file with a certificate changes, Config
+// uses the new certificate; the server need not restart.
 type TLS struct {
 	Config *tls.Config
 	close  []func()
 }
 
-// FollowCertificate makes TLS with the certificate that load reads from files. load is called
+// FollowCertificate returns a TLS with the certificate that load reads from files. load is called
 // again when one of the files has changed; while it fails, the certificate that was loaded
 // before stays in use. The caller may set limits of versions and cipher suites in Config
 // before the server starts.
@@ -32,10 +32,11 @@ func FollowCertificate(files []string, load func() (tls.Certificate, error), log
 	}, nil
 }
 
-// FollowClients makes the server demand a certificate of each client, which one of the roots
-// must have signed. load reads the roots from files, and is called again when one of the
-// files has changed. Call it before the server starts.
-func (t *TLS) FollowClients(files []string, load func() (*x509.CertPool, error), log *slog.Logger) error {
+// RequireClientCertificates makes the server require a certificate of each client, which one
+// of the roots must have signed. load reads the roots from files, and is called again when
+// one of the files has changed. RequireClientCertificates must be called before the server
+// starts.
+func (t *TLS) RequireClientCertificates(files []string, load func() (*x509.CertPool, error), log *slog.Logger) error {
 	r, err := keystore.NewReloader(files, load, keystore.ReloadInterval, log)
 	if err != nil {
 		return err

@@ -10,8 +10,8 @@ import (
 	"claviger/internal/certtest"
 )
 
-// TestFollowClients: only clients with a certificate of the roots are served.
-func TestFollowClients(t *testing.T) {
+// TestRequireClientCertificates: only clients with a certificate of the roots are served.
+func TestRequireClientCertificates(t *testing.T) {
 	authority, other := certtest.New(t, t.TempDir()), certtest.New(t, t.TempDir())
 	file := authority.Issue("server", "127.0.0.1")
 	s := newServer()
@@ -22,7 +22,7 @@ func TestFollowClients(t *testing.T) {
 	}
 	t.Cleanup(conf.Close)
 	roots := func() (*x509.CertPool, error) { return authority.Pool(), nil }
-	if err := conf.FollowClients([]string{file}, roots, s.Log); err != nil {
+	if err := conf.RequireClientCertificates([]string{file}, roots, s.Log); err != nil {
 		t.Fatal(err)
 	}
 	s.TLS = conf.Config

@@ -77,8 +77,8 @@ func mode(name string, m fs.FileMode) func(*lab) {
 	return func(l *lab) { l.must(os.Chmod(l.path(name), m)) }
 }
 
-// ofConfiguration are failures that need no HSM.
-var ofConfiguration = []failure{
+// configurationFailures are failures that need no HSM.
+var configurationFailures = []failure{
 	{"a folder without files", "D-conf-read", false, func(l *lab) { l.must(os.Remove(l.path("kms-site.xml"))) }},
 	{"a file that is no XML", "D-conf-read", false, func(l *lab) {
 		l.must(os.WriteFile(l.path("kms-site.xml"), []byte("<configuration><property>"), 0o600))
@@ -124,8 +124,8 @@ var ofConfiguration = []failure{
 		rule("hadoop.kms.blacklist.DECRYPT_EEK", "oozie")},
 }
 
-// ofStore are failures of the metastore, and of rules about its keys.
-var ofStore = []failure{
+// storeFailures are failures of the metastore, and of rules about its keys.
+var storeFailures = []failure{
 	{"no place", "D-store-place", false, set(hadoopconf.MetastoreURI, "mysql://db/x")},
 	{"a damaged file", "D-store-integrity", true, func(l *lab) { l.damage() }},
 	{"a file that is no metastore", "D-store-integrity", false, func(l *lab) {
@@ -193,8 +193,8 @@ var ofStore = []failure{
 	}},
 }
 
-// ofHSM are failures of the HSM.
-var ofHSM = []failure{
+// hsmFailures are failures of the HSM.
+var hsmFailures = []failure{
 	{"no library", "D-hsm-library", false, token(func(c *pkcs11.FileConfig) { c.Module = "/nowhere/libhsm.so" })},
 	{"a library that everybody may write", "D-hsm-library", false, func(l *lab) {
 		l.must(os.Chmod(l.Path, 0o666)) //nolint:gosec // the fault of the test
@@ -297,8 +297,8 @@ func TestWithoutStore(t *testing.T) {
 	}
 }
 
-// ofProcedure are failures of the requirements of Cloudera's procedure.
-var ofProcedure = []failure{
+// procedureFailures are failures of the requirements of Cloudera's procedure.
+var procedureFailures = []failure{
 	{"a source of an unknown scheme", "D-seed-source", true, set(hadoopconf.SourceURI, "kms://ftp@kms-1:9600/kms")},
 	{"a key that can leave the token", "D-seed-isolation", true, func(l *lab) {
 		l.source()
@@ -387,8 +387,8 @@ func TestFailures(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root judges the rights of other users; run `make test` as root for it")
 	}
-	for file, list := range map[string][]failure{"configuration.golden": ofConfiguration, "store.golden": ofStore,
-		"hsm.golden": ofHSM, "procedure.golden": ofProcedure} {
+	for file, list := range map[string][]failure{"configuration.golden": configurationFailures, "store.golden": storeFailures,
+		"hsm.golden": hsmFailures, "procedure.golden": procedureFailures} {
 		t.Run(strings.TrimSuffix(file, ".golden"), func(t *testing.T) { provokeAll(t, file, list) })
 	}
 }

@@ -50,8 +50,8 @@ func directory(s *ldaptest.Server, asUser string, pairs ...string) func(*lab) {
 	}
 }
 
-// ofGroups are failures of the group mapping.
-func ofGroups(s *ldaptest.Server) []failure {
+// groupFailures returns failures of the group mapping.
+func groupFailures(s *ldaptest.Server) []failure {
 	return []failure{
 		{"no directory", "D-groups-user", false, directory(s, "alice", ".ldap.url", "ldap://127.0.0.1:1")},
 		{"a wrong password", "D-groups-user", false, directory(s, "alice",
@@ -69,7 +69,7 @@ func ofGroups(s *ldaptest.Server) []failure {
 
 // TestGroupFailures provokes each finding about groups at a real LDAP server.
 func TestGroupFailures(t *testing.T) {
-	provokeAll(t, "groups.golden", ofGroups(ldaptest.Start(t, directoryLDIF)))
+	provokeAll(t, "groups.golden", groupFailures(ldaptest.Start(t, directoryLDIF)))
 }
 
 // TestHealthyGroups: the groups of a user are found in LDAP.

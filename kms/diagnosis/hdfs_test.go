@@ -20,8 +20,8 @@ func points(pairs ...string) func(*lab) {
 
 const hereURI = "kms://http@127.0.0.1:9600/kms"
 
-// ofHDFS are failures of HDFS' configuration.
-var ofHDFS = []failure{
+// hdfsFailures are failures of HDFS' configuration.
+var hdfsFailures = []failure{
 	{"no provider", "D-hdfs-path", false, points("fs.defaultFS", "hdfs://nn")},
 	{"a URI that cannot be read", "D-hdfs-path", false, points(hdfsPath, "kms://127.0.0.1:9600/kms")},
 	{"two URIs", "D-hdfs-path", false, points(hdfsPath, hereURI+",kms://http@127.0.0.2:9600/kms")},
@@ -39,12 +39,12 @@ var ofHDFS = []failure{
 		"hadoop.security.kms.client.encrypted.key.cache.size", "200000")},
 	{"batches that are too large", "D-hdfs-queue", false, points(hdfsPath, hereURI,
 		"dfs.namenode.reencrypt.batch.size", "100001")},
-	{"a number that is none", "D-hdfs-queue", false, points(hdfsPath, hereURI,
+	{"a text that is not a number", "D-hdfs-queue", false, points(hdfsPath, hereURI,
 		"hadoop.security.kms.client.encrypted.key.cache.low-watermark", "low")},
 }
 
 // TestHDFSFailures provokes each finding about HDFS' configuration.
-func TestHDFSFailures(t *testing.T) { provokeAll(t, "hdfs.golden", ofHDFS) }
+func TestHDFSFailures(t *testing.T) { provokeAll(t, "hdfs.golden", hdfsFailures) }
 
 // TestHealthyHDFS: an HDFS that uses this server has no warning. While HDFS uses the source, its address is not
 // judged.

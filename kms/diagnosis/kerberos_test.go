@@ -14,8 +14,8 @@ import (
 
 const service = "HTTP/localhost"
 
-// realm gives the site logins by Kerberos, with a keytab of the KDC that has these principals.
-func (l *lab) realm(kdc *kdctest.KDC, principals ...string) {
+// useKerberos configures Kerberos authentication for the site. The keytab has the KDC's keys of these principals.
+func (l *lab) useKerberos(kdc *kdctest.KDC, principals ...string) {
 	l.t.Helper()
 	l.t.Setenv("KRB5_CONFIG", kdc.Krb5Conf)
 	l.t.Setenv("KRB5RCACHEDIR", l.t.TempDir())
@@ -31,8 +31,8 @@ func (l *lab) realm(kdc *kdctest.KDC, principals ...string) {
 	l.set("hadoop.kms.authentication.kerberos.principal", service)
 }
 
-// named makes 192.0.2.7 the address of each host, and gives the address a name.
-func named(t *testing.T, name string) {
+// fakeDNS makes 192.0.2.7 the address of each host, and name the name of this address.
+func fakeDNS(t *testing.T, name string) {
 	t.Helper()
 	answer := func(text string) func(context.Context, string) ([]string, error) {
 		return func(context.Context, string) ([]string, error) { return []string{text}, nil }
@@ -41,20 +41,20 @@ func named(t *testing.T, name string) {
 	replace(t, &lookupAddr, answer(name))
 }
 
-// ofKerberos are failures of logins by Kerberos.
-func ofKerberos(kdc *kdctest.KDC) []failure {
+// kerberosFailures returns failures of Kerberos authentication.
+func kerberosFailures(kdc *kdctest.KDC) []failure {
 	secured := func(then func(*lab)) func(*lab) {
 		return func(l *lab) {
-			l.realm(kdc, service)
+			l.useKerberos(kdc, service)
 			then(l)
 		}
 	}
 	return []failure{
 		{"no keytab", "D-kerberos-keytab", false, secured(func(l *lab) { l.must(os.Remove(l.path("kms.keytab"))) })},
-		{"a keytab that is none", "D-kerberos-keytab", false, secured(func(l *lab) {
+		{"a file that is not a keytab", "D-kerberos-keytab", false, secured(func(l *lab) {
 			l.must(os.WriteFile(l.path("kms.keytab"), []byte("text"), 0o600))
 		})},
-		{"the key of another service", "D-kerberos-keytab", false, func(l *lab) { l.realm(kdc, "hdfs/localhost") }},
+		{"the key of another service", "D-kerberos-keytab", false, func(l *lab) { l.useKerberos(kdc, "hdfs/localhost") }},
 		{"a principal of another service", "D-kerberos-keytab", false, secured(
 			set("hadoop.kms.authentication.kerberos.principal", "kms/localhost"))},
 		{"a key that was changed", "D-kerberos-kdc", false, secured(func(*lab) {
@@ -62,12 +62,12 @@ func ofKerberos(kdc *kdctest.KDC) []failure {
 		})},
 		{"a principal that is gone", "D-kerberos-kdc", false, func(l *lab) {
 			kdc.Admin("addprinc -randkey HTTP/gone.localhost")
-			l.realm(kdc, "HTTP/gone.localhost")
+			l.useKerberos(kdc, "HTTP/gone.localhost")
 			set("hadoop.kms.authentication.kerberos.principal", "HTTP/gone.localhost")(l)
 			kdc.Admin("delprinc -force HTTP/gone.localhost")
 		}},
 		{"another reverse name", "D-kerberos-names", false, secured(func(l *lab) {
-			named(l.t, "vip.example.com.")
+			fakeDNS(l.t, "vip.example.com.")
 		})},
 		{"a host without an address", "D-kerberos-names", false, secured(func(l *lab) {
 			replace(l.t, &lookupHost, func(context.Context, string) ([]string, error) {
@@ -78,7 +78,7 @@ func ofKerberos(kdc *kdctest.KDC) []failure {
 			"hadoop.kms.authentication.kerberos.name.rules", "RULE:[2:$1](hdfs|HTTP)"))},
 		{"rules of the cluster only", "D-kerberos-rules", false, secured(
 			set("hadoop.security.auth_to_local", "RULE:[2:$1](HTTP)s/.*/kms/ DEFAULT"))},
-		{"a proxy user that is not here", "D-kerberos-proxy", false, func(l *lab) {
+		{"a proxy user of the cluster only", "D-kerberos-proxy", false, func(l *lab) {
 			l.hdfs("hadoop.proxyuser.hive.hosts", "*", "hadoop.proxyuser.hive.groups", "*",
 				"hadoop.proxyuser.oozie.hosts", "*")
 			set("hadoop.kms.proxyuser.hive.users", "*")(l)
@@ -86,20 +86,20 @@ func ofKerberos(kdc *kdctest.KDC) []failure {
 	}
 }
 
-// TestKerberosFailures provokes each finding about Kerberos at a real KDC.
+// TestKerberosFailures provokes each finding about Kerberos with a real KDC.
 func TestKerberosFailures(t *testing.T) {
 	kdc := kdctest.Start(t)
 	kdc.Keytab("services.keytab", service, "hdfs/localhost")
-	provokeAll(t, "kerberos.golden", ofKerberos(kdc))
+	provokeAll(t, "kerberos.golden", kerberosFailures(kdc))
 }
 
 // TestHealthyKerberos: a site whose keytab has the KDC's key has no warning. Without a KDC, the key is not compared.
 func TestHealthyKerberos(t *testing.T) {
 	kdc := kdctest.Start(t)
 	kdc.Keytab("services.keytab", service)
-	named(t, "localhost.")
+	fakeDNS(t, "localhost.")
 	l := newLab(t)
-	l.realm(kdc, service)
+	l.useKerberos(kdc, service)
 	text, err := l.check("D-kerberos-keytab", "D-kerberos-kdc", "D-kerberos-names", "D-kerberos-rules")
 	for _, want := range []string{"HTTP/localhost@" + kdctest.Realm + ", kvno 1: aes256-cts-hmac-sha1-96, aes128-cts",
 		"the KDC has the same key of HTTP/localhost", "alice@" + kdctest.Realm + " is alice",
@@ -113,14 +113,14 @@ func TestHealthyKerberos(t *testing.T) {
 	away := strings.Replace(string(conf), "kdc = 127.0.0.1:", "kdc = 127.0.0.1:1\n#", 1)
 	l.must(os.WriteFile(l.path("krb5-away.conf"), []byte(away), 0o600))
 	t.Setenv("KRB5_CONFIG", l.path("krb5-away.conf"))
-	l.must(os.Rename(l.path("kms.keytab"), l.path("other.keytab"))) // its tickets are not in memory yet
+	l.must(os.Rename(l.path("kms.keytab"), l.path("other.keytab"))) // no tickets are cached for this path
 	l.set("hadoop.kms.authentication.kerberos.keytab", l.path("other.keytab"))
 	if text, err := l.check("D-kerberos-kdc"); err != nil || !strings.Contains(text, "no KDC answers") {
 		t.Errorf("%v\n%s", err, text)
 	}
 }
 
-// TestWeakOnly: one key of AES is enough.
+// TestWeakOnly: a keytab with an AES key is not weak.
 func TestWeakOnly(t *testing.T) {
 	for types, want := range map[string]bool{"arcfour-hmac": true, "des3-cbc-sha1 des-cbc-crc": true,
 		"arcfour-hmac aes256-cts-hmac-sha1-96": false, "aes128-cts-hmac-sha256-128": false} {

@@ -50,8 +50,8 @@ func (l *lab) strange(answer http.HandlerFunc) {
 	l.set(hadoopconf.SourceURI, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms")
 }
 
-// ofSource are failures of the source of a migration.
-var ofSource = []failure{
+// sourceFailures are failures of the source of a migration.
+var sourceFailures = []failure{
 	{"no TLS", "D-source-reach", false, func(l *lab) { l.source() }},
 	{"nothing answers", "D-source-reach", false, set(hadoopconf.SourceURI, "kms://https@127.0.0.1:1/kms")},
 	{"one of two hosts answers", "D-source-reach", false, func(l *lab) {
@@ -94,7 +94,7 @@ var ofSource = []failure{
 // TestSourceFailures provokes each finding about the source.
 func TestSourceFailures(t *testing.T) {
 	asRoot(t)
-	provokeAll(t, "source.golden", ofSource)
+	provokeAll(t, "source.golden", sourceFailures)
 }
 
 // asRoot skips a test in which the source knows this process as root.

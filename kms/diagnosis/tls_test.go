@@ -113,8 +113,8 @@ func (l *lab) javaTrusts(a *certtest.Authority) {
 	l.t.Setenv("JAVA_HOME", l.path("java"))
 }
 
-// ofTLS are failures of the server's TLS.
-var ofTLS = []failure{
+// tlsFailures are failures of the server's TLS.
+var tlsFailures = []failure{
 	{"no keystore", "D-tls-chain", false, set("hadoop.kms.ssl.enabled", "true")},
 	{"a wrong password", "D-tls-chain", false, func(l *lab) {
 		l.use(certtest.New(l.t, l.t.TempDir()).Keystore("kms", "127.0.0.1"), "wrong")
@@ -176,7 +176,7 @@ var ofTLS = []failure{
 }
 
 // TestTLSFailures provokes each finding about TLS.
-func TestTLSFailures(t *testing.T) { provokeAll(t, "tls.golden", ofTLS) }
+func TestTLSFailures(t *testing.T) { provokeAll(t, "tls.golden", tlsFailures) }
 
 // TestHealthyTLS: a site with TLS, whose certificate HDFS trusts, has no warning; neither has one whose certificate
 // itself is in HDFS' truststore.

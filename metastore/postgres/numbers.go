@@ -54,7 +54,7 @@ func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, er
 	return given, err
 }
 
-// assignNumbers gives the next numbers of a name to the refs that have no id.
+// assignNumbers gives the next numbers of a name to the refs that have no id, and records the numbers of all refs.
 func assignNumbers(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Ref) error {
 	for i := range refs {
 		if refs[i].ID == "" {

@@ -44,14 +44,14 @@ func Registry(o Options) *provider.Registry {
 	)...)
 }
 
-// hsmPatience is how long a server waits for an HSM before it begins without the HSM.
-const hsmPatience = 5 * time.Second
+// hsmMaxWait is how long a server waits for an HSM before it begins without the HSM.
+const hsmMaxWait = 5 * time.Second
 
 // hsm opens an HSM and the node's metastore.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
 	opts := hsm.Options{Store: o.Store, Access: o.Access, Careful: o.Careful}
 	if o.Access == hsm.Serve {
-		opts.Patience = hsmPatience
+		opts.MaxWait = hsmMaxWait
 	}
 	p, err := hsm.Open(ctx, uri, env, opts)
 	if err != nil {

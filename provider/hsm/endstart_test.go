@@ -28,7 +28,7 @@ func TestEndDuringLogin(t *testing.T) {
 		}
 	}
 
-	b.patience = time.Minute
+	b.maxWait = time.Minute
 	ctx, cancel := context.WithCancel(t.Context())
 	opened := make(chan error, 1)
 	go func() { _, err := b.open(ctx); opened <- err }()
@@ -39,7 +39,7 @@ func TestEndDuringLogin(t *testing.T) {
 	}
 	returned("a start")
 
-	b.patience = time.Millisecond
+	b.maxWait = time.Millisecond
 	p := b.mustOpen(t)
 	awaitLogin()
 	if err := p.Missing(); err == nil {

@@ -55,7 +55,7 @@ type testSite struct {
 	soft        string // claviger.delete.soft
 	access      hsm.Access
 	maxSearches string // claviger.hsm.max.searches
-	patience    time.Duration
+	maxWait     time.Duration
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -119,7 +119,7 @@ func (b *testSite) open(ctx context.Context) (*hsm.Provider, error) {
 		return s, nil
 	}
 	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get},
-		hsm.Options{Store: store, Access: b.access, Wrap: wrap, Patience: b.patience})
+		hsm.Options{Store: store, Access: b.access, Wrap: wrap, MaxWait: b.maxWait})
 }
 
 func (b *testSite) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {

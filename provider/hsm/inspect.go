@@ -14,7 +14,7 @@ import (
 // standbyInspectLimit is how long an inspection waits for the standby.
 const standbyInspectLimit = 30 * time.Second
 
-// Inspection is the report of Inspect. Its JSON is that of claviger hsm inspect.
+// Inspection is the report of Inspect. claviger hsm inspect prints it as JSON.
 type Inspection struct {
 	Keys      map[Mark]int       `json:"keys"`
 	Token     pkcs11.TokenInfo   `json:"token"`

@@ -42,12 +42,12 @@ const (
 	reminderInterval = time.Minute
 )
 
-// missingToken marks an error of Open with Patience: the HSM does not answer, and the store is not bound to a token.
+// missingToken marks an error of Open with MaxWait: the HSM does not answer, and the store is not bound to a token.
 type missingToken struct{ error }
 
 func (e missingToken) Unwrap() error { return e.error }
 
-// RetryPause returns the pause before the next call of Open, after an error of Open with Patience. last is the pause
+// RetryPause returns the pause before the next call of Open, after an error of Open with MaxWait. last is the pause
 // before. ok is false if the HSM is not the reason for the error.
 func RetryPause(last time.Duration, err error) (pause time.Duration, ok bool) {
 	if missing := (missingToken{}); !errors.As(err, &missing) {
@@ -122,9 +122,9 @@ func (a *attempt) abandon() {
 	}
 }
 
-// openPatiently is Open for a server: if the HSM does not answer, and the store is bound to a token, the provider
+// openForServer is Open for a server: if the HSM does not answer, and the store is bound to a token, the provider
 // begins without its token. A problem that a person must solve is an error.
-func (o *opener) openPatiently(ctx context.Context) (_ *Provider, err error) {
+func (o *opener) openForServer(ctx context.Context) (_ *Provider, err error) {
 	a := newAttempt(o.cfg, openTimeout)
 	used := false
 	defer func() {
@@ -132,9 +132,9 @@ func (o *opener) openPatiently(ctx context.Context) (_ *Provider, err error) {
 			a.abandon()
 		}
 	}()
-	patience, cancel := context.WithTimeout(ctx, o.Patience)
+	wait, cancel := context.WithTimeout(ctx, o.MaxWait)
 	defer cancel()
-	if _, err := a.wait(patience); err != nil && !claviger.IsUnreachable(err) {
+	if _, err := a.wait(wait); err != nil && !claviger.IsUnreachable(err) {
 		return nil, err
 	}
 	store, err := o.Store(ctx, func(ctx context.Context, uri string) error {

@@ -36,7 +36,7 @@ func lateSite(t *testing.T) (b *testSite, fault *faultmodule.Module, zeros []byt
 		t.Fatal(err, p.Missing())
 	}
 	mustClose(t, p)
-	b.patience = 300 * time.Millisecond
+	b.maxWait = 300 * time.Millisecond
 	real := b.token.Module
 	fault = faultmodule.New(t, real)
 	b.token.Module = fault.Path
@@ -424,7 +424,7 @@ func TestLateWorker(t *testing.T) {
 // person must solve and for a login that may have sent a wrong PIN.
 func TestPauses(t *testing.T) {
 	b, fault, _ := lateSite(t)
-	b.patience = 0
+	b.maxWait = 0
 	failing := func(f faultmodule.Function, code uint) error {
 		fault.Order(f, faultmodule.Order{Action: faultmodule.Fail, Value: code, Times: faultmodule.Always})
 		_, err := b.open(t.Context())

@@ -12,8 +12,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// ofName makes every request that fails if there is no key of that name.
-func ofName(t *testing.T, p *hsm.Provider, key string) map[string]error {
+// callByName returns the errors of every request that fails if there is no key of that name.
+func callByName(t *testing.T, p *hsm.Provider, key string) map[string]error {
 	t.Helper()
 	errs := map[string]error{}
 	_, errs["current"] = p.Current(t.Context(), key)
@@ -25,7 +25,7 @@ func ofName(t *testing.T, p *hsm.Provider, key string) map[string]error {
 // wantLost demands that each request for a key by its name gets Unavailable.
 func wantLost(t *testing.T, p *hsm.Provider, key, version string) {
 	t.Helper()
-	errs := ofName(t, p, key)
+	errs := callByName(t, p, key)
 	_, errs["metadata"] = p.Metadata(t.Context(), key)
 	_, errs["versions"] = p.Versions(t.Context(), key)
 	_, errs["describe"] = p.Describe(t.Context(), key)
@@ -40,7 +40,7 @@ func wantLost(t *testing.T, p *hsm.Provider, key, version string) {
 // wantNoKey demands that each request for a key by its name gets KeyNotFound, or no entry.
 func wantNoKey(t *testing.T, p *hsm.Provider, key string) {
 	t.Helper()
-	for what, err := range ofName(t, p, key) {
+	for what, err := range callByName(t, p, key) {
 		if !claviger.Is(err, claviger.KeyNotFound) {
 			t.Errorf("%s of %s: %v", what, key, err)
 		}

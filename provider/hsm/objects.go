@@ -42,7 +42,7 @@ type Object struct {
 	Bits        int    `json:"bits"`
 	Extractable bool   `json:"extractable"`
 	Sensitive   bool   `json:"sensitive"`
-	// WasOutside is that of pkcs11.KeyInfo.
+	// WasOutside is the same as in pkcs11.KeyInfo.
 	WasOutside bool `json:"wasOutside,omitempty"`
 	// Damaged: it has no length, so it is not a complete key. SoftHSM leaves such objects if it is killed within
 	// C_GenerateKey. It reports them as not sensitive.

@@ -189,10 +189,10 @@ type Options struct {
 	// store. If there is no store yet, Store must call create before it makes one.
 	Store  func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
 	Access Access
-	// Patience, if positive, is how long Open waits for an HSM that does not answer. If the store is bound to a token
+	// MaxWait, if positive, is how long Open waits for an HSM that does not answer. If the store is bound to a token
 	// already, Open then returns a Provider without its token, which the Provider opens in the background, see
-	// Provider.Missing. If Patience is 0, Open fails.
-	Patience time.Duration
+	// Provider.Missing. If MaxWait is 0, Open fails.
+	MaxWait time.Duration
 	// Careful is pkcs11.Config.Careful.
 	Careful bool
 	// Wrap, if not nil, wraps the calls of the library.
@@ -224,8 +224,8 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	opener := opener{Options: o, cfg: cfg, uri: uri, confDir: env.ConfDir, soft: soft, searches: searches, log: log}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	if o.Patience > 0 {
-		return opener.openPatiently(ctx)
+	if o.MaxWait > 0 {
+		return opener.openForServer(ctx)
 	}
 	tok, err := pkcs11.Open(ctx, cfg)
 	if err != nil {

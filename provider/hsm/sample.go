@@ -48,8 +48,9 @@ func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, 
 // check read. It is a variable for tests.
 var manyNames = 1000
 
-// sampleKeys reads the keys of a sample. If there are many names it uses those of the server's last periodic check, if
-// any key of the sample still exists: a step must not take longer because others have many keys.
+// sampleKeys reads the keys of a sample. If there are many names, sampleKeys uses the names that the server's last
+// periodic check read, if any key of the sample still exists: a step must not take longer because other users have many
+// keys.
 func (p *Provider) sampleKeys(ctx context.Context, scope sampleScope) ([]*metastore.Key, error) {
 	f := &p.fit
 	f.mu.Lock()

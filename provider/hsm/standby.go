@@ -21,7 +21,8 @@ import (
 
 const (
 	// firstTokenLimit is how long a request waits for a first token that makes no progress before it uses the standby.
-	// A first token that is slow and works is used. To use the standby instead would report an outage that is none.
+	// A first token that is slow and works is used. Using the standby instead would report an outage that does not
+	// exist.
 	firstTokenLimit = 2 * time.Second
 	// firstTokenPause is the time between two attempts to use the first token for a version that it has failed.
 	firstTokenPause = time.Second
@@ -267,7 +268,7 @@ func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context
 	}
 	yes, why := e.first.tryFirst()
 	if yes {
-		err := onFirst(pkcs11.WithPatience(ctx, firstTokenLimit))
+		err := onFirst(pkcs11.WithStallLimit(ctx, firstTokenLimit))
 		if ctx.Err() != nil {
 			return err
 		}

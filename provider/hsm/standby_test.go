@@ -131,7 +131,7 @@ func TestStandbyAtTheStart(t *testing.T) {
 	b := newSite(t)
 	version := b.create(t, "k")
 	b.addStandby(t)
-	b.patience = 100 * time.Millisecond
+	b.maxWait = 100 * time.Millisecond
 	b.meter.Fail("OpenSession", 1<<16, p11.Error(p11.CKR_DEVICE_ERROR))
 	p := b.mustOpen(t)
 	if p.Missing() == nil {

@@ -406,9 +406,9 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		Check: check}, nil
 }
 
-// unlikeOthers returns ErrUnproved if the check value of a new key is that of a version which is in use here: then the
-// token computed it with that key. It compares no versions that were not used yet, since the store finds none by its
-// check value.
+// unlikeOthers returns ErrUnproved if the check value of a new key equals the check value of a version that is in use
+// here: then the token computed it with the key of that version. unlikeOthers does not compare with versions that were
+// not used yet, because the store does not find these by check value.
 func (p *Provider) unlikeOthers(op, name string, check []byte) error {
 	for _, v := range p.versions.Range {
 		if e, _ := v.(*entry); e.name != name && bytes.Equal(e.check, check) {

@@ -350,7 +350,7 @@ func (p *Provider) latestDeposit(ctx context.Context, n *newest) (same bool, lat
 	for _, label := range []string{keyPrefix + n.Key, deletedPrefix + n.Key + "/"} {
 		err := p.list(ctx, label, false, func(d *trustee.Deposit) {
 			same = same || d.UUID == n.UUID
-			if (d.Label == label || ofDeleted(d.Label) == n.Key) && d.Created.After(latest) {
+			if (d.Label == label || deletedKeyOf(d.Label) == n.Key) && d.Created.After(latest) {
 				latest = d.Created
 			}
 		})

@@ -197,7 +197,7 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	type entry struct{ label, name string }
 	var entries []entry
 	err := p.list(ctx, prefix, false, func(d *trustee.Deposit) {
-		if of := ofDeleted(d.Label); of != "" && (name == "" || of == name) {
+		if of := deletedKeyOf(d.Label); of != "" && (name == "" || of == name) {
 			entries = append(entries, entry{d.Label, of})
 		}
 	})
@@ -217,8 +217,8 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	return docs, nil
 }
 
-// ofDeleted returns the name of the key in a label deleted/<name>/<id>, or "" for any other label.
-func ofDeleted(label string) string {
+// deletedKeyOf returns the name of the key in a label deleted/<name>/<id>, or "" for any other label.
+func deletedKeyOf(label string) string {
 	if kind, name := trustee.KeyOfLabel(label); kind == deletedPrefix {
 		return name
 	}

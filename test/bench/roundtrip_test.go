@@ -15,8 +15,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// startDelayed starts our server with a token each of whose calls takes longer by a delay that can be set. The profile
-// is that of a network HSM.
+// startDelayed starts our server with a token whose calls have an extra delay. The test sets the delay. The profile
+// is the profile of a network HSM.
 func startDelayed(b *testing.B) (*target, *faultmodule.Module) {
 	b.Helper()
 	dir := b.TempDir()

@@ -50,8 +50,8 @@ func (r *remembering) counterMode(t *testing.T, e claviger.EDEK) []byte {
 	return dek
 }
 
-// TestImplied: any number of EDEKs costs one call of C_Encrypt, that of the lease. For keys of each length, each of
-// these EDEKs has a DEK of its own, which is the one that the HSM's own counter mode decrypts it to.
+// TestImplied: any number of EDEKs costs one call of C_Encrypt, which makes the lease. For keys of each length, each of
+// these EDEKs has its own DEK. The HSM's counter mode decrypts the EDEK to the same DEK.
 func TestImplied(t *testing.T) {
 	library, meter := new(remembering), new(pkcs11.Meter)
 	ring := newRingWith(t, softhsmtest.New(t), func(b pkcs11.Boundary) pkcs11.Boundary {

@@ -44,15 +44,15 @@ func shortKey(comment string) func() *trustee.Identity {
 	})
 }
 
-var ofServer, ofClient = shortKey("keytrustee Server Key"), shortKey("client")
+var serverKey, clientKey = shortKey("keytrustee Server Key"), shortKey("client")
 
 // newSite makes the folder of a trustee. Init makes the identity of the folder unless short is true; then
 // it has a shorter key.
 func newSite(t *testing.T, short bool) *site {
 	t.Helper()
-	s := &site{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), client: ofClient()}
+	s := &site{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), client: clientKey()}
 	if short {
-		if _, err := trustee.NewFolder(s.dir, ofServer()); err != nil {
+		if _, err := trustee.NewFolder(s.dir, serverKey()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -44,10 +44,10 @@ func newFolder(t *testing.T, change func(*trustee.Folder)) *trustee.Folder {
 	return f
 }
 
-// ofClient makes a folder that of a Key Trustee KMS.
-func ofClient(f *trustee.Folder) { f.Org = "ORG" }
+// withOrganization makes a folder the folder of a Key Trustee KMS.
+func withOrganization(f *trustee.Folder) { f.Org = "ORG" }
 
-// withServer makes a folder that of a Key Trustee KMS, too.
+// withServer also makes a folder the folder of a Key Trustee KMS.
 func withServer(f *trustee.Folder) { f.Servers = []*trustee.Party{&identity().Party} }
 
 // inDatabase lets a folder name a database.

@@ -160,7 +160,7 @@ func TestInitIdentity(t *testing.T) {
 	write(t, filepath.Join(damaged.Path, trustee.ConfFile), "{")
 	_, err = Init(t.Context(), damaged.Path, impossible)
 	wants(t, "a damaged folder", err, "is not the JSON that it should be")
-	_, err = Init(t.Context(), newFolder(t, ofClient).Path, impossible)
+	_, err = Init(t.Context(), newFolder(t, withOrganization).Path, impossible)
 	wants(t, "the folder of a client", err, "is the folder of a KT KMS")
 }
 

@@ -28,7 +28,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	for name, change := range map[string]func(*trustee.Folder){"organization": ofClient, "server": withServer} {
+	for name, change := range map[string]func(*trustee.Folder){"organization": withOrganization, "server": withServer} {
 		_, err := Load(newFolder(t, change).Path)
 		wants(t, name, err, "is the folder of a KT KMS")
 	}
@@ -55,7 +55,7 @@ func TestRefuseServer(t *testing.T) {
 		}
 		wants(t, name, RefuseServer(f.Path), "is the folder of a Key Trustee Server")
 	}
-	if err := RefuseServer(newFolder(t, ofClient).Path); err != nil {
+	if err := RefuseServer(newFolder(t, withOrganization).Path); err != nil {
 		t.Errorf("the folder of a client: %v", err)
 	}
 	wants(t, "an empty folder", RefuseServer(t.TempDir()), "does not exist or is empty")

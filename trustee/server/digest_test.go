@@ -7,8 +7,8 @@ import (
 	"claviger"
 )
 
-// TestDigester: the digest of no records is that of no bytes. It counts records, and refuses an empty one. A zero time
-// differs from each other time, and a time from the same moment in another time zone does not.
+// TestDigester: the digest of no records is the digest of no bytes. A Digester counts records, and refuses an empty
+// record. A zero time has another digest than each other time. The same time in another time zone has the same digest.
 func TestDigester(t *testing.T) {
 	const none = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // the SHA-256 of no bytes
 	var d Digester

@@ -100,8 +100,8 @@ func (b *tracedServer) digest() string {
 	return d
 }
 
-// answer is an answer of the server. text is that of an answer without a signature. err is the error in a signed
-// answer, or for another one an error of the kind that the status means.
+// answer is an answer of the server. text is the body of an answer without a signature. err is the error in a signed
+// answer; for an answer without a signature, err is an error of the kind that the status means.
 type answer struct {
 	status int
 	header http.Header

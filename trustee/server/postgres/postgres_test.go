@@ -80,7 +80,7 @@ func TestUnclaimed(t *testing.T) {
 	_ = s.Close() // it never fails
 }
 
-// TestBadURI: a URI that is none opens no store.
+// TestBadURI: Open refuses a URI that holds a password.
 func TestBadURI(t *testing.T) {
 	_, err := Open(t.Context(), Config{URI: "postgres://u:secret@h/d", Where: "keytrustee.conf", Identity: "AB12"})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "holds a password") {
