@@ -123,7 +123,7 @@ func TestGuards(t *testing.T) {
 			site := prop("fs.defaultFS", "x") + prop(wrong, "x")
 			_, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": site}), env(nil))
 			want := "kms-site.xml:3: property " + wrong + " is not known, and " + guard +
-				" is not set; did you mean that?"
+				" is not set; did you mean " + guard + "?"
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", wrong, err, want)
 			}

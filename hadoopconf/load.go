@@ -133,8 +133,8 @@ func (c *Conf) lowWatermark() {
 		return
 	}
 	c.warnings = append(c.warnings,
-		fmt.Sprintf("%s: property %s is used as %s; Hadoop's own KMS reads only that name, and ignores this line",
-			dash.Where(), dash.Name, LowWatermark))
+		fmt.Sprintf("%s: property %s is used as %s; Hadoop's own KMS reads only %s, and ignores this line",
+			dash.Where(), dash.Name, LowWatermark, LowWatermark))
 	c.props[LowWatermark] = dash // the property keeps its own name, so that an error names the line's text
 }
 
@@ -163,9 +163,9 @@ func (c *Conf) checkGuards() error {
 		if p, set := c.props[meant]; set && p.File != "" {
 			continue
 		}
-		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It affects keys, "+
-			"rights or records, so its default is not used here: correct the name, or remove the line",
-			c.props[name].Where(), name, meant)
+		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean %s? This property affects "+
+			"keys, rights or records, so its default is not used here: correct the name, or remove the line",
+			c.props[name].Where(), name, meant, meant)
 	}
 	return nil
 }
@@ -202,8 +202,9 @@ func (c *Conf) warnUnknown() {
 // notUsed is the start of Known.Doc for a property that is accepted and has no effect. The reason follows it.
 const notUsed = "accepted and not used"
 
-// warnIdle warns of properties that have no effect here and are set to a value other than the default, and of one that
-// has no effect with the value of another. The warning names the reason.
+// warnIdle warns of properties that have no effect here and are set to a value other than the default. It also warns of
+// claviger.hsm.generate.lease, which has no effect unless claviger.hsm.generate is "implied". The warning names the
+// reason.
 func (c *Conf) warnIdle() {
 	for _, k := range KMS {
 		why, idle := strings.CutPrefix(k.Doc, notUsed)
@@ -220,8 +221,8 @@ func (c *Conf) warnIdle() {
 	}
 	const lease, generate, implied = "claviger.hsm.generate.lease", "claviger.hsm.generate", "implied"
 	if _, ok := c.Get(lease); ok && c.String(generate) != implied {
-		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect, because %s is not %s; set that, "+
-			"or remove this property", c.props[lease].Where(), lease, generate, implied))
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect, because %s is not %s; set %s "+
+			"to %s, or remove %s", c.props[lease].Where(), lease, generate, implied, generate, implied, lease))
 	}
 }
 

@@ -49,7 +49,7 @@ func TestNoOtherKeys(t *testing.T) {
 		"no provider named": {site{hadoopconf.MetastoreURI: "sqlite://" + named},
 			[]string{"property " + hadoopconf.ProviderURI + " is not set", "cloudera.hsmkp://file@", "is not used"}},
 		"a misspelt property": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"},
-			[]string{"kms-site.xml:2", "did you mean that?"}},
+			[]string{"kms-site.xml:2", "did you mean " + hadoopconf.ProviderURI + "?"}},
 		"a keystore beside the keys of an HSM": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + named},
 			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, for example zone1", named,

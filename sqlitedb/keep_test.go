@@ -26,7 +26,7 @@ func upgrade(t *testing.T, path string, k Copies) error {
 	return d.Close()
 }
 
-// older makes a file of the first schema with one row.
+// older makes a file of the older (first) schema, with one row.
 func older(t *testing.T, path, name string) {
 	t.Helper()
 	d := created(t, path, firstSchema(testConfig()))
@@ -35,7 +35,7 @@ func older(t *testing.T, path, name string) {
 	}
 }
 
-// goBack puts a copy in the place of the file.
+// goBack replaces the file with its copy of the first schema.
 func goBack(t *testing.T, path string) {
 	t.Helper()
 	text, err := os.ReadFile(path + ".schema-1")
@@ -92,13 +92,13 @@ func TestKeepCopy(t *testing.T) {
 			}
 		}
 	}
-	for end, rows := range map[string]int{".schema-1": 2, ".schema-1-2": 3} { // one of the rows is the mark
-		info, err := os.Stat(path + end)
+	for suffix, rows := range map[string]int{".schema-1": 2, ".schema-1-2": 3} { // one of the rows is the mark
+		info, err := os.Stat(path + suffix)
 		if err != nil || info.Mode() != 0o600 {
-			t.Errorf("%s: %v, %v", end, info, err)
+			t.Errorf("%s: %v, %v", suffix, info, err)
 		}
-		if d := created(t, path+end, firstSchema(testConfig())); count(t, d) != rows {
-			t.Errorf("%s has %d rows, want %d", end, count(t, d), rows)
+		if d := created(t, path+suffix, firstSchema(testConfig())); count(t, d) != rows {
+			t.Errorf("%s has %d rows, want %d", suffix, count(t, d), rows)
 		}
 	}
 }
@@ -146,7 +146,7 @@ func TestNoUpgradeWithoutCopy(t *testing.T) {
 	}
 }
 
-// damage overwrites the root of the table.
+// damage overwrites the root page of the table.
 func damage(_ context.Context, path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err == nil {

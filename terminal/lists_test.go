@@ -26,7 +26,7 @@ type shape struct {
 	Bytes    []byte              `json:"bytes"`
 	Absent   *shape              `json:"absent"`
 	Inner    []shape             `json:"inner,omitempty"`
-	Behind   *Named              `json:"behind,omitempty"`
+	Pointer  *Named              `json:"pointer,omitempty"`
 	Any      any                 `json:"any"`
 	Time     time.Time           `json:"time"`
 	Raw      json.RawMessage     `json:"raw"`
@@ -55,17 +55,18 @@ func asJSON(t *testing.T, v any) string {
 	return compact.String()
 }
 
-// TestEmptyLists: JSON has [] and {} where Go has nil, at any depth. The value itself does not change.
+// TestEmptyLists: a nil list is [] in JSON, and a nil map is {}, at any depth. Other nil values, also nil bytes, are
+// null. The value itself does not change.
 func TestEmptyLists(t *testing.T) {
-	v := &shape{Inner: []shape{{}}, Behind: &Named{}, Any: []Named{{}}, Map: map[string][]string{"k": nil}}
+	v := &shape{Inner: []shape{{}}, Pointer: &Named{}, Any: []Named{{}}, Map: map[string][]string{"k": nil}}
 	inner := `{"names":[],"list":[],"map":{},"bytes":null,"absent":null,"any":null,` +
 		`"time":"0001-01-01T00:00:00Z","raw":null}`
 	want := `{"names":[],"list":[],"map":{"k":[]},"bytes":null,"absent":null,"inner":[` + inner +
-		`],"behind":{"names":[]},"any":[{"names":[]}],"time":"0001-01-01T00:00:00Z","raw":null}`
+		`],"pointer":{"names":[]},"any":[{"names":[]}],"time":"0001-01-01T00:00:00Z","raw":null}`
 	if got := asJSON(t, v); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if v.List != nil || v.Behind.Names != nil || v.Inner[0].List != nil || v.Map["k"] != nil || v.hidden != nil {
+	if v.List != nil || v.Pointer.Names != nil || v.Inner[0].List != nil || v.Map["k"] != nil || v.hidden != nil {
 		t.Errorf("the value was changed: %+v", v)
 	}
 	for v, want := range map[any]string{nil: "null", "text": `"text"`, 7: "7"} {

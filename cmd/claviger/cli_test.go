@@ -13,7 +13,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite docs/cli.md")
 
-// TestCommandPage: docs/cli.md is what the help of each command prints. -update writes it.
+// TestCommandPage: docs/cli.md has the help of each command. With -update, the test writes this page.
 func TestCommandPage(t *testing.T) {
 	root := newRootCommand()
 	root.InitDefaultHelpCmd()

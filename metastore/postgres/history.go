@@ -26,7 +26,8 @@ const (
 	// pollTimeout limits one read.
 	pollInterval = 2 * time.Second
 	pollTimeout  = 2 * time.Second
-	// recentChanges is the number of changes that one read returns. More transactions are never open at the same time.
+	// recentChanges is the number of changes that one read returns. At most so many transactions are open at the same
+	// time.
 	recentChanges = 64
 	// keptChanges is the number of changes that the table keeps. The older ones are removed every pruneInterval.
 	keptChanges   = 10_000
@@ -94,7 +95,8 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 	}
 	err = s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
 		recorded = changeRecord{}
-		// This uses the result of compare above. The changes that other nodes miss are checked by insertChange.
+		// checkComplete uses the result of compare above. insertChange checks the missing changes that other nodes have
+		// reported.
 		if err := s.checkComplete(op, key); err != nil {
 			return err
 		}
@@ -110,8 +112,8 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 	return err
 }
 
-// insertChange adds a change to the table, unless a node misses a change. The commit of the transaction sends a notice
-// to all nodes.
+// insertChange adds a change to the table, unless a node has reported a missing change. The commit of the transaction
+// sends a notice to all nodes.
 const insertChange = `
 	WITH made AS (
 		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, ` + clockMillis + `
@@ -238,7 +240,9 @@ func (s *Store) compare(ctx context.Context, q rowQuerier) (missing []changeReco
 			missing = append(missing, m)
 		}
 	}
-	if len(givenUp) > 0 { // this node saw them before its restart; other changes may get their numbers
+	// This node saw the changes that were given up before it was restarted. The server may give their numbers to other
+	// changes.
+	if len(givenUp) > 0 {
 		h.mu.Lock()
 		h.seen = slices.DeleteFunc(h.seen, func(m changeRecord) bool { return slices.Contains(givenUp, m) })
 		h.mu.Unlock()
@@ -253,7 +257,7 @@ func (s *Store) compare(ctx context.Context, q rowQuerier) (missing []changeReco
 const insertLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
 	WHERE $4 > coalesce((SELECT value::bigint FROM setting WHERE name = $7), 0) ON CONFLICT DO NOTHING`
 
-// setLost makes this node refuse all changes, because the store lacks these.
+// setLost makes this node refuse all changes, because the store lacks the changes missing.
 func (s *Store) setLost(missing []changeRecord) {
 	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
 		return
@@ -398,9 +402,10 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	return nil
 }
 
-// syncLost exchanges lost changes with the other nodes: inTable are the ones in the table lost_change. This node begins
-// to refuse changes if the table has some, and adds its own. It resumes after all of them are back, or after an
-// operator has given them up: accepted is the time of that.
+// syncLost exchanges lost changes with the other nodes through the table lost_change: inTable are its rows. If the
+// table has rows, this node begins to refuse changes. This node also adds the lost changes that it has found itself. It
+// changes keys again after all lost changes are back, or after an operator has given them up. accepted is the time at
+// which an operator did so; 0 if none did.
 func (s *Store) syncLost(ctx context.Context, inTable []changeRecord, accepted int64) (resumed bool, err error) {
 	lost := s.history.lost.Load()
 	if lost == nil {

@@ -7,9 +7,9 @@ import (
 	"claviger/metastore"
 )
 
-// Intercepted is a store for tests that count calls, or let calls fail. Before is called with the name of a method
-// before the store's own method is. An error of Before is the result of the call, and the store is not called. Methods
-// that are not here reach the store directly.
+// Intercepted is a store for tests that count calls, or make calls fail. A method of Intercepted first calls Before
+// with its name. If Before returns an error, the method returns this error and does not call the store; otherwise it
+// calls the store's method. Methods that Intercepted does not define reach the store directly.
 type Intercepted struct {
 	metastore.Store
 	Before func(ctx context.Context, method string) error

@@ -139,8 +139,8 @@ func TestUntouchedFiles(t *testing.T) {
 	}
 }
 
-// TestRefuses: nothing is shredded behind a symbolic link, in a folder of another name, in a Key Trustee Server's
-// folder, or in a file that is no copy of kts-site.xml.
+// TestRefuses: a symbolic link, a folder with another name, the folder of a Key Trustee Server, and a file that is not
+// a copy of kts-site.xml are not shredded.
 func TestRefuses(t *testing.T) {
 	dir := copyOf(t)
 	link := filepath.Join(t.TempDir(), ".keytrustee")
@@ -153,7 +153,7 @@ func TestRefuses(t *testing.T) {
 	home := t.TempDir()
 	writeFile(t, filepath.Join(home, "gpg.conf"), "mine")
 	if _, err := Folder(home); err == nil || !strings.Contains(err.Error(), "is not named .keytrustee") {
-		t.Errorf("some folder: %v", err)
+		t.Errorf("a folder with another name: %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "keytrustee.db"), "deposits")
 	if _, err := Folder(dir); err == nil || !strings.Contains(err.Error(), "the folder of a Key Trustee Server") {
@@ -171,9 +171,10 @@ func TestRefuses(t *testing.T) {
 
 // TestRefusesOriginal: the folder from which a Key Trustee KMS was started has the only private key that opens the
 // KMS's deposits. The folder is refused while the KMS runs, because of its lock, and afterwards, because of its mark.
-// Nothing proves that another folder with a private key is a copy, so the user gets that doubt before he agrees.
+// For another folder with a private key, nothing proves that the folder is a copy. Therefore the user sees the reason
+// for this doubt before he agrees.
 func TestRefusesOriginal(t *testing.T) {
-	whole := func(dir string) bool {
+	untouched := func(dir string) bool {
 		b, err := os.ReadFile(filepath.Join(dir, "secring.gpg"))
 		return err == nil && string(b) == "private"
 	}
@@ -186,7 +187,7 @@ func TestRefusesOriginal(t *testing.T) {
 		text := fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark)
 		writeFile(t, filepath.Join(in, keytrustee.ServedFile), text)
 	}
-	end := func(dir string, agree bool) (l migrate.Leftover, doubt string, err error) {
+	shredLeftover := func(dir string, agree bool) (l migrate.Leftover, doubt string, err error) {
 		t.Helper()
 		list := Known([]string{dir})
 		if len(list) != 1 {
@@ -197,14 +198,14 @@ func TestRefusesOriginal(t *testing.T) {
 		return l, doubt, err
 	}
 	dir := copyOf(t)
-	l, doubt, err := end(dir, false)
-	if err != nil || l.Shredded || !strings.Contains(doubt, "no mark in it") || !whole(dir) {
+	l, doubt, err := shredLeftover(dir, false)
+	if err != nil || l.Shredded || !strings.Contains(doubt, "no mark in it") || !untouched(dir) {
 		t.Errorf("without a mark: %+v, %q, %v", l, doubt, err)
 	}
 	mark(dir, t.TempDir())
-	l, doubt, err = end(dir, false)
-	if err != nil || l.Shredded || !strings.Contains(doubt, "was copied, moved") || !whole(dir) {
-		t.Errorf("with another's mark: %+v, %q, %v", l, doubt, err)
+	l, doubt, err = shredLeftover(dir, false)
+	if err != nil || l.Shredded || !strings.Contains(doubt, "was copied, moved") || !untouched(dir) {
+		t.Errorf("with the mark of another folder: %+v, %q, %v", l, doubt, err)
 	}
 	release, err := owner.Share(filepath.Join(dir, keytrustee.LockFile), dir,
 		owner.Self("a Key Trustee KMS", "/etc/kms"))
@@ -213,10 +214,10 @@ func TestRefusesOriginal(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"Folder":   func() error { _, err := Folder(dir); return err }(),
-		"Leftover": func() error { _, _, err := end(dir, true); return err }(),
+		"Leftover": func() error { _, _, err := shredLeftover(dir, true); return err }(),
 	} {
-		if err == nil || !strings.Contains(err.Error(), "is in use by a Key Trustee KMS, process ") || !whole(dir) {
-			t.Errorf("%s of one from which a KMS runs: %v", what, err)
+		if err == nil || !strings.Contains(err.Error(), "is in use by a Key Trustee KMS, process ") || !untouched(dir) {
+			t.Errorf("%s of the folder of a running KMS: %v", what, err)
 		}
 	}
 	release()
@@ -225,20 +226,20 @@ func TestRefusesOriginal(t *testing.T) {
 	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Folder(dir); err == nil || !strings.Contains(err.Error(), "is not a copy") || !whole(dir) {
-		t.Errorf("one from which a KMS was started: %v", err)
+	if _, err := Folder(dir); err == nil || !strings.Contains(err.Error(), "is not a copy") || !untouched(dir) {
+		t.Errorf("the folder from which a KMS was started: %v", err)
 	}
-	l, _, err = end(dir, true)
-	if err == nil || !strings.Contains(err.Error(), "is not a copy") || l.Shredded || !whole(dir) {
-		t.Errorf("one from which a KMS was started: %+v, %v", l, err)
+	l, _, err = shredLeftover(dir, true)
+	if err == nil || !strings.Contains(err.Error(), "is not a copy") || l.Shredded || !untouched(dir) {
+		t.Errorf("the folder from which a KMS was started: %+v, %v", l, err)
 	}
-	if l, doubt, err := end(copied, true); err != nil || !l.Shredded || doubt == "" {
+	if l, doubt, err := shredLeftover(copied, true); err != nil || !l.Shredded || doubt == "" {
 		t.Errorf("a copy: %+v, %q, %v", l, doubt, err)
 	}
 	refusal := errors.New("no terminal")
 	l = migrate.Leftover{Path: copyOf(t), What: FolderCopy}
 	err = Leftover(&l, func(string) (bool, error) { return false, refusal })
-	if !errors.Is(err, refusal) || l.Shredded || !whole(l.Path) {
+	if !errors.Is(err, refusal) || l.Shredded || !untouched(l.Path) {
 		t.Errorf("no answer: %+v, %v", l, err)
 	}
 	// A folder without a private key, as a killed run leaves it, causes no doubt.
@@ -248,7 +249,7 @@ func TestRefusesOriginal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l, doubt, err := end(rest, true); err != nil || !l.Shredded || doubt != "" {
+	if l, doubt, err := shredLeftover(rest, true); err != nil || !l.Shredded || doubt != "" {
 		t.Errorf("the rest of a folder: %+v, %q, %v", l, doubt, err)
 	}
 }
@@ -294,7 +295,7 @@ func TestParentNotWritable(t *testing.T) {
 		t.Skip("only root can become another user for a while")
 	}
 	const stranger = 65534
-	base, err := os.MkdirTemp("", "claviger-shred") // t.TempDir is root's alone
+	base, err := os.MkdirTemp("", "claviger-shred") // only root can enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +346,7 @@ func TestParentNotWritable(t *testing.T) {
 func TestEmptyNotRemovable(t *testing.T) {
 	base := t.TempDir()
 	if err := syscall.Mount("none", base, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("only root can mount a folder to read only: %v", err)
+		t.Skipf("only root can mount a folder read-only: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(base, 0); err != nil {
@@ -360,7 +361,7 @@ func TestEmptyNotRemovable(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(full, "secring.gpg"), "private")
 	if list := Known([]string{empty}); len(list) != 1 {
-		t.Errorf("one that can be removed: %+v", list)
+		t.Errorf("a folder that can be removed: %+v", list)
 	}
 	if err := syscall.Mount("none", base, "tmpfs", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)

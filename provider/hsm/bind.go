@@ -22,19 +22,20 @@ const (
 )
 
 const (
-	// verifyAtStart is how many versions are verified before the provider serves. The others are verified in the
-	// background, and before their first use.
+	// verifyAtStart is the number of versions that are verified before the provider serves. The other versions are
+	// verified in the background, and before their first use.
 	verifyAtStart = 64
-	// verifyConcurrency is how many of them are verified at a time.
+	// verifyConcurrency is the number of versions that are verified at the same time before the provider serves.
 	verifyConcurrency = 8
-	// verifyPause is the pause between two verifications in the background. They must not slow down requests.
+	// verifyPause is the pause between two verifications in the background, which must not slow down requests.
 	verifyPause = 50 * time.Millisecond
 )
 
-// bind makes sure that store and token belong together. It compares the token's serial number. If that differs it
-// compares check values, because a cloned or restored token is another token with the same keys. On the store's own
-// token, only the versions that are missing or differ are refused (see CheckKeys), unless no version fits. bind returns
-// the relation of store and token.
+// bind makes sure that store and token belong together. It verifies the check values of some versions, because a clone
+// of the store's token has another serial number but the same keys. If versions are missing on the token or differ
+// there, a token with another serial number is refused. On the token with the recorded serial number, only these
+// versions are refused (see CheckKeys), unless all verified versions are missing or differ. bind returns the relation
+// of store and token.
 func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	was, err := p.recordedToken(ctx)
 	if err != nil {
@@ -76,7 +77,7 @@ func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	return r, nil
 }
 
-// recordedToken is the token to which a store says that it is bound.
+// recordedToken is the token that the store records: the store is bound to this token.
 type recordedToken struct {
 	serial, label string
 	known         bool // false: the store was never bound
@@ -90,8 +91,9 @@ func (p *Provider) recordedToken(ctx context.Context) (t recordedToken, err erro
 	return t, err
 }
 
-// handleWrong decides what follows from versions that are missing on the token or differ there. wrong has their errors;
-// verified counts all versions that were compared. On the store's own token the other versions are served.
+// handleWrong handles versions that are missing on the token or differ there: wrong has their errors. verified counts
+// all versions that were compared. On the store's own token, handleWrong logs the errors, and the other versions are
+// served. On another token, and if all compared versions are wrong, handleWrong returns an error.
 func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
 	info := p.tok.Info()
 	if was.known && was.serial != info.Serial {
@@ -104,8 +106,8 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 		return p.noneFitsError(ctx, wrong[0])
 	}
 	for _, err := range wrong {
-		p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, "+
-			"others are served", "err", err)
+		p.log.Error("a key version of the metastore is missing on this node's token, or differs there; requests for "+
+			"this version are refused, other versions are served", "err", err)
 	}
 	return nil
 }
@@ -130,8 +132,8 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 	if len(deleted) > 0 {
 		return nil // the token is a clone
 	}
-	// Without keys, no check value can show whether this token is a clone. Taking it loses nothing, unless a step
-	// began to make keys on the former token.
+	// Without keys, no check value can show whether this token is a clone. Binding the store to this token loses
+	// nothing, unless a step began to make keys on the former token.
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return err
@@ -148,8 +150,8 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 	return nil
 }
 
-// noneFitsError returns the error if the token holds none of the compared versions as it should. err is the error of
-// one of them.
+// noneFitsError returns the error if all compared versions are missing on the token or differ there. err is the error
+// of one of them.
 func (p *Provider) noneFitsError(ctx context.Context, err error) error {
 	h, herr := p.Holdings(ctx)
 	if herr != nil {
@@ -158,7 +160,7 @@ func (p *Provider) noneFitsError(ctx context.Context, err error) error {
 	lacks := ""
 	cure := "restore the token or the metastore from the backup that fits the other"
 	if len(h.All()) > 0 {
-		lacks = "; the token lacks these key versions of it: " + h.Names()
+		lacks = "; the token lacks these key versions of the metastore: " + h.Names()
 		if hidden := p.tok.Hidden(); hidden != nil {
 			return claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s lacks these key versions of "+
 				"metastore %s: %s; they may be in these files: %w",
@@ -170,8 +172,8 @@ func (p *Provider) noneFitsError(ctx context.Context, err error) error {
 		p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
 }
 
-// relationOf returns the relation of store and token. seen counts the versions that were compared, wrong those that
-// are missing or differ.
+// relationOf returns the relation of store and token. seen counts the versions that were compared. wrong counts the
+// compared versions that are missing or differ.
 func (p *Provider) relationOf(ctx context.Context, seen, wrong int) (r relation, err error) {
 	r.fits = seen > wrong
 	if seen > 0 {
@@ -244,7 +246,8 @@ func (p *Provider) versionsOfPage(ctx context.Context, from string) (current, ol
 	return current, older, next, nil
 }
 
-// GivenUp returns those of the versions that an operator has given up on this token.
+// GivenUp returns the versions, of the given ones, that an operator has given up on this token. It leaves out versions
+// of deleted keys.
 func (p *Provider) GivenUp(ctx context.Context, versions []string) ([]string, error) {
 	kept, err := p.notGivenUp(ctx, versions)
 	if err != nil || len(kept) == len(versions) {
@@ -316,8 +319,8 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []er
 	return wrong, err
 }
 
-// CheckKeys names the versions that are missing on this node's token or differ there. Requests for them are refused,
-// and each request verifies them again. Other versions are served.
+// CheckKeys returns an error that names the versions that are missing on this node's token or differ there. Requests
+// for these versions are refused, and each request verifies its version again. Other versions are served.
 func (p *Provider) CheckKeys(ctx context.Context) error {
 	if err := p.ready("hsm.CheckKeys", ""); err != nil {
 		return err
@@ -351,7 +354,7 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 		return nil
 	}
 	// SoftHSM does not show a running process an object file that somebody put back.
-	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup; " +
+	cure := "synchronise the HSM with the HSM of the other nodes, or restore it from a backup; " +
 		"if hsm inspect shows the keys and this message stays for a minute, restart the server"
 	if hidden := p.tok.Hidden(); hidden != nil {
 		cure = "they may be in these files: " + hidden.Error()

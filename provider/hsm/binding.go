@@ -232,10 +232,11 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 		return nil
 	}
 	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger that "+
-		"this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made "+
-		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
-		"an old copy, name the right one by claviger.metastore.uri; if it is the right one, check that no other is "+
-		"used, and give the token to it: %s; then %s makes records of what it does not know",
+		"this metastore does not know: %s; so this metastore may be a copy, or an older state, of the metastore that "+
+		"made these keys; two copies would destroy each other's keys, so no key is made or destroyed with this "+
+		"metastore; if this metastore is an old copy, name the right metastore by claviger.metastore.uri; if this is "+
+		"the right metastore, check that no other metastore is used, and bind the token to this metastore: %s; then "+
+		"%s makes records of the keys that this metastore does not know",
 		tokenName(info), p.store.URI(), summarize(labels), p.acceptCommandLine(), p.adoptCommandLine(""))
 	if p.usedAtThisPlace(list) {
 		return samePlaceError{err}

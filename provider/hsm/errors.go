@@ -25,8 +25,8 @@ func (e staleError) Unwrap() error { return e.error }
 
 // stalef makes a staleError for the log. Callers get a general answer, as with misfit.
 func stalef(format string, args ...any) staleError {
-	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the one that has used "+
-		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on "+
+	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the metastore that has "+
+		"used the HSM token, so no key is made or rolled; an operator must decide which metastore stays in use "+
 		"(claviger metastore accept); the server's log and /readyz say why", format, args...)}
 }
 

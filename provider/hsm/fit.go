@@ -402,8 +402,9 @@ func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) e
 
 // notBound is the message for a token that has no object of the store and lacks keys of the store.
 func (p *Provider) notBound(h *Holdings) string {
-	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: "+
-		"%s; it was initialised again, or it is another token; keys that were made since prove nothing; %s",
+	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of "+
+		"the metastore: %s; the token was initialised again, or it is another token; keys that were made since do not "+
+		"prove that the two belong together; %s",
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 

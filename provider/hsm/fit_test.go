@@ -174,7 +174,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 	}
 	b.unbind(t)
 	b.destroyObjects(t, "b@0")
-	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of it: b@0;")
+	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of the metastore: b@0;")
 	keystream(t, p, "a@0")
 	if err := p.CheckCurrent(ctx); err != nil {
 		t.Error(err)
@@ -182,7 +182,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 	mustClose(t, p)
 	p = b.mustOpen(t)
 	keystream(t, p, "a@0")
-	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of it: b@0;")
+	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of the metastore: b@0;")
 	mustClose(t, p)
 	// Once the key is there again, as after restoring a backup, keys are made again.
 	b.withStore(t, func(s metastore.Store) {

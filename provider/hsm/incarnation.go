@@ -178,9 +178,9 @@ func (p *Provider) staleCopy(b Binding) error {
 	}
 	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s "+
 		"since %s, and this metastore has no record of that: %s; two copies would destroy each other's keys, so "+
-		"nothing is made or destroyed with this one; if it is an old copy, name the other by claviger.metastore.uri; "+
-		"if this is the right one, stop the other, and give the token to this one: %s; then %s makes records of "+
-		"what the other has made",
+		"no key is made or destroyed with this metastore; if this metastore is an old copy, name the other metastore "+
+		"by claviger.metastore.uri; if this is the right metastore, stop the server with the other, and bind the "+
+		"token to this metastore: %s; then %s makes records of the keys that the other server has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
 		p.acceptCommandLine(), p.adoptCommandLine(""))
 	if here {
