@@ -18,7 +18,7 @@ var release string
 type Info struct {
 	Version  string `json:"version"`
 	Commit   string `json:"commit"`
-	Date     string `json:"date"` // of the commit, RFC 3339
+	Date     string `json:"date"`     // of the commit, RFC 3339
 	Modified bool   `json:"modified"` // the sources differ from the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`

@@ -22,8 +22,8 @@ type DeletedKey struct {
 	LastUse time.Time
 }
 
-// Deleted returns the deleted keys that can be undeleted and that the caller may manage, longest deleted first. Kinds
-// Denied, Unsupported.
+// Deleted returns the deleted keys that can be undeleted and that the caller may manage, in the order of their
+// deletion. Kinds Denied, Unsupported.
 func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, error) {
 	q, err := r.enter(ctx, &c, audit.GetDeletedKeys, nil, authz.Undelete, authz.Purge)
 	if err != nil {

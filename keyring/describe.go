@@ -28,9 +28,10 @@ type Description struct {
 	UsesSince time.Time
 }
 
-// Describe describes the key of that name, and after it the deleted keys of that name, longest deleted first, if the
-// caller may undelete or purge. It needs the rights that Metadata needs. Deleted keys that the caller may not read are
-// left out; if no other key is left, the kind is KeyDenied. Kinds Denied, KeyDenied, KeyNotFound.
+// Describe describes the key of that name. If the caller may undelete or purge, Describe also describes the deleted
+// keys of that name, in the order of their deletion. It needs the rights that Metadata needs. Deleted keys that the
+// caller may not read are left out; if no other key is left, the kind is KeyDenied. Kinds Denied, KeyDenied,
+// KeyNotFound.
 func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {

@@ -74,8 +74,8 @@ func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.M
 // keepsDeleted reports whether deleted keys are kept.
 func (p *primary) keepsDeleted() bool { return p.soft != nil }
 
-// deletedOf returns the deleted keys of that name, longest deleted first; if version is not "", only a key that has the
-// version. It returns none if deleted keys are not kept.
+// deletedOf returns the deleted keys of that name, in the order of their deletion. If version is not "", it returns
+// only the key that has this version. It returns none if deleted keys are not kept.
 func (p *primary) deletedOf(ctx context.Context, key, version string) ([]provider.Deleted, error) {
 	if p.soft == nil {
 		return nil, nil

@@ -40,10 +40,10 @@ type Config struct {
 	Reencryption bool
 	// SelfCheck checks the results of the primary in re-encryptions; "": it does not.
 	SelfCheck SelfCheck
-	// Usage keeps the counters of source versions; nil: they end with the process.
+	// Usage keeps the counters of source versions; nil: the counters are lost when the process ends.
 	Usage metastore.Usage
-	// UsesKept keeps counts that Usage has not accepted yet beyond the end of this process; nil: they end with the
-	// process.
+	// UsesKept keeps the counts that Usage has not accepted until the next process starts; nil: they are lost when this
+	// process ends.
 	UsesKept UsesKept
 	// LastUses keeps the times of the last uses of the primary's versions; nil: they are not kept.
 	LastUses metastore.LastUses
@@ -53,8 +53,8 @@ type Config struct {
 	// Clock is the store's clock. It dates what Usage keeps, and shows whether the times that a purge compares can be
 	// right; nil: this process's clock is used.
 	Clock metastore.Clock
-	// MayDestroy is called before a deletion, or with purge before a purge, destroys keys. It returns an error of kind
-	// Unavailable if another node's settings would keep the keys; nil: there is no other node.
+	// MayDestroy is called before a deletion destroys keys, and with purge set before a purge does. It returns an error
+	// of kind Unavailable if another node's settings would keep the keys. MayDestroy is nil if there is no other node.
 	MayDestroy func(ctx context.Context, purge bool) error
 
 	// Migrator takes over keys when users request it; nil if there is no source to migrate from.
@@ -69,12 +69,12 @@ type Config struct {
 	// SourceVersions are full names of versions that are deleted here, or that two keys of the source have had. All
 	// EDEKs of these names belong to the source's versions: claviger.migration.theirs.
 	SourceVersions map[string]bool
-	// CompareEvery is the interval in which WatchSources compares; 0 is 30 s.
+	// CompareEvery is the interval at which WatchSources compares the migrated keys with their sources; 0 is 30 s.
 	CompareEvery time.Duration
 	// Settings keeps the names of versions that are in conflict with a source; nil: they are not kept.
 	Settings metastore.Settings
-	// Numbers are the numbers of the primary's versions. It never gives out a number that a source has used. It is nil
-	// if the primary has another way to number versions.
+	// Numbers keeps the numbers of the primary's versions, so that a new version never gets a number that a source has
+	// used. Numbers is nil if the primary numbers versions in another way.
 	Numbers metastore.Numbers
 
 	// Shared reports changes that other nodes make to the primary's keys; nil if there are no other nodes.
@@ -94,7 +94,8 @@ type Config struct {
 	// primary must be a provider.Leaser, and give a lease of this length of each key version. There is no queue then.
 	ImpliedLease time.Duration
 
-	// The queue of ready-made EDEKs. They are not used if the primary is another KMS, which has its own queue.
+	// The settings of the queue of ready-made EDEKs. They have no effect if the primary is another KMS, which has its
+	// own queue.
 	QueueSize         int           // hadoop.security.kms.encrypted.key.cache.size
 	QueueLowWatermark float64       // ...low.watermark
 	QueueExpiry       time.Duration // ...expiry
@@ -170,8 +171,8 @@ type Ring struct {
 	close  sync.Once
 }
 
-// New builds a Ring and starts its queue. The caller closes the providers, after the Ring. Kind Invalid if the numbers
-// in cfg cannot work.
+// New builds a Ring and starts its queue. The caller closes the Ring, and then the providers. The error is of kind
+// Invalid if a number in cfg is not possible.
 func New(cfg Config) (*Ring, error) {
 	const op = "keyring.New"
 	if cfg.Primary == nil || cfg.Policy == nil || cfg.Audit == nil {

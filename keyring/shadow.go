@@ -36,7 +36,7 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 	return r.needUnlisted(ctx, op, name)
 }
 
-// needNotAtSource refuses a name to which a source answers, or may answer.
+// needNotAtSource refuses the name of a key that a source has, or may have while it does not answer.
 func (r *Ring) needNotAtSource(ctx context.Context, op, name string) error {
 	for _, s := range r.sources.list {
 		_, err := s.metadata(ctx, name)
@@ -44,8 +44,8 @@ func (r *Ring) needNotAtSource(ctx context.Context, op, name string) error {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case err == nil:
 			return claviger.Errorf(op, claviger.Invalid, name,
-				"key '%s' is at the source %s, so only a migration can make a key of that name here: have it taken "+
-					"over (claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a "+
+				"key '%s' is at the source %s, so only a migration can make a key of that name here: migrate the "+
+					"key (claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a "+
 					"key that was migrated and deleted here comes back by trusteeOp=undelete, or may be made again "+
 					"once it is deleted at the source too", name, s.URI(), name)
 		default:
@@ -62,8 +62,8 @@ func (r *Ring) needNotAtSource(ctx context.Context, op, name string) error {
 }
 
 // needNoNewer refuses the undeletion of a migrated key whose source has another key of the name now: the rules of the
-// old key would block the users of the newer key, and versions of both have numbers. A source that does not answer does
-// not block the undeletion, because the migrated key came from the source.
+// old key would block the users of the newer key, and versions of the two keys may have the same names. A source that
+// does not answer does not block the undeletion, because the migrated key came from the source.
 func (r *Ring) needNoNewer(ctx context.Context, op string, deleted *claviger.Metadata) error {
 	for _, s := range r.sources.list {
 		s.keys.drop(deleted.Name) // the cached answer may describe the older key
@@ -102,8 +102,8 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 		default:
 			return claviger.Errorf(op, claviger.Invalid, name, "the name '%s' is kept for the key that %s had, whose "+
 				"migration was finished at %s: its EDEKs may come back with that source; undelete the migrated key "+
-				"where it was deleted here, choose another name, or have an administrator free it with claviger "+
-				"migrate free %s", name, o.Source, stamp(o.Finished), name)
+				"if it was deleted here, choose another name, or ask an administrator to free the name with "+
+				"claviger migrate free %s", name, o.Source, stamp(o.Finished), name)
 		}
 	}
 	return nil
@@ -128,7 +128,7 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 	if !same {
 		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key,
 			"EDEKs of the source's key '%s' are not re-encrypted under key '%s' of this KMS, which was not "+
-				"migrated from it: claviger migrate plan says how the two keys differ and what to do; do not "+
+				"migrated from that key: claviger migrate plan says how the two keys differ and what to do; do not "+
 				"delete the key here while files are encrypted under it", sourceKey.Name, current.Key)
 	}
 	return q.needKey(ctx, sourceKey, authz.KeyGenerateEEK)
@@ -149,7 +149,7 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	key := name
 	if kind == claviger.VersionNotFound {
 		var e *claviger.Error
-		errors.As(err, &e) // the kind was that of an *Error
+		errors.As(err, &e) // always succeeds, because KindOf took the kind from an *Error
 		name = e.Key
 		if k, ok := claviger.KeyOfVersion(name); ok {
 			key = k

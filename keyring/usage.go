@@ -444,8 +444,8 @@ func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 	return r.usage.all(ctx)
 }
 
-// rememberHomes takes from the counters which source served which version in earlier runs. If the store cannot be read,
-// the server starts without them: the sources are then tried in order.
+// rememberHomes reads from the counters which source served which version in earlier runs. If the store cannot be read,
+// the server starts without this knowledge: it then tries the sources in order.
 func (r *Ring) rememberHomes() {
 	if r.sources.none() || r.cfg.Usage == nil {
 		return

@@ -56,8 +56,8 @@ func (s *watchedSite) allowed(t *testing.T) bool {
 	return res.Principal != nil
 }
 
-// TestSiteWatcher: a changed kms-site.xml changes the rules of proxy users, all of them or none.
-// Other changes take effect at the next start.
+// TestSiteWatcher: after a change of kms-site.xml, the rules of proxy users are those of the new
+// file, or all old rules stay if the file is broken. Other changes take effect at the next start.
 func TestSiteWatcher(t *testing.T) {
 	dir := t.TempDir()
 	const provider, hosts, users = hadoopconf.ProviderURI, authn.ProxyUserPrefix + "oozie.hosts",
@@ -101,7 +101,7 @@ func TestSiteWatcher(t *testing.T) {
 		t.Errorf("the log does not say that the provider needs a restart:\n%s", site.logged.String())
 	}
 	if strings.Contains(site.logged.String(), "http.port") {
-		t.Errorf("a property of a flag is reported as a change of the files:\n%s", site.logged.String())
+		t.Errorf("a property that a flag sets is reported as a change of the files:\n%s", site.logged.String())
 	}
 	// An editor has renamed the file: nothing changes, and the error remains until the file is back.
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})

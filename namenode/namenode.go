@@ -1,9 +1,10 @@
 // Package namenode fetches the newest fsimage of an HDFS over HTTP, as `hdfs dfsadmin -fetchImage` does, and reads the
 // state, the configuration and the counters of running NameNodes (States).
 //
-// Any NameNode gives it, also a standby: GET /imagetransfer?getimage=1&txid=latest at dfs.namenode.http(s)-address. The
-// answer has the length, the MD5 digest and, in its name, the transaction of the image. A part of an image cannot be
-// requested: after a break, the transfer begins again.
+// Any NameNode serves its newest image, also a standby: GET /imagetransfer?getimage=1&txid=latest at
+// dfs.namenode.http(s)-address. The headers of the answer have the image's length, its MD5 digest, and its name with
+// the number of its last transaction. A part of an image cannot be requested: if a transfer breaks off, the next one
+// begins with the first byte.
 //
 // The sources are ImageServlet.java and TransferFsImage.java of Hadoop 3.4.2.
 package namenode
@@ -29,7 +30,8 @@ import (
 
 // Negotiation is one login by Kerberos: a GSS-API context with SPNEGO. One goroutine uses it.
 type Negotiation interface {
-	// Step takes the server's token, nil at first, and returns ours. done is true once the server has proved its name.
+	// Step takes the server's token, nil at first, and returns the client's next token. done is true once the server
+	// has proved its name.
 	Step(in []byte) (out []byte, done bool, err error)
 	Close() error
 }
@@ -39,9 +41,9 @@ type Config struct {
 	TLS *tls.Config // for https; nil trusts the system's roots
 	// Negotiate begins a login at a host. nil: there is no login.
 	Negotiate func(host string) (Negotiation, error)
-	// Stall ends a transfer of which nothing arrives for so long; 0 is a minute.
+	// Stall is the time without data after which a transfer is broken off; 0 is a minute.
 	Stall time.Duration
-	// Tries is how often a transfer that breaks off is begun; 0 is 3.
+	// Tries is the largest number of transfers of an image, if each one breaks off; 0 is 3.
 	Tries int
 }
 
@@ -120,7 +122,7 @@ func (c *Client) head(ctx context.Context, base string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = resp.Body.Close() // of a HEAD, it is empty
+	_ = resp.Body.Close() // the answer to a HEAD has no body
 	return c.image(base, resp)
 }
 
@@ -195,12 +197,12 @@ func refusal(resp *http.Response) error {
 	switch {
 	case resp.StatusCode == http.StatusForbidden && !image:
 		return fmt.Errorf("the NameNode refuses the page %s (%s): with hadoop.security.instrumentation.requires.admin "+
-			"it gives the page to the users in dfs.cluster.administrators; log in as one of them",
+			"only the users in dfs.cluster.administrators may read the page; log in as one of them",
 			resp.Request.URL.Path, reason)
 	case resp.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("the NameNode refuses the image (%s): under Kerberos it gives it to the NameNodes' own "+
-			"principals and to the users in dfs.cluster.administrators; log in as one of them. A NameNode that has "+
-			"just started refuses too", reason)
+		return fmt.Errorf("the NameNode refuses the image (%s): with Kerberos, only the NameNodes' own "+
+			"principals and the users in dfs.cluster.administrators may fetch an image; log in as one of them. A "+
+			"NameNode that has just started refuses too", reason)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return fmt.Errorf("the NameNode requires a login that is not by Kerberos (%s)", reason)
 	case resp.StatusCode == http.StatusGone && image:
@@ -224,7 +226,7 @@ func challenge(resp *http.Response) (token string, ok bool) {
 	return "", false
 }
 
-// negotiate sends a request with our proof, and checks the NameNode's.
+// negotiate sends a request with a token that proves the user's name, and checks the NameNode's token.
 func (c *Client) negotiate(ctx context.Context, method, base, page string) (*http.Response, error) {
 	if c.conf.Negotiate == nil {
 		return nil, errors.New("no login is configured")
@@ -258,9 +260,9 @@ func (c *Client) negotiate(ctx context.Context, method, base, page string) (*htt
 	return nil, errors.Join(errors.New("the NameNode did not prove that it is the host of its URL"), err)
 }
 
-// Fetch fetches the image, and checks its length and digest. It calls write for each try, with a function that writes
-// the image into a writer. write begins with nothing written, and returns that function's error. progress gets the
-// number of bytes so far; it may be nil.
+// Fetch fetches the image, and checks its length and digest. For each transfer it calls write with a function content,
+// which writes the image into a writer. write must call content with an empty writer, and return the error of content.
+// progress gets the number of bytes so far; it may be nil.
 func (m *Image) Fetch(ctx context.Context, write func(content func(io.Writer) error) error, progress func(done int64),
 ) error {
 	var err error
@@ -279,7 +281,7 @@ type brokenError struct{ err error }
 func (e *brokenError) Error() string { return e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
-// transfer writes the image once. The context ends if nothing arrives for some time.
+// transfer fetches the image once, and writes it to w. It fails if no data arrives for the time Config.Stall.
 func (m *Image) transfer(ctx context.Context, w io.Writer, progress func(int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -225,8 +225,8 @@ type Deleted struct {
 // and user, and its name is free for a new key. Material and HSM objects stay until Purge. Several deleted keys may
 // have the same name.
 type SoftDeleter interface {
-	// Deleted returns the keys of these names that can be undeleted, longest deleted first. Without names it returns
-	// all deleted keys.
+	// Deleted returns the keys of these names that can be undeleted, in the order of their deletion. Without names it
+	// returns all deleted keys.
 	Deleted(ctx context.Context, names ...string) ([]Deleted, error)
 	// Undelete brings back the deleted key of that name that has the version with that full name. All of the key's
 	// versions can be used again. Kinds KeyNotFound if there is no such deleted key, KeyExists if a key of that name

@@ -70,8 +70,8 @@ func (o *Output) flag(cmd *cobra.Command, def Format) {
 // JSON reports whether the output is JSON.
 func (o *Output) JSON() bool { return o.format == JSON }
 
-// Write writes v as JSON, with [] for a nil slice. In the format Text, it writes the output of the function text. Tabs
-// in that output align columns.
+// Write writes v as JSON, with [] for a nil list and {} for a nil map. In the format Text, it writes the output of the
+// function text. Tabs in that output align columns.
 func (o *Output) Write(v any, text func(io.Writer)) error {
 	var b bytes.Buffer
 	if o.JSON() {

@@ -118,7 +118,7 @@ var ErrUnsure = errors.New("this Key Trustee Server does not hold that and canno
 // ErrPassive is in the error of kind Unavailable that a passive server returns for a change. The
 // server has changed nothing, and the other server may accept the change.
 var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active " +
-	"one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
+	"one: claviger trustee status shows which that is, claviger trustee promote makes this server active")
 
 // Arguments and results of the verbs.
 type (

@@ -85,7 +85,7 @@ func (d *Driver) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error
 	return d.each(func(Fault) error { hook(); return nil }, do)
 }
 
-// FailStatement calls do, and lets the first call with that statement fail.
+// FailStatement calls do, and makes the first call with that statement fail.
 func (d *Driver) FailStatement(statement string, do func() error) error {
 	d.mu.Lock()
 	d.statement = statement

@@ -23,21 +23,22 @@ type span struct {
 	start, end int
 }
 
-// An insertion is one half of an edit.
+// An insertion is one half of an edit: the text before or after the edited code.
 type insertion struct {
-	at, other int // in bytes of the original
-	closes    bool
-	order     int
-	text      string
-	mutant    int
+	at     int  // where the text is inserted, in bytes of the original
+	other  int  // where the other half is inserted
+	closes bool // this is the half after the code
+	order  int  // the number of earlier insertions in the file
+	text   string
+	mutant int
 }
 
 // newScheme puts the mutants into the files. A mutant's number is its place in
-// all, from 1. The mutants in without are left out.
-func newScheme(all []Mutant, sources map[string]string, without map[int]bool) scheme {
+// the list all, from 1. The mutants whose numbers are in excluded are left out.
+func newScheme(all []Mutant, sources map[string]string, excluded map[int]bool) scheme {
 	byFile := map[string][]insertion{}
 	for i, m := range all {
-		if without[i+1] {
+		if excluded[i+1] {
 			continue
 		}
 		number := strings.NewReplacer("§", strconv.Itoa(i+1))

@@ -14,8 +14,9 @@ import (
 	"testing"
 )
 
-// Faults is a proxy that lets statements fail on demand. It changes a message of the client, so that the server answers
-// with an error, or a row of the server, so that the client cannot scan the row. It forwards connections without TLS.
+// Faults is a proxy that makes statements fail on demand. It changes a message of the client, so that the server
+// answers with an error, or a row of the server, so that the client cannot scan the row. It forwards connections
+// without TLS.
 type Faults struct {
 	// Addr is its address, "127.0.0.1:PORT".
 	Addr string

@@ -387,8 +387,8 @@ func TestFailures(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root judges the rights of other users; run `make test` as root for it")
 	}
-	for file, list := range map[string][]failure{"configuration.golden": configurationFailures, "store.golden": storeFailures,
-		"hsm.golden": hsmFailures, "procedure.golden": procedureFailures} {
+	for file, list := range map[string][]failure{"configuration.golden": configurationFailures,
+		"store.golden": storeFailures, "hsm.golden": hsmFailures, "procedure.golden": procedureFailures} {
 		t.Run(strings.TrimSuffix(file, ".golden"), func(t *testing.T) { provokeAll(t, file, list) })
 	}
 }

@@ -54,7 +54,9 @@ func kerberosFailures(kdc *kdctest.KDC) []failure {
 		{"a file that is not a keytab", "D-kerberos-keytab", false, secured(func(l *lab) {
 			l.must(os.WriteFile(l.path("kms.keytab"), []byte("text"), 0o600))
 		})},
-		{"the key of another service", "D-kerberos-keytab", false, func(l *lab) { l.useKerberos(kdc, "hdfs/localhost") }},
+		{"the key of another service", "D-kerberos-keytab", false, func(l *lab) {
+			l.useKerberos(kdc, "hdfs/localhost")
+		}},
 		{"a principal of another service", "D-kerberos-keytab", false, secured(
 			set("hadoop.kms.authentication.kerberos.principal", "kms/localhost"))},
 		{"a key that was changed", "D-kerberos-kdc", false, secured(func(*lab) {

@@ -76,8 +76,8 @@ func runs(name, value string) func(*lab) {
 	return asks(&nameNode{conf: map[string]string{name: value}})
 }
 
-// ofNameNodes are failures of running NameNodes.
-var ofNameNodes = []failure{
+// nameNodeFailures are failures of running NameNodes.
+var nameNodeFailures = []failure{
 	{"no NameNode answers", "D-hdfs-namenode", false, func(l *lab) {
 		asks()(l)
 		l.o.NameNodes = []string{"http://127.0.0.1:1"}
@@ -108,7 +108,7 @@ var ofNameNodes = []failure{
 }
 
 // TestNameNodeFailures provokes each finding about running NameNodes.
-func TestNameNodeFailures(t *testing.T) { provokeAll(t, "namenodes.golden", ofNameNodes) }
+func TestNameNodeFailures(t *testing.T) { provokeAll(t, "namenodes.golden", nameNodeFailures) }
 
 // TestHealthyNameNodes: an active and a standby NameNode that use this server have no warning. A NameNode of a Hadoop
 // that does not count EDEKs is no fault.

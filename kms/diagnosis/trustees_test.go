@@ -85,8 +85,8 @@ func (l *lab) dated(status int) (addr string) {
 	return strings.TrimPrefix(s.URL, "https://")
 }
 
-// ofTrustees are failures of Key Trustee Servers.
-var ofTrustees = []failure{
+// trusteeFailures are failures of Key Trustee Servers.
+var trusteeFailures = []failure{
 	{"no kts-site.xml", "D-kts-reach", false, func(l *lab) {
 		l.keptAt("", "127.0.0.1:1")
 		l.must(os.Remove(l.path("kts-site.xml")))
@@ -117,7 +117,7 @@ var ofTrustees = []failure{
 }
 
 // TestTrusteeFailures provokes each finding about Key Trustee Servers.
-func TestTrusteeFailures(t *testing.T) { provokeAll(t, "trustees.golden", ofTrustees) }
+func TestTrusteeFailures(t *testing.T) { provokeAll(t, "trustees.golden", trusteeFailures) }
 
 // TestHealthyTrustee: a Key Trustee KMS whose trustee answers has no warning. Before its first start the doctor makes
 // no folder, and registers nothing.

@@ -107,7 +107,7 @@ func securedSite(t *testing.T) *lab {
 
 	l := newLab(t)
 	l.ownPort()
-	l.realm(kdc, service)
+	l.useKerberos(kdc, service)
 	shared(strings.Replace(keeper.Addr, "127.0.0.1", "localhost", 1), "sasl")(l)
 	const signer = "hadoop.kms.authentication.signer.secret.provider.zookeeper.kerberos."
 	l.props[signer+"keytab"] = l.path("zk-client.keytab")

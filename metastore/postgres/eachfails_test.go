@@ -71,8 +71,8 @@ func eachFault(t *testing.T, f *pgtest.Faults) storetest.Faults {
 	}
 }
 
-// eachCallFails lets each statement and each row fail that an operation needs. The operation must return an error, and
-// change nothing.
+// eachCallFails makes the statements and rows of each operation fail, one after the other. The operation must return an
+// error, and change nothing.
 func eachCallFails(t *testing.T, operations []storetest.Operation) {
 	t.Helper()
 	f, s, _ := faultyStores(t)

@@ -183,7 +183,8 @@ func TestLostMessage(t *testing.T) {
 	}
 }
 
-// TestEachCallForLostChangesFails lets each statement and each row fail that nodes need to exchange lost changes.
+// TestEachCallForLostChangesFails makes the statements and rows with which nodes exchange lost changes fail, one after
+// the other.
 func TestEachCallForLostChangesFails(t *testing.T) {
 	ctx := t.Context()
 	f, s, _ := faultyStores(t)

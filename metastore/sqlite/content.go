@@ -77,7 +77,7 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			return claviger.Errorf(op, claviger.Invalid, "", "metastore %s is not empty", s.URI())
 		}
 		for _, t := range metastore.Tables {
-			// nolint:gosec // the names are constants of ours
+			// nolint:gosec // the names are constants of this package
 			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "),
 				strings.Repeat(", ?", len(t.Columns)-1))
 			for _, row := range c.Rows[t.Name] {

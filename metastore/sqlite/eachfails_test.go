@@ -22,8 +22,8 @@ func injectFaults(t *testing.T) {
 	t.Cleanup(func() { sqlitedb.Driver = before })
 }
 
-// TestEachCallFails lets each call to SQLite fail that a method makes. The method must return an error, change nothing,
-// and close its results and statements.
+// TestEachCallFails makes each call of a method to SQLite fail, one after the other. The method must return an error,
+// change nothing, and close its results and statements.
 func TestEachCallFails(t *testing.T) {
 	injectFaults(t)
 	storetest.EachFails(t, newStoreOnly(t), eachFault(t), append(storetest.Operations(), resetFutureTimes))

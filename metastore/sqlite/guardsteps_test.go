@@ -436,8 +436,8 @@ func (g *guarded) damageSettings(t *testing.T) {
 	g.guard.file.Store(&now)
 }
 
-// TestEachCallOfACheckFails lets each call to SQLite fail that a regular check makes. The error of a checkpoint must be
-// recorded; the other calls are repeated by the next check.
+// TestEachCallOfACheckFails makes each call of a regular check to SQLite fail, one after the other. The error of a
+// checkpoint must be recorded; the other calls are repeated by the next check.
 func TestEachCallOfACheckFails(t *testing.T) {
 	injectFaults(t)
 	g := newGuarded(t)

@@ -13,8 +13,8 @@ import (
 	"claviger/owner"
 )
 
-// TestEachCallOfAnOpeningFails lets each call to SQLite fail that a function makes which opens files. The function must
-// return an error, close its connections, and leave no file behind.
+// TestEachCallOfAnOpeningFails makes each call to SQLite fail, one after the other, of the functions that open files.
+// The function must return an error, close its connections, and leave no file behind.
 func TestEachCallOfAnOpeningFails(t *testing.T) {
 	injectFaults(t)
 	s, path := newStore(t)

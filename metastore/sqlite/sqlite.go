@@ -188,8 +188,8 @@ func (s *Store) usable(op string) error {
 	return s.checkPlace(op, "", false)
 }
 
-// fail turns an error of SQLite into one of ours. If SQLite calls the file damaged, and the file was overwritten, the
-// error says that instead.
+// fail turns an error of SQLite into a *claviger.Error. If SQLite calls the file damaged, and the file was overwritten,
+// the error says that instead.
 func (s *Store) fail(op, key string, err error) error {
 	var own *claviger.Error
 	if sqlitedb.Damaged(err) && !errors.As(err, &own) {

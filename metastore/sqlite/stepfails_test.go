@@ -67,8 +67,8 @@ func (d *stepDisk) SyncFolder(name string) error {
 	return d.OS.SyncFolder(name)
 }
 
-// TestEachStepOnTheDiskFails lets each step fail that makes the files durable. The function must return the error, and
-// the store must be complete: the old store, or the new one.
+// TestEachStepOnTheDiskFails makes the steps that make the files durable fail, one after the other. The function must
+// return the error, and the store must be complete: the old store, or the new one.
 func TestEachStepOnTheDiskFails(t *testing.T) {
 	_, killed := replaceFolders(t)
 	for name, do := range map[string]func(dir string) error{

@@ -158,8 +158,9 @@ func TokenOperations() []Operation {
 // Faults runs do with one fault after the other, and yields what do returned. The last round has no fault.
 type Faults func(do func() error) iter.Seq2[Fault, error]
 
-// EachFails lets each call fail that an operation makes to the database. The operation must return an error, and must
-// change nothing. s must be a new store, to which faults applies. EachFails closes s; then each operation must fail.
+// EachFails makes each call of an operation to the database fail, one after the other. The operation must return an
+// error, and must change nothing. s must be a new store, to which faults applies. EachFails closes s; then each
+// operation must fail.
 func EachFails(t *testing.T, s Full, faults Faults, operations []Operation) {
 	t.Helper()
 	for _, o := range operations {

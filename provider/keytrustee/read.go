@@ -29,7 +29,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Metadata returns one entry for each name.
+// Metadata returns one entry for each name; nil for a name without a key.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "keytrustee.Metadata"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -50,7 +50,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return list, nil
 }
 
-// each calls f for 0 to n-1, parallel calls at a time.
+// each calls f with the numbers 0 to n-1. The constant parallel is the largest number of calls at the same time.
 func each(ctx context.Context, n int, f func(context.Context, int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
@@ -158,7 +158,7 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return nil
 }
 
-// Deleted returns the soft-deleted keys, longest deleted first.
+// Deleted returns the soft-deleted keys, in the order of their deletion.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	const op = "keytrustee.Deleted"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -171,11 +171,11 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" || checkName(n) != nil })
 	}
 	for _, name := range names {
-		ofName, err := p.deletedDocs(ctx, op, name)
+		found, err := p.deletedDocs(ctx, op, name)
 		if err != nil {
 			return nil, err
 		}
-		docs = append(docs, ofName...)
+		docs = append(docs, found...)
 	}
 	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return deletedAt(a).Compare(deletedAt(b)) })
 	list := make([]provider.Deleted, len(docs))
@@ -188,7 +188,7 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	return list, nil
 }
 
-// deletedDocs returns the documents of deleted keys of that name ("" for all), longest deleted first.
+// deletedDocs returns the documents of deleted keys of that name ("" for all), in the order of their deletion.
 func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc, error) {
 	prefix := deletedPrefix
 	if name != "" {
@@ -197,8 +197,8 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	type entry struct{ label, name string }
 	var entries []entry
 	err := p.list(ctx, prefix, false, func(d *trustee.Deposit) {
-		if of := deletedKeyOf(d.Label); of != "" && (name == "" || of == name) {
-			entries = append(entries, entry{d.Label, of})
+		if key := deletedKeyOf(d.Label); key != "" && (name == "" || key == name) {
+			entries = append(entries, entry{d.Label, key})
 		}
 	})
 	if err != nil {

@@ -38,7 +38,7 @@ type Provider struct {
 	keys       map[string]*key
 	versions   map[string]*version // by full name, with those of unfinished imports
 	unfinished map[string]*key     // keys of unfinished imports, by name
-	deleted    []*key              // soft-deleted, longest deleted first
+	deleted    []*key              // soft-deleted, in the order of their deletion
 	next       map[string]int      // next number of a version, by key name; kept after Delete
 }
 

@@ -21,7 +21,7 @@ func softDeleter(t *testing.T, p provider.Provider) provider.SoftDeleter {
 	return soft
 }
 
-// deletedOf returns the deleted keys of that name, the longest deleted first.
+// deletedOf returns the deleted keys of that name, in the order of their deletion.
 func deletedOf(t *testing.T, p provider.Provider, name string) []provider.Deleted {
 	t.Helper()
 	list, err := softDeleter(t, p).Deleted(t.Context(), name)

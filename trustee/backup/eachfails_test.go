@@ -28,7 +28,7 @@ import (
 
 var errInjected = errors.New("injected fault")
 
-// faults counts the steps of an operation, and lets one fail.
+// faults counts the steps of an operation, and makes one fail.
 type faults struct {
 	steps int
 	fail  int // the number of the step that fails, from 1; 0: none

@@ -180,7 +180,7 @@ func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 			"store, the trustee would answer that no deposit exists, so none was made. Put the file back, or one of "+
 			"these copies in its place, or restore a backup into another folder (claviger trustee restore). If the "+
 			"other of two trustees holds the deposits, or you need none: claviger trustee init --empty-store; of two, "+
-			"then start this one with --role passive", path, strings.Join(left, ", "))
+			"then start this server with --role passive", path, strings.Join(left, ", "))
 	}
 	// SQLite would remove the write-ahead log of the missing store, which may hold changes.
 	if slices.Contains(left, path+"-wal") {

@@ -14,8 +14,9 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// checked makes a check at the active server, and expects the calls, and an error with a text, or none for "".
-func checked(t *testing.T, m *member, says string, want ...string) {
+// wantCheck makes the check of a server. It demands an error that contains says, or no error if says is "". If want has
+// calls, it demands that the check makes these calls.
+func wantCheck(t *testing.T, m *member, says string, want ...string) {
 	t.Helper()
 	m.calls.list = nil
 	err := m.calls.count(func() error { return replica.Check(t.Context(), m.r) })
@@ -27,8 +28,8 @@ func checked(t *testing.T, m *member, says string, want ...string) {
 	}
 }
 
-// equal expects that both stores have the same records.
-func equal(t *testing.T, a, b *member) {
+// wantEqual demands that both stores have the same records.
+func wantEqual(t *testing.T, a, b *member) {
 	t.Helper()
 	if digestOf(t, a.store.Store) != digestOf(t, b.store.Store) {
 		t.Error("the stores differ")
@@ -40,17 +41,17 @@ func equal(t *testing.T, a, b *member) {
 func TestCheckSendsNothing(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
-	checked(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has") // the first probe
-	checked(t, a, "", "active Position")
-	checked(t, b, "", "passive Position")
+	knownEqual(t, a, b)
+	wantCheck(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has") // the first probe
+	wantCheck(t, a, "", "active Position")
+	wantCheck(t, b, "", "passive Position")
 	replica.ProbeDue(a.r)
-	checked(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has")
+	wantCheck(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has")
 	a.tool(6)
-	checked(t, a, "", "active Position", "active UpdatePosition", "active Entries", "passive peer-append",
+	wantCheck(t, a, "", "active Position", "active UpdatePosition", "active Entries", "passive peer-append",
 		"passive Apply", "passive Position")
-	checked(t, a, "", "active Position")
-	equal(t, a, b)
+	wantCheck(t, a, "", "active Position")
+	wantEqual(t, a, b)
 	if st := a.position(); st.Unshared != 0 {
 		t.Errorf("%+v", st)
 	}
@@ -61,10 +62,10 @@ func TestCheckSendsNothing(t *testing.T) {
 func TestCheckUnshared(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
-	checked(t, a, "")
+	knownEqual(t, a, b)
+	wantCheck(t, a, "")
 	a.update(func(st *replica.Position) { st.Unshared = 1 })
-	checked(t, a, "", "active Position", "active UpdatePosition")
+	wantCheck(t, a, "", "active Position", "active UpdatePosition")
 	if st := a.position(); st.Unshared != 0 {
 		t.Errorf("%+v", st)
 	}
@@ -74,7 +75,7 @@ func TestCheckUnshared(t *testing.T) {
 func TestCheckCancelled(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := replica.Check(ctx, a.r); err != nil {
@@ -106,10 +107,10 @@ func TestProbeFindsAnotherState(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b, end := p.fresh(t)
 			defer end()
-			known(t, a, b)
+			knownEqual(t, a, b)
 			b.update(c.change)
 			replica.ProbeDue(a.r)
-			checked(t, a, c.says)
+			wantCheck(t, a, c.says)
 			if st := a.position(); st.Role != c.role || st.Epoch != b.position().Epoch && c.role == server.RolePassive {
 				t.Errorf("%+v", st)
 			}
@@ -122,8 +123,8 @@ func TestBothActive(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
 	b.update(func(st *replica.Position) { st.Role = server.RoleActive })
-	checked(t, a, "both Key Trustee Servers are active")
-	checked(t, b, "both Key Trustee Servers are active")
+	wantCheck(t, a, "both Key Trustee Servers are active")
+	wantCheck(t, b, "both Key Trustee Servers are active")
 	if a.position().Role != server.RoleActive || b.position().Role != server.RoleActive {
 		t.Error("a server has stepped down")
 	}
@@ -134,32 +135,32 @@ func TestFaultOfThePassive(t *testing.T) {
 	a, _, end := newPairs(t).fresh(t)
 	defer end()
 	a.calls.before = failing("passive CheckWrites")
-	checked(t, a, "the store of the passive Key Trustee Server takes no changes")
+	wantCheck(t, a, "the store of the passive Key Trustee Server takes no changes")
 	a.calls.before = nil
-	checked(t, a, "takes no changes") // the probe of the store is not repeated at once
+	wantCheck(t, a, "takes no changes") // the probe of the store is not repeated at once
 }
 
 // TestProbeFindsAFault: a probe says so if the store of the passive server accepts no changes any more.
 func TestProbeFindsAFault(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	replica.ForgetProbe(b.r)
 	replica.ProbeDue(a.r)
 	a.calls.before = failing("passive CheckWrites")
-	checked(t, a, "the store of the passive Key Trustee Server takes no changes")
+	wantCheck(t, a, "the store of the passive Key Trustee Server takes no changes")
 }
 
 // TestCheckAfterAFailedProbe: the check after a failed probe synchronizes, and does not wait for the next probe.
 func TestCheckAfterAFailedProbe(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	replica.ProbeDue(a.r)
 	a.calls.before = failing("passive peer-hello")
-	checked(t, a, errInjected.Error())
+	wantCheck(t, a, errInjected.Error())
 	a.calls.before = nil
-	checked(t, a, "")
+	wantCheck(t, a, "")
 }
 
 // TestManyChanges: changes of more than one page reach the passive server in the next check. A change that needs them
@@ -167,19 +168,19 @@ func TestCheckAfterAFailedProbe(t *testing.T) {
 func TestManyChanges(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	a.big(11, 13)
 	if err := change(t.Context(), a, b); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "more than one page") {
 		t.Errorf("a change: %v", err)
 	}
-	checked(t, a, "")
+	wantCheck(t, a, "")
 	if n := a.calls.of("passive peer-append"); n != 3 {
 		t.Errorf("%d pages", n)
 	}
-	equal(t, a, b)
+	wantEqual(t, a, b)
 	must(t, change(t.Context(), a, b))
-	equal(t, a, b)
+	wantEqual(t, a, b)
 }
 
 // TestManyChangesOfThePassive: the active server fetches changes of more than one page.
@@ -189,11 +190,11 @@ func TestManyChangesOfThePassive(t *testing.T) {
 	b.update(func(st *replica.Position) { st.Role = server.RoleActive })
 	b.big(11, 13)
 	b.update(func(st *replica.Position) { st.Role = server.RolePassive })
-	checked(t, a, "")
+	wantCheck(t, a, "")
 	if n := a.calls.of("passive peer-entries"); n != 3 {
 		t.Errorf("%d pages", n)
 	}
-	equal(t, a, b)
+	wantEqual(t, a, b)
 }
 
 // TestLastChangeUnknown: the passive server may have the change whose answer was lost. The active server has made
@@ -205,12 +206,12 @@ func TestLastChangeUnknown(t *testing.T) {
 		lost string // what the passive server holds, and must not lose
 	}{
 		"it has the change":     {at: "passive Position"},
-		"it has another change": {at: "passive peer-append", lost: "holds what this one lacks"},
+		"it has another change": {at: "passive peer-append", lost: "holds records that this server lacks"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, end := p.fresh(t)
 			defer end()
-			known(t, a, b)
+			knownEqual(t, a, b)
 			a.calls.before = failing(c.at)
 			if err := a.calls.count(func() error { return change(t.Context(), a, b) }); err == nil {
 				t.Fatal("the change was acknowledged")
@@ -220,9 +221,9 @@ func TestLastChangeUnknown(t *testing.T) {
 				b.applied(9)
 			}
 			a.tool(8)
-			checked(t, a, c.lost)
+			wantCheck(t, a, c.lost)
 			if c.lost == "" {
-				equal(t, a, b)
+				wantEqual(t, a, b)
 			} else if _, err := b.store.Get(t.Context(), storetest.Row(9).UUID); err != nil {
 				t.Error(err)
 			}
@@ -236,11 +237,11 @@ func TestLogOfAnotherStore(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
 	otherRecords(t, a, b)
-	checked(t, a, holdsMore)
+	wantCheck(t, a, holdsMore)
 	a.exec("DELETE FROM change WHERE seq = ?", a.position().Head.Seq)
 	a.tool(8)
 	replica.RefusedLongAgo(a.r)
-	checked(t, a, holdsMore)
+	wantCheck(t, a, holdsMore)
 	if _, err := b.store.Get(t.Context(), "own"); err != nil {
 		t.Error(err)
 	}
@@ -254,7 +255,7 @@ func TestRefusalSaysAlone(t *testing.T) {
 		a, b, end := p.fresh(t)
 		diverged(t, a, b)
 		b.update(func(st *replica.Position) { st.Unshared = unshared })
-		checked(t, a, "1 deposits: deposit \"<l&9>\\u2028\""+says)
+		wantCheck(t, a, "1 deposits: deposit \"<l&9>\\u2028\""+says)
 		end()
 	}
 }
@@ -284,9 +285,9 @@ func TestMovingTarget(t *testing.T) {
 				branched(t, a, b)
 			}
 			a.calls.before = once(c.at, func() { c.do(a, b) })
-			checked(t, a, c.says)
+			wantCheck(t, a, c.says)
 			if c.says == "" {
-				equal(t, a, b)
+				wantEqual(t, a, b)
 			}
 		})
 	}
@@ -303,7 +304,7 @@ func TestNeverEqual(t *testing.T) {
 		}
 		return nil
 	}
-	checked(t, a, "could not be made equal by digest")
+	wantCheck(t, a, "could not be made equal by digest")
 	if n := a.calls.of("passive peer-load"); n != 1 {
 		t.Errorf("%d copies", n)
 	}
@@ -315,9 +316,9 @@ func TestAloneGoesOn(t *testing.T) {
 		a, _, end := newPairs(t).fresh(t)
 		alone(t, a, nil)
 		if a.calls.before = failing(call); on {
-			checked(t, a, errInjected.Error())
+			wantCheck(t, a, errInjected.Error())
 		} else {
-			checked(t, a, "")
+			wantCheck(t, a, "")
 		}
 		if st := a.position(); st.Alone != on {
 			t.Errorf("%q fails: alone is %t", call, st.Alone)
@@ -332,10 +333,10 @@ func TestRefusedCopy(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
 	diverged(t, a, b)
-	const no = "holds what this one lacks"
+	const no = "holds records that this server lacks"
 	sent := func(when string, want int) {
 		t.Helper()
-		checked(t, a, no)
+		wantCheck(t, a, no)
 		if n := a.calls.of("passive peer-load"); n != want {
 			t.Errorf("%s: %d pages", when, n)
 		}
@@ -362,7 +363,7 @@ func TestRefusedCopy(t *testing.T) {
 	if s, err := a.status(t.Context(), false); err != nil || s.Why != "" {
 		t.Errorf("after the resync: %q, %v", s.Why, err)
 	}
-	equal(t, a, b)
+	wantEqual(t, a, b)
 }
 
 // TestCopyInPages: a whole copy is sent in pages of a limited size, and the passive server keeps no page.
@@ -371,11 +372,11 @@ func TestCopyInPages(t *testing.T) {
 	defer end()
 	a.big(11, 13)
 	branched(t, a, b)
-	checked(t, a, "")
+	wantCheck(t, a, "")
 	if n := a.calls.of("passive peer-load"); n != 3 {
 		t.Errorf("%d pages", n)
 	}
-	equal(t, a, b)
+	wantEqual(t, a, b)
 	empty(t, b)
 }
 
@@ -386,7 +387,7 @@ func TestCopyEndsAtAFailedPage(t *testing.T) {
 	a.big(11, 13)
 	branched(t, a, b)
 	a.calls.before = failing("passive peer-load")
-	checked(t, a, errInjected.Error())
+	wantCheck(t, a, errInjected.Error())
 	if n := a.calls.of("passive peer-load"); n != 1 {
 		t.Errorf("%d pages", n)
 	}
@@ -406,22 +407,22 @@ func TestTooManyChanges(t *testing.T) {
 		}
 		return nil
 	}
-	checked(t, a, "changes are made faster")
+	wantCheck(t, a, "changes are made faster")
 	a.calls.before = nil
-	checked(t, a, "")
+	wantCheck(t, a, "")
 }
 
 // TestFailedChangeProbes: after a change that could not be applied, the passive server probes its store at once.
 func TestFailedChangeProbes(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	a.calls.before = failing("passive Apply")
 	if err := a.calls.count(func() error { return change(t.Context(), a, b) }); err == nil {
 		t.Error("the change was acknowledged")
 	}
 	a.calls.before = failing("passive CheckWrites")
-	checked(t, a, "takes no changes")
+	wantCheck(t, a, "takes no changes")
 }
 
 // TestRecordWithoutJSON: a record that has no JSON form ends a copy.

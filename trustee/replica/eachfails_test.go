@@ -22,8 +22,8 @@ type operation struct {
 	run     func(ctx context.Context, a, b *member) error
 }
 
-// known makes the active server know that the passive server is equal.
-func known(t *testing.T, a, _ *member) {
+// knownEqual makes the active server know that the passive server is equal.
+func knownEqual(t *testing.T, a, _ *member) {
 	t.Helper()
 	must(t, replica.Check(t.Context(), a.r))
 }
@@ -45,7 +45,7 @@ func diverged(t *testing.T, a, b *member) {
 // active server knows this, and its log has the head of the passive server.
 func otherRecords(t *testing.T, a, b *member) {
 	t.Helper()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	must(t, change(t.Context(), a, b))
 	b.exec("UPDATE deposit SET uuid = 'own', label = ? WHERE uuid = 'u0'", storetest.Row(6).Label)
 	a.tool(6)
@@ -95,7 +95,7 @@ func promoted(_ *testing.T, _, b *member) {
 }
 
 // holdsMore is the text of a refusal by a passive server that holds records which the active server lacks.
-const holdsMore = "holds what this one lacks"
+const holdsMore = "holds records that this server lacks"
 
 func checkOperations() []operation {
 	copyIsRefused := func(ctx context.Context, a, b *member) error {
@@ -113,9 +113,9 @@ func checkOperations() []operation {
 		{"unequal", unequal, check},
 		{"diverged", diverged, copyIsRefused},
 		{"other records", otherRecords, copyIsRefused},
-		{"changes of orgtool", after(known, tool), check},
-		{"probe", after(known, probeDue), check},
-		{"probe of a promoted server", after(known, probeDue, promoted), check},
+		{"changes of orgtool", after(knownEqual, tool), check},
+		{"probe", after(knownEqual, probeDue), check},
+		{"probe of a promoted server", after(knownEqual, probeDue, promoted), check},
 		{"stepping down", promoted, check},
 		{"both active", promoted, func(ctx context.Context, a, b *member) error { return check(ctx, b, a) }},
 	}
@@ -123,9 +123,9 @@ func checkOperations() []operation {
 
 func changeOperations() []operation {
 	return []operation{
-		{"put", known, change},
-		{"put after changes of orgtool", after(known, tool), change},
-		{"ready", known, func(ctx context.Context, a, _ *member) error { return a.r.Ready(ctx) }},
+		{"put", knownEqual, change},
+		{"put after changes of orgtool", after(knownEqual, tool), change},
+		{"ready", knownEqual, func(ctx context.Context, a, _ *member) error { return a.r.Ready(ctx) }},
 		{"ready at the passive", nil, func(ctx context.Context, _, b *member) error {
 			if err := b.r.Ready(ctx); !errors.Is(err, trustee.ErrPassive) {
 				return fmt.Errorf("the refusal: %w", err)
@@ -157,12 +157,12 @@ func readOperations() []operation {
 		}
 	}
 	return []operation{
-		{"status", known, status(false, active)},
-		{"status with digests", known, status(true, active)},
-		{"status of the passive", known, status(false, passive)},
+		{"status", knownEqual, status(false, active)},
+		{"status with digests", knownEqual, status(true, active)},
+		{"status of the passive", knownEqual, status(false, passive)},
 		{"status of the passive, diverged", diverged, status(true, passive)},
-		{"current", known, current(active)},
-		{"current of the passive", known, current(passive)},
+		{"current", knownEqual, current(active)},
+		{"current of the passive", knownEqual, current(passive)},
 		{"check", nil, func(ctx context.Context, a, _ *member) error { return a.r.Check(ctx) }},
 	}
 }
@@ -182,10 +182,10 @@ func operatorOperations() []operation {
 		{"alone off", alone, at(trustee.VerbAlone, replica.AloneArgs{})},
 		{"resync", tool, at(trustee.VerbResync, replica.ResyncArgs{})},
 		{"resync --drop", diverged, at(trustee.VerbResync, replica.ResyncArgs{Drop: true})},
-		{"promote", known, promote},
-		{"promote behind", after(known, tool), promote},
+		{"promote", knownEqual, promote},
+		{"promote behind", after(knownEqual, tool), promote},
 		{"promote on another branch", branched, promote},
-		{"promote the active", known, func(ctx context.Context, a, _ *member) error {
+		{"promote the active", knownEqual, func(ctx context.Context, a, _ *member) error {
 			return a.do(ctx, trustee.VerbPromote, replica.PromoteArgs{})
 		}},
 	}

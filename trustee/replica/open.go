@@ -77,7 +77,7 @@ func checkSingle(ctx context.Context, store server.Store) error {
 		promote = "claviger trustee promote --force, "
 	}
 	return fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. If "+
-		"the other is lost forever, start this one with both options anyway, and then: %sclaviger trustee "+
+		"the other is lost forever, start this server with both options anyway, and then: %sclaviger trustee "+
 		"alone on", role, promote)
 }
 

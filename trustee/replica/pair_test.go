@@ -30,7 +30,7 @@ import (
 var errInjected = errors.New("injected fault")
 
 // calls lists the calls of the stores of two servers, and the requests between the servers, while counts is true.
-// Call number fail, from 1, fails; 0: none. before, if not nil, is called before each call, and may let it fail.
+// Call number fail, from 1, fails; 0: none. before, if not nil, is called before each call, and may make it fail.
 type calls struct {
 	mu     sync.Mutex
 	counts bool
@@ -56,7 +56,7 @@ func (c *calls) at(name string) error {
 	return nil
 }
 
-// failing returns a function for before that lets each call of a name fail.
+// failing returns a function for before that makes each call of a name fail.
 func failing(name string) func(string) error {
 	return func(call string) error {
 		if call == name {

@@ -233,8 +233,8 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		return loadResult{Position: st, Lost: lost}, nil
 	}
 	if !lost.None() && !a.Drop {
-		r.log.Error("the active Key Trustee Server has sent a copy that lacks what this one holds; it was refused, "+
-			"and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
+		r.log.Error("the active Key Trustee Server has sent a copy that lacks records that this server holds; the "+
+			"copy was refused, and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
 		return loadResult{Position: st, Lost: lost}, nil
 	}
 	res := loadResult{Lost: lost}
@@ -359,14 +359,14 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 		if st, err := r.store.Position(ctx); err == nil && st.Role == server.RoleActive {
 			if _, err := r.exchangePositions(ctx, st); err == nil {
 				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has "+
-					"every change, so this one need not work alone; nothing was changed")
+					"every change, so this server need not work alone; nothing was changed")
 			}
 		}
 	}
 	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Role != server.RoleActive {
 			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: only an active one "+
-				"works alone; claviger trustee promote makes this one active")
+				"works alone; claviger trustee promote makes this server active")
 		}
 		st.Alone = a.On
 		return nil

@@ -40,7 +40,7 @@ const withoutSome = "becomes active without some records of the other"
 func TestPromote(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	if k, err := a.r.Current(t.Context()); err != nil || !k.Sure {
 		t.Fatalf("%+v, %v", k, err)
 	}
@@ -73,7 +73,7 @@ func TestPromote(t *testing.T) {
 func TestPromoteByForce(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	if k, err := b.r.Current(t.Context()); err != nil || !k.Sure {
 		t.Fatalf("%+v, %v", k, err)
 	}
@@ -97,11 +97,11 @@ func TestPromoteByForce(t *testing.T) {
 func TestPromoteBehind(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	a.tool(8)
 	b.applied(9)
 	refused(t, "without --force", b.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{}), claviger.Invalid,
-		"the other Key Trustee Server holds what this one lacks")
+		"the other Key Trustee Server holds records that this server lacks")
 	roles(t, a, b, active, 1, passive, 1)
 	must(t, b.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	if st := b.position(); st.Role != active || st.Epoch != 2 {
@@ -154,7 +154,7 @@ func TestPromoteChanges(t *testing.T) {
 				return b.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{})
 			}))
 			roles(t, a, b, passive, 2, active, 2)
-			equal(t, a, b)
+			wantEqual(t, a, b)
 		})
 	}
 }
@@ -193,7 +193,7 @@ func TestPromoteRaces(t *testing.T) {
 func TestYield(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	refused(t, "to its own epoch", a.do(t.Context(), trustee.VerbPeerYield, map[string]any{"epoch": 1}),
 		claviger.Denied, "epoch 1 is over")
 	roles(t, a, b, active, 1, passive, 1)
@@ -213,7 +213,7 @@ func TestHello(t *testing.T) {
 		"a passive of a later one": {replica.Position{Role: passive, Epoch: 2}, active},
 	} {
 		a, b, end := p.fresh(t)
-		known(t, a, b)
+		knownEqual(t, a, b)
 		if k, err := a.r.Current(t.Context()); err != nil || !k.Sure {
 			t.Fatalf("%+v, %v", k, err)
 		}
@@ -246,7 +246,7 @@ func TestHelloAtThePassive(t *testing.T) {
 func TestPassiveAgain(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	for _, m := range []*member{b, a} {
 		must(t, m.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{}))
 	}
@@ -299,7 +299,7 @@ func TestAlone(t *testing.T) {
 	do := func(on bool) error {
 		return a.calls.count(func() error { return a.do(t.Context(), trustee.VerbAlone, replica.AloneArgs{On: on}) })
 	}
-	known(t, a, b)
+	knownEqual(t, a, b)
 	refused(t, "the passive server answers", do(true), claviger.Invalid, "need not work alone")
 	if _, synced, err := a.r.State(t.Context()); err != nil || !synced || a.position().Alone {
 		t.Errorf("%t, %v", synced, err)
@@ -312,14 +312,14 @@ func TestAlone(t *testing.T) {
 	if s, err := a.status(t.Context(), false); err != nil || s.Synced || !strings.Contains(s.Why, "must reach") {
 		t.Errorf("%+v, %v", s, err)
 	}
-	known(t, a, b)
+	knownEqual(t, a, b)
 	a.calls.before = failing("passive peer-hello")
 	must(t, do(true))
 	if !a.position().Alone {
 		t.Error("the server does not work alone")
 	}
 	a.calls.before = failing("passive peer-hello")
-	checked(t, a, errInjected.Error())
+	wantCheck(t, a, errInjected.Error())
 	must(t, do(true))
 	if s, err := a.status(t.Context(), false); err != nil || !strings.Contains(s.Why, errInjected.Error()) {
 		t.Errorf("the reason is lost: %+v, %v", s, err)
@@ -329,15 +329,15 @@ func TestAlone(t *testing.T) {
 		t.Errorf("the passive server has the change: %v", err)
 	}
 	a.calls.before = nil
-	checked(t, a, "")
-	equal(t, a, b)
+	wantCheck(t, a, "")
+	wantEqual(t, a, b)
 }
 
 // TestAloneOverLostPassive: an active server whose passive server is no longer its own may work alone.
 func TestAloneOverLostPassive(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	known(t, a, b)
+	knownEqual(t, a, b)
 	a.update(func(st *replica.Position) { st.Role = passive })
 	refused(t, "a passive that was active", a.do(t.Context(), trustee.VerbAlone, replica.AloneArgs{On: true}),
 		claviger.Invalid, "only an active one works alone")

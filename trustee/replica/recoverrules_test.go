@@ -16,7 +16,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// recordStore is a store in memory for Recover. before is called with each call, and may let the call fail.
+// recordStore is a store in memory for Recover. before is called with each call, and may make the call fail.
 type recordStore struct {
 	server.Store
 	records []server.Record

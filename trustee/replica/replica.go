@@ -466,9 +466,10 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	r.mu.Lock()
 	compared := r.compared
 	r.mu.Unlock()
-	report.Why = "the active Key Trustee Server does not have the changes that this one has"
+	report.Why = "the active Key Trustee Server does not have the changes that this server has"
 	if compared.copyHead == report.Peer.Head && !compared.copyLacks.None() {
-		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: "+
+		report.Why = fmt.Sprintf("the active Key Trustee Server lacks records that this server holds, %s; its copy "+
+			"was refused: "+
 			"%s", &compared.copyLacks, curePassive)
 	}
 	return nil
@@ -476,7 +477,7 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 
 // curePassive is the cure at a passive server that holds records that the active server lacks.
 const curePassive = "if this server's store is the right one, run claviger trustee promote here; if the other's is, " +
-	"run claviger trustee resync --drop there, which drops the records that only this one holds"
+	"run claviger trustee resync --drop there, which drops the records that only this server holds"
 
 // forgetIncoming removes the pages of a copy that is arriving.
 func (r *Replica) forgetIncoming() {

@@ -24,20 +24,20 @@ func TestStatus(t *testing.T) {
 		// why and passiveWhy are parts of the reasons at the active and at the passive server.
 		why, passiveWhy string
 	}{
-		"equal":  {prepare: known},
-		"behind": {prepare: after(known, tool), lag: 1, differ: true},
-		"ahead, by a lost answer": {prepare: after(known, passiveOnly), differ: true, diverged: true,
+		"equal":  {prepare: knownEqual},
+		"behind": {prepare: after(knownEqual, tool), lag: 1, differ: true},
+		"ahead, by a lost answer": {prepare: after(knownEqual, passiveOnly), differ: true, diverged: true,
 			passiveWhy: "does not have the changes"},
 		"diverged": {prepare: diverged, differ: true, diverged: true, passiveWhy: "does not have the changes"},
 		"a refused copy": {prepare: after(diverged, func(t *testing.T, a, _ *member) {
 			t.Helper()
-			checked(t, a, "holds what")
-		}), differ: true, diverged: true, why: "holds what this one lacks", passiveWhy: "its copy was refused"},
+			wantCheck(t, a, holdsMore)
+		}), differ: true, diverged: true, why: holdsMore, passiveWhy: "its copy was refused"},
 		"changed after a refused copy": {prepare: after(diverged, func(t *testing.T, a, _ *member) {
 			t.Helper()
-			checked(t, a, "holds what")
+			wantCheck(t, a, holdsMore)
 			a.exec("UPDATE standing SET digest = 'other'")
-		}), differ: true, diverged: true, why: "holds what this one lacks", passiveWhy: "does not have the changes"},
+		}), differ: true, diverged: true, why: holdsMore, passiveWhy: "does not have the changes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, end := p.fresh(t)
@@ -104,7 +104,7 @@ func TestCurrentKeeps(t *testing.T) {
 	}{
 		"the active server answers": {"", nil, true, true},
 		"it has never answered":     {"active peer-hello", nil, false, false},
-		"it has answered before":    {"active peer-hello", known, false, true},
+		"it has answered before":    {"active peer-hello", knownEqual, false, true},
 	} {
 		a, b, end := p.fresh(t)
 		if c.learn != nil {
@@ -135,8 +135,8 @@ func TestCurrentLearns(t *testing.T) {
 		prepare func(t *testing.T, a, b *member)
 		lists   bool
 	}{
-		"it had all changes": {known, true},
-		"it lacked changes": {after(known, diverged, func(t *testing.T, _, b *member) {
+		"it had all changes": {knownEqual, true},
+		"it lacked changes": {after(knownEqual, diverged, func(t *testing.T, _, b *member) {
 			t.Helper()
 			if k, err := b.r.Current(t.Context()); err != nil || k.Sure {
 				t.Errorf("%+v, %v", k, err)
@@ -148,7 +148,7 @@ func TestCurrentLearns(t *testing.T) {
 				t.Errorf("%+v, %v", k, err)
 			}
 		}, true},
-		"a hello of an active server with more": {after(known, tool, func(t *testing.T, a, b *member) {
+		"a hello of an active server with more": {after(knownEqual, tool, func(t *testing.T, a, b *member) {
 			t.Helper()
 			must(t, b.do(t.Context(), trustee.VerbPeerHello, a.position()))
 		}), false},

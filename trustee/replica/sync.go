@@ -33,7 +33,8 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
 	case p.Role == server.RoleActive:
-		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one "+
+		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this "+
+			"server "+
 			"at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at "+
 			"the one whose deposits you want to keep makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
@@ -258,12 +259,11 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 		if was.Unshared != 0 {
 			alone = fmt.Sprintf(" (it has acknowledged changes alone, from %d on)", was.Unshared)
 		}
-		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, "+
-			"%s%s; nothing was changed. If the passive's store is the right one (this one's was lost, or "+
-			"restored from an older backup), run claviger trustee promote there. If this one's is the right one, "+
-			"run claviger trustee resync --drop here: it drops those records, and a copy of them stays beside "+
-			"the passive's store", res.Lost,
-			alone)
+		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds records that this "+
+			"server lacks, %s%s; nothing was changed. If the passive's store is the right one (this server's was "+
+			"lost, or restored from an older backup), run claviger trustee promote there. If this server's store is "+
+			"the right one, run claviger trustee resync --drop here: it drops those records, and a copy of them "+
+			"stays beside the passive's store", res.Lost, alone)
 		r.refused = &refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
 		r.lacking = true // report clears r.learned
@@ -321,8 +321,8 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: "+
-			"it may have acknowledged changes alone, which this one lacks; if you know that it has none, or that it "+
-			"is lost for good, add --force (%w)", err)
+			"it may have acknowledged changes alone, which this server lacks; if you know that it has none, or that "+
+			"it is lost for good, add --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
@@ -413,11 +413,11 @@ func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two "+
 			"were compared: try again")
 	case !compared.storeLacks.None():
-		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, "+
-			"%s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, "+
-			"unless that loses something; claviger trustee promote --force here, and claviger trustee resync "+
-			"--drop afterwards, drops those records, and a copy of them stays beside the other's "+
-			"store", &compared.storeLacks)
+		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds records that this "+
+			"server lacks, %s, and this server cannot follow its changes. claviger trustee resync there brings this "+
+			"server up to date, unless that loses something; claviger trustee promote --force here, and "+
+			"claviger trustee resync --drop afterwards, drops those records, and a copy of them stays beside the "+
+			"other's store", &compared.storeLacks)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // tracedServer is a server with a Key HSM and a second server. A test sees each call of the store, of the Key HSM and
-// of the replica, and can let the call fail. Requests reach the server without a network. Its store has the
+// of the replica, and can make the call fail. Requests reach the server without a network. Its store has the
 // organization ORG, with the secret s3cret, and the organization MANUAL, which has no secret.
 type tracedServer struct {
 	*server.Server

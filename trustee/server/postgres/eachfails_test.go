@@ -30,7 +30,7 @@ func faulty(t *testing.T) (f *pgtest.Faults, uri string) {
 	return f, strings.Replace(pg.Database(t), pg.Addr, f.Addr, 1)
 }
 
-// injected reports whether an error is that of a statement that the proxy has spoiled.
+// injected reports whether an error comes from a statement that the proxy has changed.
 func injected(err error) bool { return pgdb.Code(err) == "26000" || pgdb.Code(err) == "22012" }
 
 // ownOperations returns calls of the methods that only this store has.
@@ -47,8 +47,8 @@ func ownOperations() []storetest.Operation {
 	}
 }
 
-// TestEachCallFails lets each statement and each row fail that a method needs. The method must return the error, count
-// it, and change nothing.
+// TestEachCallFails makes the statements and rows of each method fail, one after the other. The method must return the
+// error, count it, and change nothing.
 func TestEachCallFails(t *testing.T) {
 	f, uri := faulty(t)
 	s := open(t, uri)
@@ -96,8 +96,8 @@ func TestEachCallFails(t *testing.T) {
 	}
 }
 
-// TestEachCallOfOpenFails lets each statement and each row fail while a store is opened: first the lock of an upgrade,
-// then all calls for a database without an identity. The next Open succeeds.
+// TestEachCallOfOpenFails makes the statements and rows of Open fail, one after the other: first the lock of an
+// upgrade, then all calls for a database without an identity. The next Open succeeds.
 func TestEachCallOfOpenFails(t *testing.T) {
 	f, uri := faulty(t)
 	all := f.Skip

@@ -242,7 +242,7 @@ const probeRoom = 8 << 10
 // Failures returns how often the store failed. A refusal is not a failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }
 
-// fail turns an error into one of ours, and counts it if the store is at fault.
+// fail turns an error into a *claviger.Error, and counts it if the store is at fault.
 func (s *Store) fail(op, key string, err error) error {
 	if err == nil {
 		return nil

@@ -122,8 +122,8 @@ func stateOf(t *testing.T, s *Store) state {
 	return state{storetest.Digest(t, s), st, len(files)}
 }
 
-// eachFails lets each call to SQLite fail that an operation makes. The operation must return an error that names the
-// store, count the failure, change nothing, and leave no result open.
+// eachFails makes each call of an operation to SQLite fail, one after the other. The operation must return an error
+// that names the store, count the failure, change nothing, and leave no result open.
 func eachFails(t *testing.T, s *Store, list []operation) {
 	t.Helper()
 	for _, op := range list {

@@ -103,7 +103,7 @@ func (s *Store) Check(ctx context.Context) error {
 	return nil
 }
 
-// fail turns an error of SQLite into one of ours, and counts it if the store is at fault.
+// fail turns an error of SQLite into a *claviger.Error, and counts it if the store is at fault.
 func (s *Store) fail(op, key string, err error) error {
 	var known *claviger.Error
 	switch {
