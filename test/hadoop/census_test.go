@@ -189,8 +189,13 @@ func TestCensus(t *testing.T) {
 // walked counts what a client sees.
 func (s *site) walked() map[string][2]uint64 {
 	s.t.Helper()
+	return countWalk(s.Must("images", "walk"))
+}
+
+// countWalk counts the lines that the walk of Images.java prints.
+func countWalk(text string) map[string][2]uint64 {
 	live, old := map[string]bool{}, map[string]bool{}
-	for line := range strings.Lines(s.Must("images", "walk")) {
+	for line := range strings.Lines(text) {
 		where, edek, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if where == "live" {
 			live[edek] = true
