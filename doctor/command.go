@@ -42,6 +42,8 @@ type Options struct {
 	Explain string
 	// NameNodes are the URLs of NameNodes of one HDFS; none if they are not asked.
 	NameNodes []string
+	// KeyHSM and KeyHSMCertificate are the URL and the certificate of a trustee's Key HSM; "" for none.
+	KeyHSM, KeyHSMCertificate string
 
 	HDFS   string // folder of HDFS' configuration; "" for none
 	AsUser string // short name of a user who reads files in encryption zones; "" for none
@@ -65,6 +67,9 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 		"https://HOST:9871,https://HOST2:9871")
 	f.StringVar(&o.AsUser, "as-user", "", "short name of a user who reads files in encryption zones; an EDEK is "+
 		"opened at the source for this user")
+	f.StringVar(&o.KeyHSM, "keyhsm", "", "URL of the Key HSM that the trustee's command names")
+	f.StringVar(&o.KeyHSMCertificate, "keyhsm-cert", "", "file with the certificate of that Key HSM")
+	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	f.StringVar(&o.Backup, "backup", "", "file of the newest backup of the metastore, to check it and its age")
 	f.StringSliceVar(&o.Only, "only", nil, "make only these checks, and those that they need")
 	f.StringVar(&o.Explain, "explain", "", "describe this check, and make none")

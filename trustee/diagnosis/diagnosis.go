@@ -6,14 +6,18 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"log/slog"
 	"path/filepath"
 	"time"
 
 	"claviger"
 	"claviger/doctor"
+	"claviger/secret"
 	"claviger/trustee"
 	"claviger/trustee/host"
 	"claviger/trustee/location"
+	"claviger/trustee/server"
 	"claviger/web"
 )
 
@@ -51,6 +55,16 @@ func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 			Why:      "without the deposits, a Key Trustee KMS has no keys",
 			Cure:     "restore the newest backup: claviger trustee restore",
 			Run:      s.store},
+		{ID: "D-trustee-keyhsm", Title: "the Key HSM behind the trustee", Needs: []string{"D-trustee-folder"},
+			After: []string{"D-trustee-store"},
+			Measures: "the Key HSM of --keyhsm and --keyhsm-cert, as the server's command names them, is asked for " +
+				"its status over TLS with the trustee's certificate; one deposit of each of its pairs of keys is " +
+				"opened",
+			Why: "deposits that a Key HSM has wrapped cannot be read without it; Cloudera's procedure: \"Key Trustee " +
+				"Server must be configured with Key HSM using either the SafeNet Luna or Thales HSM.\"",
+			Cure: "on the Key HSM's host, run claviger doctor --role keyhsm, and trust the trustee's certificate: " +
+				"claviger keyhsm trust",
+			Run: s.keyHSM},
 	}}}, func() error { return nil }, nil
 }
 
@@ -104,4 +118,65 @@ func (s *service) store(ctx context.Context) []doctor.Finding {
 		}
 	}
 	return doctor.Pass("it can be read; the role is %s", role)
+}
+
+// keyHSM asks the Key HSM, and opens one deposit of each of its pairs.
+func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
+	c := host.Config{Folder: s.folder.Path, KeyHSM: s.options.KeyHSM, KeyHSMCertificate: s.options.KeyHSMCertificate,
+		Log: slog.New(slog.DiscardHandler)}
+	if c.KeyHSM == "" {
+		return s.withoutKeyHSM(ctx)
+	}
+	var store server.Store
+	if s.folder.Store == "" { // opening a database in PostgreSQL may change it
+		opened, release, err := location.OpenReadOnly(ctx, s.folder)
+		if err != nil {
+			return doctor.Error(err, "")
+		}
+		defer release() //nolint:errcheck // it was only read
+		store = opened
+	}
+	state, err := host.InspectKeyHSM(ctx, c, store)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	list = doctor.Pass("%s is ready, with the pair %s on token %q; it answered in %.2f ms", secret.Value(c.KeyHSM),
+		state.Status.KeyID, claviger.Printable(state.Status.Token), float64(state.Took)/float64(time.Millisecond))
+	for _, err := range state.Unopened {
+		list = append(list, doctor.Error(err, "")...)
+	}
+	if len(state.Unopened) == 0 && store != nil {
+		list = append(list, doctor.Pass("deposits that a Key HSM has wrapped: %d; one of each pair was opened",
+			total(state.Wrapped))...)
+	}
+	return list
+}
+
+// withoutKeyHSM says whether deposits need a Key HSM that is not named.
+func (s *service) withoutKeyHSM(ctx context.Context) []doctor.Finding {
+	const name = "name the Key HSM by --keyhsm and --keyhsm-cert, as the server's command does"
+	if s.folder.Store != "" {
+		return doctor.Skip("--keyhsm names no Key HSM")
+	}
+	store, release, err := location.OpenReadOnly(ctx, s.folder)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	defer release() //nolint:errcheck // it was only read
+	wrapped, err := server.NewWrapped(store, nil).Count(ctx)
+	if err != nil {
+		return doctor.Error(err, "")
+	}
+	if len(wrapped) > 0 {
+		return doctor.Warn(fmt.Sprintf("deposits that a Key HSM has wrapped: %d; --keyhsm names no Key HSM, so none "+
+			"was opened", total(wrapped)), name)
+	}
+	return doctor.Skip("--keyhsm names no Key HSM, and no deposit needs one; with an HSM, %s", name)
+}
+
+func total(counts map[string]int) (sum int) {
+	for _, n := range counts {
+		sum += n
+	}
+	return sum
 }

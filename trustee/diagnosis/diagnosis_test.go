@@ -1,0 +1,241 @@
+package diagnosis
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger/doctor"
+	"claviger/internal/certtest"
+	"claviger/internal/hosttest"
+	"claviger/internal/softhsm"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/keyhsm"
+	keyhsmhost "claviger/keyhsm/host"
+	"claviger/pkcs11"
+	"claviger/pkcs11/worker"
+	"claviger/terminal"
+	"claviger/trustee"
+	"claviger/trustee/host"
+	"claviger/trustee/location"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+	"claviger/web"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+func TestMain(m *testing.M) {
+	worker.Main(os.Args)
+	os.Exit(m.Run())
+}
+
+// identity is that of the trustee and of its client. It has a short key, which takes less time.
+var identity = sync.OnceValue(func() *trustee.Identity {
+	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return id
+})
+
+// lab is the folder of a trustee.
+type lab struct {
+	t    *testing.T
+	dir  string
+	base string // above dir
+	o    doctor.Options
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	base := t.TempDir()
+	l := &lab{t: t, dir: filepath.Join(base, ".keytrustee"), base: base}
+	_, err := trustee.NewFolder(l.dir, identity())
+	l.must(err)
+	_, err = location.Init(t.Context(), l.dir, location.InitOptions{Hosts: []string{"127.0.0.1"}})
+	l.must(err)
+	store, err := sqlite.Open(t.Context(), filepath.Join(l.dir, location.FileName), false)
+	l.must(err)
+	l.must(errors.Join(store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus",
+		Created: time.Now()}), store.Close()))
+	return l
+}
+
+func (l *lab) must(err error) {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) path(name string) string { return filepath.Join(l.dir, name) }
+
+// keyHSM runs a Key HSM with a new pair of keys until stop, and names it to the doctor.
+func (l *lab) keyHSM(tok softhsm.Token, trusted bool) (stop func()) {
+	l.t.Helper()
+	setup := keyhsmhost.Setup{Folder: filepath.Join(l.t.TempDir(), "hsm"), Bits: 2048, Hosts: []string{"127.0.0.1"},
+		Settings: keyhsm.Settings{HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile,
+			KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
+	l.must(setup.Complete())
+	l.must(setup.Run(l.t.Context(), func(string) {}))
+	if trusted {
+		_, _, _, err := keyhsm.AddTrusted(filepath.Join(setup.Folder, "trust"), l.path(trustee.TLSCert))
+		l.must(err)
+	}
+	ready := filepath.Join(l.t.TempDir(), "ready")
+	l.o.KeyHSM, stop = hosttest.Start(l.t, ready, func(ctx context.Context) error {
+		return keyhsmhost.Run(ctx, keyhsmhost.Config{Folder: setup.Folder, Listen: "127.0.0.1:0", ReadyFile: ready,
+			Log: slog.New(slog.DiscardHandler)})
+	})
+	l.o.KeyHSMCertificate = filepath.Join(setup.Folder, keyhsm.CertificateFile)
+	return stop
+}
+
+// deposit makes a deposit that the Key HSM wraps.
+func (l *lab) deposit() {
+	l.t.Helper()
+	ready := filepath.Join(l.t.TempDir(), "ready")
+	url, stop := hosttest.Start(l.t, ready, func(ctx context.Context) error {
+		return host.Run(ctx, host.Config{Folder: l.dir, Listen: "127.0.0.1:0", ReadyFile: ready, KeyHSM: l.o.KeyHSM,
+			KeyHSMCertificate: l.o.KeyHSMCertificate, Connections: web.ConnectionLimits{Total: 64},
+			Log: slog.New(slog.DiscardHandler)})
+	})
+	defer stop()
+	pem, err := os.ReadFile(l.path(trustee.TLSCert))
+	l.must(err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	client, err := trustee.NewClient(trustee.ClientConfig{Identity: identity(), Servers: []trustee.Endpoint{
+		{URL: url, Server: &identity().Party}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
+	l.must(err)
+	defer client.Close()
+	_, err = client.Register(l.t.Context(), "ORG", "walrus", true)
+	l.must(err)
+	_, err = client.Put(l.t.Context(), trustee.Deposit{Label: "wrapped", Content: []byte("secret")}, "")
+	l.must(err)
+}
+
+// changing are the parts of a text that differ in each run.
+var changing = []struct{ from, to string }{{`127\.0\.0\.1:\d\d\d+`, "127.0.0.1:PORT"}, {`\d+\.\d\d ms`, "TIME"},
+	{`key [0-9a-f]{16,}`, "key ID"}, {`pair [0-9a-f]{16,}`, "pair ID"},
+	{`"[0-9a-f]{32}"`, "UUID"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}}
+
+// check runs the doctor, and returns the lines of one check.
+func (l *lab) check(id string) string {
+	l.t.Helper()
+	var b bytes.Buffer
+	o := l.o
+	o.Conf, o.Out = l.dir, *terminal.To(&b)
+	_ = doctor.Run(l.t.Context(), &o, []doctor.Role{Role()}, io.Discard) // the text has the failures
+	var kept strings.Builder
+	keep := false
+	for line := range strings.Lines(b.String()) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], "D-") || !strings.HasPrefix(line, "   ") {
+			keep = len(f) > 1 && f[1] == id
+		}
+		if keep {
+			kept.WriteString(line)
+		}
+	}
+	text := strings.ReplaceAll(kept.String(), l.base, "BASE")
+	for _, c := range changing {
+		text = regexp.MustCompile(c.from).ReplaceAllString(text, c.to)
+	}
+	return text
+}
+
+// TestFailures provokes each finding about a trustee, and compares the texts with testdata.
+func TestFailures(t *testing.T) {
+	tok := softhsmtest.New(t)
+	sections := map[string]string{}
+	for _, f := range failures(tok) {
+		t.Run(f.name, func(t *testing.T) {
+			l := newLab(t)
+			f.provoke(l)
+			sections[f.name] = l.check(f.id)
+			if !regexp.MustCompile(`(?m)^  (warning|failure)  ` + f.id).MatchString(sections[f.name]) {
+				t.Errorf("%s finds nothing:\n%s", f.id, sections[f.name])
+			}
+		})
+	}
+	compare(t, "trustee.golden", sections)
+}
+
+// failure provokes what one check finds.
+type failure struct {
+	name, id string
+	provoke  func(l *lab)
+}
+
+func failures(tok softhsm.Token) []failure {
+	return []failure{
+		{"no folder", "D-trustee-folder", func(l *lab) { l.must(os.RemoveAll(l.dir)) }},
+		{"a private ring that everybody reads", "D-trustee-secrets", func(l *lab) {
+			l.must(os.Chmod(l.path(trustee.PrivateRing), 0o644)) //nolint:gosec // the fault of the test
+		}},
+		{"no certificate", "D-trustee-certificate", func(l *lab) { l.must(os.Remove(l.path(trustee.TLSCert))) }},
+		{"a certificate that ends soon", "D-trustee-certificate", func(l *lab) {
+			pem, err := os.ReadFile(certtest.Until(l.t, l.t.TempDir(), time.Now().Add(50*time.Hour)).Issue("kts", "h"))
+			l.must(err)
+			l.must(os.WriteFile(l.path(trustee.TLSCert), pem, 0o600))
+			l.must(os.WriteFile(l.path(trustee.TLSKey), pem, 0o600))
+		}},
+		{"no store", "D-trustee-store", func(l *lab) { l.must(os.Remove(l.path(location.FileName))) }},
+		{"a Key HSM that does not answer", "D-trustee-keyhsm", func(l *lab) {
+			l.o.KeyHSM, l.o.KeyHSMCertificate = "https://127.0.0.1:1", l.path(trustee.TLSCert)
+		}},
+		{"a Key HSM that does not trust the trustee", "D-trustee-keyhsm", func(l *lab) {
+			l.t.Cleanup(l.keyHSM(tok, false))
+		}},
+		{"a Key HSM with another pair", "D-trustee-keyhsm", func(l *lab) {
+			stop := l.keyHSM(tok, true)
+			l.deposit()
+			stop()
+			l.t.Cleanup(l.keyHSM(softhsmtest.New(l.t), true))
+		}},
+		{"a Key HSM that is not named", "D-trustee-keyhsm", func(l *lab) {
+			stop := l.keyHSM(tok, true)
+			l.deposit()
+			text := l.check("D-trustee-keyhsm")
+			if !strings.Contains(text, "is ready, with the pair") || !strings.Contains(text, "has wrapped: 1; one of") {
+				l.t.Errorf("a healthy Key HSM:\n%s", text)
+			}
+			stop()
+			l.o.KeyHSM = ""
+		}},
+	}
+}
+
+// compare compares texts with a file of testdata, in sections by name.
+func compare(t *testing.T, file string, sections map[string]string) {
+	t.Helper()
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(sections)) {
+		fmt.Fprintf(&b, "# %s\n%s\n", name, sections[name])
+	}
+	path := filepath.Join("testdata", file)
+	if *update {
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil { //nolint:gosec // no secret
+			t.Fatal(err)
+		}
+	}
+	if want, err := os.ReadFile(path); err != nil || string(want) != b.String() {
+		t.Errorf("%s differs, %v; run with -update and read the diff:\n%s", path, err, b.String())
+	}
+}

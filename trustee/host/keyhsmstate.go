@@ -1,0 +1,50 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"claviger/keyhsm"
+	"claviger/trustee/server"
+)
+
+// KeyHSMState is what the Key HSM of a trustee says, and which deposits it opens.
+type KeyHSMState struct {
+	Status keyhsm.Status // of a Key HSM that is ready
+	Took   time.Duration // of the connection and the request
+	// Wrapped counts the live deposits that a Key HSM has wrapped, by the ID of the pair of keys. Unopened has an error
+	// for each pair whose deposits this Key HSM does not open; one deposit of each was tried.
+	Wrapped  map[string]int
+	Unopened []error
+}
+
+// InspectKeyHSM asks the Key HSM of a configuration as a start does, and opens one deposit of each pair. It changes
+// nothing. store is nil if its deposits are not to be read.
+func InspectKeyHSM(ctx context.Context, c Config, store server.Store) (state KeyHSMState, err error) {
+	own, err := serverTLS(c.Folder, c.Log)
+	if err != nil {
+		return state, err
+	}
+	defer own.Close()
+	began := time.Now()
+	keeper, err := openKeeper(ctx, c, own.Config)
+	if err != nil {
+		return state, err
+	}
+	defer func() { err = errors.Join(err, keeper.Close()) }()
+	state.Took = time.Since(began)
+	if state.Status, err = keeper.Status(ctx); err != nil {
+		return state, err
+	}
+	if store == nil {
+		return state, nil
+	}
+	wrapped := server.NewWrapped(store, keeper)
+	if state.Wrapped, err = wrapped.Count(ctx); err != nil {
+		return state, fmt.Errorf("reading the deposits: %w", err)
+	}
+	state.Unopened = wrapped.Unopened(ctx)
+	return state, nil
+}
