@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -106,4 +107,50 @@ func TestStall(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestStallAfterProgress: a context ends when its stall limit has passed since the last progress.
+func TestStallAfterProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		ctx, cancel := untilStalled(WithStallLimit(t.Context(), stallLimit), func() time.Time {
+			return begun.Add(stallLimit / 2)
+		})
+		defer cancel()
+		<-ctx.Done()
+		took, cause := time.Since(begun), context.Cause(ctx)
+		if took != stallLimit*3/2 || !errors.Is(cause, context.DeadlineExceeded) {
+			t.Errorf("after %v: %v", took, cause)
+		}
+	})
+}
+
+// TestProgress: if no operation is running, the start of one counts as progress of the token. The start of another does
+// not: else new operations would hide that none succeeds. A call that succeeds is progress of its operation and of the
+// token.
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all progress
+		a, b, c := &progress{parent: &all}, &progress{parent: &all}, &progress{parent: &all}
+		time.Sleep(time.Second)
+		begun := time.Now()
+		a.begin()
+		time.Sleep(time.Second)
+		b.begin()
+		if at := all.last(); !at.Equal(begun) || !b.last().Equal(begun.Add(time.Second)) {
+			t.Errorf("a second operation: %v and %v after the first", at.Sub(begun), b.last().Sub(begun))
+		}
+		time.Sleep(time.Second)
+		b.advance()
+		if at := all.last(); !at.Equal(begun.Add(2*time.Second)) || !b.last().Equal(at) || a.last().After(begun) {
+			t.Errorf("a call: %v, %v and %v after the start", at.Sub(begun), b.last().Sub(begun), a.last().Sub(begun))
+		}
+		a.end()
+		b.end()
+		time.Sleep(time.Second)
+		c.begin()
+		if at := all.last(); !at.Equal(begun.Add(3 * time.Second)) {
+			t.Errorf("an operation that begins alone: %v after the first", at.Sub(begun))
+		}
+	})
 }
