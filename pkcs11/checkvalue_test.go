@@ -9,7 +9,6 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
-	"claviger/internal/softhsm/softhsmtest"
 )
 
 // TestCheckValueWhileHandlesChange: the handles of the key and of another key change places after any call of
@@ -95,47 +94,9 @@ func TestCheckValueSearchesTheKey(t *testing.T) {
 	}
 }
 
-// otherObject shows the label of another object for some reads.
-type otherObject struct {
-	Boundary
-	reads *int // how many reads show it
-}
-
-func (o otherObject) GetAttributeValue(s p11.SessionHandle, h p11.ObjectHandle,
-	ask []*p11.Attribute) ([]*p11.Attribute, error) {
-	list, err := o.Boundary.GetAttributeValue(s, h, ask)
-	for _, a := range list {
-		if a.Type == p11.CKA_LABEL && *o.reads > 0 {
-			*o.reads--
-			a.Value = []byte("other")
-		}
-	}
-	return list, err
-}
-
-// openOther opens a token that shows the label of another object for the next reads, and has a key.
-func openOther(t *testing.T) (tok *Token, m *Meter, reads *int, id []byte, label string) {
-	t.Helper()
-	m, reads = new(Meter), new(int)
-	c := config(softhsmtest.New(t))
-	c.Wrap = func(b Boundary) Boundary { return otherObject{m.Wrap(b), reads} }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	id, label = generate(t, tok, 1, 256)
-	m.Reset()
-	return tok, m, reads, id, label
-}
-
 // TestCheckValueOfOtherObjects: while the key's handle is always that of another object, the key has no check value.
 func TestCheckValueOfOtherObjects(t *testing.T) {
-	tok, m, reads, id, label := openOther(t)
+	tok, m, reads, id, label := openOther(t, false)
 	*reads = 1000
 	got, err := tok.CheckValue(t.Context(), id, label)
 	if got != nil || !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errOtherObject) {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -401,6 +402,9 @@ func TestStandbyFile(t *testing.T) {
 	write("second", FileConfig{Token: "copy"})
 	write("first", FileConfig{Token: "kms", Standby: "second"})
 	write("back", FileConfig{Token: "copy", Standby: "mutual"})
+	if err := os.WriteFile(filepath.Join(dir, "broken"), []byte("tokken = copy\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct{ standby, want string }{
 		"absolute": {filepath.Join(dir, "second"), ""},
 		"relative": {"second", ""},
@@ -408,6 +412,7 @@ func TestStandbyFile(t *testing.T) {
 		"missing":  {"nofile", "no such file"},
 		"third":    {"first", "a standby has no standby of its own"},
 		"mutual":   {"back", "a standby has no standby of its own"},
+		"worse":    {"broken", "worse: standby: "},
 	} {
 		cfg, _, err := ReadKeystoreFile(write(name, FileConfig{Token: "kms", Standby: c.standby}))
 		switch {
@@ -417,6 +422,24 @@ func TestStandbyFile(t *testing.T) {
 			}
 		case err != nil || cfg.Standby == nil || cfg.Standby.TokenLabel != "copy" || !cfg.Standby.Apart || cfg.Apart:
 			t.Errorf("%s: %+v, %v", name, cfg.Standby, err)
+		}
+	}
+}
+
+// TestSameFile: a file that cannot be looked at may be the same file. A file that does not exist is another one.
+func TestSameFile(t *testing.T) {
+	dir := t.TempDir()
+	file, loop := filepath.Join(dir, "file"), filepath.Join(dir, "loop")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Symlink("loop", loop)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		same bool
+		err  error
+	}{{file, true, nil}, {dir, false, nil}, {filepath.Join(dir, "none"), false, nil}, {loop, false, syscall.ELOOP}} {
+		if same, err := sameFile(c.name, file); same != c.same || !errors.Is(err, c.err) {
+			t.Errorf("%s: %t, %v", c.name, same, err)
 		}
 	}
 }

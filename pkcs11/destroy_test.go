@@ -251,7 +251,7 @@ func TestDestroyRefuses(t *testing.T) {
 
 // TestDestroySearchesAgain: if the handle is that of another object once, the key is searched again and destroyed.
 func TestDestroySearchesAgain(t *testing.T) {
-	tok, m, reads, id, label := openOther(t)
+	tok, m, reads, id, label := openOther(t, false)
 	*reads = 1
 	if err := tok.Destroy(t.Context(), id, label); err != nil || m.Count("DestroyObject") != 1 {
 		t.Errorf("%v, %d objects destroyed", err, m.Count("DestroyObject"))

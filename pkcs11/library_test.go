@@ -144,3 +144,31 @@ func TestLibraryWithoutToken(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLibrariesOfOneFile: a process loads a library once. A worker is shared by the tokens with the same limit of a
+// call, unless it is for a token alone.
+func TestLibrariesOfOneFile(t *testing.T) {
+	made := softhsmtest.New(t)
+	for mode, want := range map[WorkerMode]int{WorkerNo: 1, WorkerYes: 3} {
+		loaded := map[*module]bool{}
+		for _, of := range []func(*Config){func(*Config) {}, func(c *Config) { c.Serial = "another" },
+			func(c *Config) { c.CallLimit = time.Minute }, func(c *Config) { c.Apart = true }} {
+			c := config(made)
+			c.Worker = mode
+			of(&c)
+			lib, err := OpenLibrary(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := lib.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			loaded[lib.module] = true
+		}
+		if len(loaded) != want {
+			t.Errorf("worker %s: the library is loaded %d times, want %d", mode, len(loaded), want)
+		}
+	}
+}

@@ -42,6 +42,13 @@ func TestUnusable(t *testing.T) {
 		}
 		m.Heal()
 	}
+	if err := encryptWith(t, tok, 2); err != nil {
+		t.Fatal(err)
+	}
+	m.Reset()
+	if _, err := unusable(2); err != nil || m.Count("FindObjectsInit") != 1 {
+		t.Errorf("a key whose handle is known: %d searches, %v", m.Count("FindObjectsInit"), err)
+	}
 	m.Fail("OpenSession", 1000, p11.Error(p11.CKR_DEVICE_ERROR))
 	m.Fail("Encrypt", 1000, p11.Error(p11.CKR_DEVICE_ERROR))
 	if is, err := unusable(2); is || !claviger.Is(err, claviger.Unavailable) {
