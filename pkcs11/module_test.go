@@ -470,3 +470,18 @@ func TestModuleOfOthers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestJoinWhileCallsHang: a module without users, in which a call or a reset hangs, takes no new user, and fails at
+// once.
+func TestJoinWhileCallsHang(t *testing.T) {
+	hangs := &pendingReset{since: time.Now(), done: make(chan struct{})}
+	for name, m := range map[string]*module{"call": {active: 1}, "reset": {resetting: hangs}} {
+		begun := time.Now()
+		if err := m.join(); !errors.Is(err, errHung) || m.users != 0 || m.epoch != 0 {
+			t.Errorf("%s: %v, %d users, epoch %d", name, err, m.users, m.epoch)
+		}
+		if took := time.Since(begun); took >= drainTimeout {
+			t.Errorf("%s: it took %v", name, took)
+		}
+	}
+}
