@@ -60,7 +60,7 @@ func BenchmarkBoundary(b *testing.B) {
 			return err
 		}
 		for b.Loop() {
-			if _, err := tok.mechanismEncrypt(s, tok.mechanisms[0], object, blocks, nil); err != nil {
+			if _, err := tok.mechanismEncrypt(s, tok.mechanisms[0], keyUse{}, object, blocks); err != nil {
 				return err
 			}
 		}

@@ -2,7 +2,7 @@ package pkcs11
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/subtle"
 	"fmt"
 	"runtime"
 	"slices"
@@ -452,43 +452,71 @@ func (g *gatherer) deliver(batch []part, out []byte, err error) {
 	}
 }
 
-// mechanismEncrypt encrypts blocks by one mechanism of the profile's list. ECB is the best. The others give the
-// same blocks with more calls; they are for HSMs whose policy forbids ECB.
-func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.ObjectHandle, in []byte,
-	p *progress) ([]byte, error) {
-	switch mechanism {
-	case p11.CKM_AES_CTR:
-		// Counter mode encrypts the counters and adds the data. With zeros as data, the result is the encrypted
-		// counters. One call takes a run of consecutive blocks.
-		out := make([]byte, 0, len(in))
-		for len(in) > 0 {
-			n := counterRun(in)
-			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key,
-				make([]byte, n), p)
-			if err != nil {
-				clear(out)
-				return nil, err
-			}
-			out, in = append(out, part...), in[n:]
-			clear(part)
-		}
-		return out, nil
-	case p11.CKM_AES_CBC:
-		// The first block of CBC with a zero IV is the encryption of the block.
-		out := make([]byte, 0, len(in))
-		for ; len(in) > 0; in = in[blockSize:] {
-			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)),
-				key, in[:blockSize], p)
-			if err != nil {
-				clear(out)
-				return nil, err
-			}
-			out = append(out, part...)
-			clear(part)
-		}
-		return out, nil
+// mechanismEncrypt encrypts blocks by one mechanism of the profile's list. ECB is the best. CBC gives the same blocks
+// with a call for each; it is for HSMs whose policy forbids ECB. If the caller has a check value, the last block is the
+// check block.
+func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, use keyUse, key p11.ObjectHandle,
+	in []byte) ([]byte, error) {
+	switch {
+	case mechanism != p11.CKM_AES_CBC:
+		return t.oneEncrypt(s, p11.NewMechanism(mechanism, nil), key, in, use.progress)
+	case use.check == "":
+		return t.encryptEach(s, use, key, in)
+	default:
+		return t.encryptChained(s, use, key, in)
 	}
-	return t.oneEncrypt(s, p11.NewMechanism(mechanism, nil), key, in, p)
+}
+
+// encryptEach encrypts each block in a call of its own: the first block of CBC with a zero IV is the encryption of the
+// block.
+func (t *Token) encryptEach(s p11.SessionHandle, use keyUse, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	out := make([]byte, 0, len(in))
+	for ; len(in) > 0; in = in[blockSize:] {
+		part, err := t.cbcEncrypt(s, use, key, in[:blockSize])
+		if err != nil {
+			clear(out)
+			return nil, err
+		}
+		out = append(out, part...)
+		clear(part)
+	}
+	return out, nil
+}
+
+// encryptChained encrypts each block in a call of its own, behind the last block of in, which is the check block. CBC
+// encrypts the sum of the second block and of the first one's result. So the check block is encrypted first, alone, and
+// its result is added to each block, which cancels that sum. Each call proves itself by its first block: the token
+// cannot use another key for one of the calls in between.
+func (t *Token) encryptChained(s p11.SessionHandle, use keyUse, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	n := len(in) - blockSize
+	proof, err := t.cbcEncrypt(s, use, key, in[n:])
+	if err != nil {
+		return nil, err
+	}
+	defer clear(proof)
+	out := make([]byte, 0, len(in))
+	var pair [2 * blockSize]byte
+	defer clear(pair[:])
+	copy(pair[:], in[n:])
+	for at := 0; at < n; at += blockSize {
+		subtle.XORBytes(pair[blockSize:], in[at:at+blockSize], proof)
+		part, err := t.cbcEncrypt(s, use, key, pair[:])
+		if err == nil && subtle.ConstantTimeCompare(part[:blockSize], proof) != 1 {
+			err = wrongKey{checkOf(part[:blockSize]), checkOf(proof)}
+		}
+		if err != nil {
+			clear(part)
+			clear(out)
+			return nil, err
+		}
+		out = append(out, part[blockSize:]...)
+		clear(part)
+	}
+	return append(out, proof...), nil
+}
+
+func (t *Token) cbcEncrypt(s p11.SessionHandle, use keyUse, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	return t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)), key, in, use.progress)
 }
 
 func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte,
@@ -502,33 +530,6 @@ func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.Object
 		p.advance()
 	}
 	return out, err
-}
-
-// counterRun returns the number of bytes at the start of in whose blocks count up by one. A run ends where the
-// counter wraps to zero, since SoftHSM fails there.
-func counterRun(in []byte) int {
-	hi, lo := binary.BigEndian.Uint64(in), binary.BigEndian.Uint64(in[8:])
-	n := blockSize
-	for ; n < len(in); n += blockSize {
-		if lo++; lo == 0 {
-			if hi++; hi == 0 {
-				break
-			}
-		}
-		if binary.BigEndian.Uint64(in[n:]) != hi || binary.BigEndian.Uint64(in[n+8:]) != lo {
-			break
-		}
-	}
-	return n
-}
-
-// ctrParams returns CK_AES_CTR_PARAMS: an unsigned long with the number of the counter's bits, and the first
-// counter block.
-func ctrParams(counter []byte) []byte {
-	p := make([]byte, 8+blockSize)
-	binary.NativeEndian.PutUint64(p, blockSize*8)
-	copy(p[8:], counter)
-	return p
 }
 
 // probe sets t.mechanisms to the mechanisms that the token offers, from the first that works. It tries them with a
@@ -552,7 +553,7 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 				continue
 			}
 			if len(offered) == 0 {
-				if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize), nil); err != nil {
+				if _, err := t.mechanismEncrypt(s, m, keyUse{}, key, make([]byte, 2*blockSize)); err != nil {
 					tried = append(tried, fmt.Sprintf("%s (%v)", mechanismName(m), err))
 					continue
 				}
@@ -565,7 +566,7 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 		}
 		t.mechanisms = offered
 		if offered[0] != p11.CKM_AES_ECB {
-			t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses",
+			t.log.Warn("the token does not encrypt by CKM_AES_ECB; each block will be a call of its own", "uses",
 				mechanismName(offered[0]), "tried", tried)
 		}
 		return nil

@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -319,36 +318,6 @@ func TestEnded(t *testing.T) {
 	}, func(err error) { ended <- err })
 	if got := <-ended; !claviger.Is(err, claviger.Unavailable) || !errors.Is(got, p11.Error(p11.CKR_SESSION_CLOSED)) {
 		t.Errorf("the caller left: %v, %v", err, got)
-	}
-}
-
-// TestCounterRun: a run ends where the blocks do not count up by one, and where the counter wraps to zero.
-func TestCounterRun(t *testing.T) {
-	block := func(hi, lo byte) []byte {
-		b := bytes.Repeat([]byte{hi}, 8)
-		return append(b, bytes.Repeat([]byte{lo}, 7)...)
-	}
-	at := func(hi, lo, last byte) []byte { return append(block(hi, lo), last) }
-	carried := append(append(make([]byte, 7), 1), make([]byte, 8)...) // one after hi 0, lo ff...ff
-	for name, c := range map[string]struct {
-		blocks [][]byte
-		want   int
-	}{
-		"one":                       {[][]byte{at(0, 0, 1)}, 1},
-		"three":                     {[][]byte{at(0, 0, 1), at(0, 0, 2), at(0, 0, 3)}, 3},
-		"the same block again":      {[][]byte{at(0, 0, 1), at(0, 0, 1)}, 1},
-		"another high half":         {[][]byte{at(0, 0, 1), at(1, 0, 2)}, 1},
-		"another low half":          {[][]byte{at(0, 0, 1), at(0, 0, 2), at(0, 1, 3)}, 2},
-		"a carry":                   {[][]byte{at(0, 0xff, 0xff), carried}, 2},
-		"no carry":                  {[][]byte{at(0, 0xff, 0xff), at(0, 0, 0)}, 1},
-		"a wrap of the whole block": {[][]byte{at(0xff, 0xff, 0xff), at(0, 0, 0)}, 1},
-	} {
-		if got := counterRun(slices.Concat(c.blocks...)); got != c.want*blockSize {
-			t.Errorf("%s: %d bytes, want %d blocks", name, got, c.want)
-		}
-	}
-	if p := ctrParams(at(1, 2, 3)); len(p) != 8+blockSize || !strings.HasSuffix(string(p), string(at(1, 2, 3))) {
-		t.Errorf("the parameters are %x", p)
 	}
 }
 

@@ -7,7 +7,7 @@ import p11 "github.com/miekg/pkcs11"
 func (t *Token) encryptBy(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte) ([]byte, error) {
 	first, known := t.mechanismOf(use.name)
 	for i := first; ; i++ {
-		out, err := t.mechanismEncrypt(s, t.mechanisms[i], object, in, use.progress)
+		out, err := t.mechanismEncrypt(s, t.mechanisms[i], use, object, in)
 		if err != nil && i+1 < len(t.mechanisms) &&
 			isOneOf(err, p11.CKR_MECHANISM_INVALID, p11.CKR_MECHANISM_PARAM_INVALID) {
 			continue

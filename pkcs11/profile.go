@@ -30,7 +30,7 @@ func PairProfiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, Generic
 // traits are the values of a profile.
 type traits struct {
 	// mechanisms are tried in this order. All give the same blocks; they differ in the
-	// number of calls, see mechanismEncrypt.
+	// number of calls, see mechanismEncrypt. CKM_AES_CTR is none of them: no call of it can have the check block.
 	mechanisms []uint
 	// sessions is the largest number of calls at the same time, if the configuration sets none. More callers wait
 	// in this package, where they can give up; inside the vendor's library they could not.
@@ -57,13 +57,12 @@ type traits struct {
 var profiles = map[Profile]traits{
 	// Luna's client has its best throughput at about 30 threads for each appliance.
 	Luna: {
-		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"safenet", "thales", "gemalto"},
 	},
-	// nShield's library has had CBC for longer than CTR.
 	NCipher: {
-		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC}, sessions: 16, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"ncipher", "entrust"},
 	},
@@ -71,19 +70,19 @@ var profiles = map[Profile]traits{
 	// keys gave the same CPU time for a call with 4 sessions and with 33. More sessions help if a network is
 	// between SoftHSM and this process.
 	SoftHSM: {
-		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 1,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC}, sessions: 30, inFlight: 1,
 		dataLimit:     1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
 	// AWS' manual names CKR_FUNCTION_FAILED for an HSM that throttles. AWS' list of known issues names CKR_DEVICE_ERROR
 	// of C_GetAttributeValue.
 	CloudHSM: {
-		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true, busy: []uint{p11.CKR_FUNCTION_FAILED, p11.CKR_DEVICE_ERROR},
 	},
 	Generic: {
-		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true,
 	},
@@ -106,8 +105,6 @@ func mechanismName(m uint) string {
 	switch m {
 	case p11.CKM_AES_ECB:
 		return "CKM_AES_ECB"
-	case p11.CKM_AES_CTR:
-		return "CKM_AES_CTR"
 	default:
 		return "CKM_AES_CBC"
 	}

@@ -14,7 +14,7 @@ import (
 // A library may use another key than the one that was asked for, and return no error. The handles of objects change
 // when an HSM's daemon restarts, or when a group of HSMs switches to another member; then an old handle may be the
 // handle of another key. So each C_Encrypt also encrypts the check block, in the same call. Only a result whose check
-// value is right is used.
+// value is right is used. A check block in a call of its own would prove nothing: handles may change between two calls.
 
 // ErrWrongKey means that the token encrypted with a key that does not have the given check value.
 var ErrWrongKey = errors.New("the token used another key")
@@ -89,7 +89,7 @@ func (t *Token) encryptParts(s p11.SessionHandle, use keyUse, object p11.ObjectH
 	for at := 0; at < len(in); {
 		limit := t.dataLimit(name)
 		n := min(partSize(limit, check), len(in)-at)
-		part, err := t.encryptProved(s, use, object, in[at:at+n], limit)
+		part, err := t.encryptProved(s, use, object, in[at:at+n])
 		switch {
 		case err == nil && n == len(in):
 			return part, nil
@@ -106,6 +106,9 @@ func (t *Token) encryptParts(s p11.SessionHandle, use keyUse, object p11.ObjectH
 	}
 	return out, nil
 }
+
+// leastData is the least number of bytes that a token must take in one call.
+const leastData = 2 * blockSize
 
 // partSize returns the largest number of bytes of a caller's blocks in a call under that limit.
 func partSize(limit int64, check string) int {
@@ -133,16 +136,17 @@ func (t *Token) dataLimit(name keyName) int64 {
 }
 
 // reduceMaxData halves the limit of a key for learnedFor, after the token refused a call of n bytes under that limit.
-// Other keys keep their limits: the result may be a fault of this key. It returns false if the limit cannot be lower.
+// Other keys keep their limits: the result may be a fault of this key. It returns false if the limit cannot be lower: a
+// call has room for the check block and one block of the caller.
 func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 	n = min(n, int(limit))
-	if n <= blockSize {
+	if n <= leastData {
 		return false
 	}
 	if t.dataLimit(name) < limit {
 		return true // another call has reduced it
 	}
-	half := max(int64(n/2/blockSize)*blockSize, blockSize)
+	half := max(int64(n/2/blockSize)*blockSize, leastData)
 	t.maxData.set(name, half)
 	t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half, "label",
 		name.label)
@@ -150,27 +154,11 @@ func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 }
 
 // encryptProved encrypts the blocks of in and the check block, and compares the check value. The slice in is a part of
-// a buffer of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit
-// is one block, the check block is a call of its own.
-func (t *Token) encryptProved(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte,
-	limit int64) ([]byte, error) {
+// a buffer of makeInput: the check block is put behind in for the call, and what was there is put back.
+func (t *Token) encryptProved(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte) ([]byte, error) {
 	check := use.check
 	if check == "" {
 		return t.encryptBy(s, use, object, in)
-	}
-	if limit < 2*blockSize {
-		out, err := t.encryptBy(s, use, object, in)
-		if err != nil {
-			return nil, err
-		}
-		block, err := t.encryptBy(s, use, object, []byte(checkBlock))
-		if err != nil {
-			clear(out)
-			return nil, err
-		}
-		defer clear(block)
-		defer clear(out) // append makes a copy
-		return proved(append(slices.Clip(out), block...), check)
 	}
 	n := len(in)
 	in = in[:n+blockSize]

@@ -210,7 +210,7 @@ func decrypt(ctx context.Context, l *faultyKMS) (int, error) {
 	if status == http.StatusOK {
 		var v struct{ Material string }
 		if err := json.Unmarshal(answer, &v); err != nil || v.Material != string(l.dek) {
-			return status, fmt.Errorf("a wrong DEK, %w", err)
+			return status, fmt.Errorf("a wrong DEK (%v)", err) //nolint:errorlint // err may be nil
 		}
 	}
 	return status, wrong(status, answer, err)
@@ -221,7 +221,7 @@ func generate(ctx context.Context, l *faultyKMS) (int, error) {
 	var made []edek
 	if status == http.StatusOK {
 		if err := json.Unmarshal(answer, &made); err != nil || len(made) != 20 {
-			return status, fmt.Errorf("%d EDEKs, %w", len(made), err)
+			return status, fmt.Errorf("%d EDEKs (%v)", len(made), err) //nolint:errorlint // err may be nil
 		}
 	}
 	return status, wrong(status, answer, err)
@@ -239,7 +239,7 @@ func reencrypted(ctx context.Context, l *faultyKMS) (int, edek, error) {
 	var fresh edek
 	if status == http.StatusOK {
 		if err := json.Unmarshal(answer, &fresh); err != nil || fresh.Version == l.edek.Version {
-			return status, fresh, fmt.Errorf("version %s, %w", fresh.Version, err)
+			return status, fresh, fmt.Errorf("version %s (%v)", fresh.Version, err) //nolint:errorlint // err may be nil
 		}
 	}
 	return status, fresh, wrong(status, answer, err)
