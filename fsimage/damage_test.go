@@ -3,12 +3,17 @@ package fsimage_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"claviger/fsimage"
@@ -174,33 +179,78 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// TestBombs: a small file that decompresses to very much is refused.
-func TestBombs(t *testing.T) {
-	var z bytes.Buffer
-	c := zlib.NewWriter(&z)
-	message := bytes.Repeat([]byte{5, 8, 1, 0x12, 1, 'x'}, 1<<20)
-	for range 2 {
-		if _, err := c.Write(message); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
+// compressedImage returns an image with two sections whose compressed data are data.
+func compressedImage(t *testing.T, codec string, data []byte) []byte {
+	t.Helper()
 	var b bytes.Buffer
 	w := imagetest.NewWriter(&b, imagetest.None)
-	w.Codec = imagetest.Deflate
+	w.Codec = codec
 	for _, name := range []string{"NS_INFO", "STRING_TABLE"} {
 		begun := int64(b.Len())
-		if _, err := w.Write(z.Bytes()); err != nil {
+		if _, err := w.Write(data); err != nil {
 			t.Fatal(err)
 		}
-		w.Sections = append(w.Sections, imagetest.Section{Name: name, Offset: begun, Length: int64(z.Len())})
+		w.Sections = append(w.Sections, imagetest.Section{Name: name, Offset: begun, Length: int64(len(data))})
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	mustBeDamaged(t, b.Bytes(), "a bomb", "500 times longer")
+	return b.Bytes()
+}
+
+// TestBombs: a small file that decompresses to very much is refused, for each compression that can do so.
+func TestBombs(t *testing.T) {
+	message := bytes.Repeat([]byte{5, 8, 1, 0x12, 1, 'x'}, 1<<21)
+	compress := func(open func(io.Writer) (io.WriteCloser, error)) []byte {
+		var z bytes.Buffer
+		w, err := open(&z)
+		if err == nil {
+			_, err = w.Write(message)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return z.Bytes()
+	}
+	bzip2, err := os.ReadFile("testdata/bomb.bz2") // message, compressed by bzip2 -9
+	if err != nil {
+		t.Fatal(err)
+	}
+	for codec, data := range map[string][]byte{
+		imagetest.Deflate: compress(func(w io.Writer) (io.WriteCloser, error) { return zlib.NewWriter(w), nil }),
+		imagetest.Gzip:    compress(func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil }),
+		imagetest.Zstd:    compress(func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }),
+		"org.apache.hadoop.io.compress.BZip2Codec": bzip2,
+	} {
+		mustBeDamaged(t, compressedImage(t, codec, data), "a bomb of "+codec, "500 times longer")
+	}
+}
+
+// TestBlockBombs: Snappy and LZ4 cannot compress by more than 255. Their blocks and chunks have lengths that may lie:
+// such a file is refused, and takes no memory for what is not there.
+func TestBlockBombs(t *testing.T) {
+	long := []byte{4, 0, 0, 0} // 64 MB
+	for what, data := range map[string][]byte{
+		"a long block without a chunk":    long,
+		"a long chunk without data":       slices.Concat(long, long),
+		"a block that is too long":        {0x7f, 0, 0, 0},
+		"a chunk that is too long":        slices.Concat(long, []byte{0x7f, 0, 0, 0}),
+		"chunks without data":             slices.Concat(long, make([]byte, 4000)),
+		"a chunk that promises more data": slices.Concat(long, []byte{0, 0, 0, 8}, bytes.Repeat([]byte{0xff}, 8)),
+	} {
+		for _, codec := range []string{imagetest.Snappy, imagetest.LZ4} {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			mustBeDamaged(t, compressedImage(t, codec, data), what+" of "+codec, "a compressed ")
+			runtime.ReadMemStats(&after)
+			if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+				t.Errorf("%s of %s took %d bytes of memory", what, codec, n)
+			}
+		}
+	}
 }
 
 // TestLongMessage: a message may be longer than a batch, and messages cross the borders of batches and blocks.
