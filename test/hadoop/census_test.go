@@ -54,6 +54,21 @@ func (s *site) touch(folder string, names ...string) {
 	s.FsShell(args...)
 }
 
+// putSize is the length of the files of put. All other files are empty.
+const putSize = 6000
+
+// put makes files that are not empty, for truncation.
+func (s *site) put(folder string, names ...string) {
+	s.t.Helper()
+	file := filepath.Join(s.t.TempDir(), "content")
+	if err := os.WriteFile(file, make([]byte, putSize), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, n := range names {
+		s.FsShell("-put", file, folder+"/"+n)
+	}
+}
+
 func numbered(prefix string, n int) (names []string) {
 	for i := range n {
 		names = append(names, fmt.Sprintf("%s%02d", prefix, i))
@@ -71,7 +86,7 @@ func (s *site) fill() {
 		"/order": "pay@roll"} {
 		s.CryptoAdmin("-createZone", "-keyName", key, "-path", zone)
 	}
-	s.FsShell("-mkdir", "-p", "/orders/a/deep", "/orders/b", "/orders/c", "/arch/retired/x")
+	s.FsShell("-mkdir", "-p", "/orders/a/deep", "/orders/b", "/orders/c", "/orders/t", "/arch/retired/x")
 	for _, zone := range []string{"/orders", "/arch", "/order", "/pay"} {
 		s.DFSAdmin("-allowSnapshot", zone)
 	}
@@ -82,9 +97,12 @@ func (s *site) fill() {
 	s.touch("/pay", numbered("p", 8)...)
 	s.touch("/plain", "n1", "n2")
 	s.touch("/order", "o1", "o2")
+	s.put("/orders/t", "cut", "gone")
 	s.FsShell("-createSnapshot", "/orders", "s1")
 	s.FsShell("-createSnapshot", "/arch", "s1")
 	s.FsShell("-createSnapshot", "/order", "s1")
+	s.FsShell("-truncate", "-w", "100", "/orders/t/cut", "/orders/t/gone")
+	s.touch("/orders/t", "after")
 	s.FsShell("-mv", "/orders/a/f00", "/orders/b/renamed")
 	s.FsShell("-mv", "/orders/a/deep", "/orders/b/moved")
 	s.FsShell("-mv", "/orders/a/f01", "/orders/b/gone")
@@ -96,7 +114,7 @@ func (s *site) fill() {
 	s.FsShell("-createSnapshot", "/orders", "s2")
 	s.FsShell("-chmod", "640", "/orders/a/f06", "/orders/a/new00")
 	s.ReencryptZone("/orders")
-	s.FsShell("-rm", "-skipTrash", "/orders/a/f05", "/orders/a/f07", "/orders/a/new01")
+	s.FsShell("-rm", "-skipTrash", "/orders/a/f05", "/orders/a/f07", "/orders/a/new01", "/orders/t/gone")
 	s.FsShell("-rm", "/orders/a/f08", "/orders/b/moved/g02", "/pay/p00")
 	s.touch("/order", "o3")
 	s.FsShell("-createSnapshot", "/order", "s2")
@@ -172,8 +190,13 @@ func TestCensus(t *testing.T) {
 	counts := countsOf(r)
 	xmlFile := file + ".xml"
 	s.Must("images", "oiv", file, xmlFile)
-	if want := readXMLImage(t, xmlFile).counts(); !maps.Equal(counts, want) {
+	image := readXMLImage(t, xmlFile)
+	if want := image.counts(); !maps.Equal(counts, want) {
 		t.Errorf("the census counts %v, the walk through oiv's XML %v", counts, want)
+	}
+	// Without these, the snapshot would not have copies of truncated files.
+	if n := image.copies(putSize); n != 2 {
+		t.Errorf("the image has %d copies of truncated files in differences of snapshots, want 2", n)
 	}
 	copied := counts["pay@roll@0"]
 	copied[0]--

@@ -47,6 +47,7 @@ type xmlDirDiff struct {
 
 type xmlFileDiff struct {
 	Snapshot uint32    `xml:"snapshotId"`
+	Size     int       `xml:"size"`
 	Copy     *xmlINode `xml:"snapshotCopy"`
 }
 
@@ -234,4 +235,16 @@ func (s *states) counts() map[string][2]uint64 {
 		s.walk(x.Root.ID, x.ID, old)
 	}
 	return countEDEKs(live, old)
+}
+
+// copies returns how many copies of records in differences of snapshots are of files with size bytes.
+func (s *states) copies(size int) (n int) {
+	for _, diffs := range s.files {
+		for _, d := range diffs {
+			if d.Size == size && d.Copy != nil {
+				n++
+			}
+		}
+	}
+	return n
 }
