@@ -128,6 +128,7 @@ func TestOtherFiles(t *testing.T) {
 	for content, want := range map[string]string{
 		"\xff\xff\xff\xd1 old":     "layout version -47",
 		"<?xml version=\"1.0\"?>":  "oiv -p XML",
+		"{\n  \"image\": {":        "as a census prints it",
 		"PK\x03\x04 something":     "no fsimage",
 		"HDFS":                     "only 4 bytes",
 		"":                         "only 0 bytes",
@@ -138,12 +139,17 @@ func TestOtherFiles(t *testing.T) {
 			t.Errorf("%q: %v, want %q", content, err, want)
 		}
 	}
-	tree := sample()
-	tree.Layout = -70
-	image, _ := tree.Bytes()
-	m, err := fsimage.Open(bytes.NewReader(image), int64(len(image)))
-	if err != nil || len(m.Warnings()) != 1 || m.LayoutVersion() != -70 {
-		t.Errorf("a future layout: %v, warnings %q", err, m.Warnings())
+	for layout, want := range map[int32]string{-70: "newer than -67", -67: "", -60: "", -58: "Hadoop 2.5 or earlier"} {
+		tree := sample()
+		tree.Layout = layout
+		image, _ := tree.Bytes()
+		m, err := fsimage.Open(bytes.NewReader(image), int64(len(image)))
+		if err != nil || m.LayoutVersion() != layout {
+			t.Fatalf("layout %d: %v", layout, err)
+		}
+		if got := strings.Join(m.Warnings(), "\n"); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("layout %d: warnings %q, want %q", layout, got, want)
+		}
 	}
 	var b bytes.Buffer
 	if err := imagetest.NewWriter(&b, "com.example.Codec").Close(); err != nil {

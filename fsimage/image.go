@@ -30,9 +30,9 @@ const (
 	maxSummary = 16 << 20 // bytes of the index; 100 sections take 4 KB
 )
 
-// The layout versions that were compared with Hadoop's sources. They are negative and fall.
+// Layout versions are negative and fall. Those from firstZones to newestLayout were compared with Hadoop's sources.
 const (
-	oldestLayout = -52 // Hadoop 2.4, the first with this format
+	firstZones   = -59 // Hadoop 2.6 has -60; builds with encryption zones before it have -59
 	newestLayout = -67 // Hadoop 3.4
 )
 
@@ -106,6 +106,8 @@ func notAnImage(head []byte) error {
 		return &Error{Err: fmt.Errorf("the file has only %d bytes", len(head))}
 	case bytes.HasPrefix(head, []byte("<?xml")):
 		return errors.New("this is XML, as 'hdfs oiv -p XML' prints it: give the fsimage itself")
+	case bytes.HasPrefix(head, []byte("{")):
+		return errors.New("this is JSON, as a census prints it, which anyone can edit: give the fsimage itself")
 	case head[0] == 0xff && head[1] == 0xff && len(head) >= 4:
 		//nolint:gosec // the layout version is negative
 		return fmt.Errorf("this is an fsimage of Hadoop 2.3 or earlier (layout version %d), which has another format: "+
@@ -134,14 +136,16 @@ func (m *Image) Bytes(section string) (n int64) {
 	return n
 }
 
-// Warnings says what a reader of the image should know: a layout that this package was not compared with.
+// Warnings says what a reader of the image should know: a layout that this package was not compared with, or that has
+// no encryption zones.
 func (m *Image) Warnings() []string {
 	switch {
 	case m.layout < newestLayout:
 		return []string{fmt.Sprintf("the layout version %d is newer than %d, the newest that is known: there may be "+
 			"holders of EDEKs that are not counted", m.layout, newestLayout)}
-	case m.layout > oldestLayout:
-		return []string{fmt.Sprintf("the layout version %d is older than %d", m.layout, oldestLayout)}
+	case m.layout > firstZones:
+		return []string{fmt.Sprintf("the layout version %d is that of Hadoop 2.5 or earlier, which has no encryption "+
+			"zones: take the newest image of the NameNode", m.layout)}
 	}
 	return nil
 }
