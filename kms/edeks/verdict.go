@@ -2,6 +2,7 @@ package edeks
 
 import (
 	"context"
+	"crypto/md5" //nolint:gosec // Hadoop's digest of images
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -149,7 +150,11 @@ func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*v
 		return nil, err
 	}
 	defer f.Close()
-	image, err := o.image(ctx, f, log)
+	stored, err := storedDigest(file + ".md5")
+	if err != nil {
+		return nil, err
+	}
+	image, err := o.image(ctx, f, stored, log)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +176,7 @@ func (o *Options) fetchImage(ctx context.Context, log io.Writer) (*verdict.Image
 		return nil, err
 	}
 	defer f.Close()
-	image, err := o.image(ctx, f, log)
+	image, err := o.image(ctx, f, "", log) // its MD5 digest was checked when it was fetched
 	if err != nil {
 		return nil, fmt.Errorf("the image of %s: %w", newest.URL, err)
 	}
@@ -179,8 +184,8 @@ func (o *Options) fetchImage(ctx context.Context, log io.Writer) (*verdict.Image
 	return image, nil
 }
 
-// image counts an open image, and makes its digest.
-func (o *Options) image(ctx context.Context, f *os.File, log io.Writer) (*verdict.Image, error) {
+// image counts an open image, and makes its digest. stored is the MD5 digest that the image must have; "" is any.
+func (o *Options) image(ctx context.Context, f *os.File, stored string, log io.Writer) (*verdict.Image, error) {
 	counted, err := o.counted(ctx, f, log)
 	if err != nil {
 		return nil, err
@@ -193,6 +198,10 @@ func (o *Options) image(ctx context.Context, f *os.File, log io.Writer) (*verdic
 	progress := terminal.NewProgress(log, "MB", o.Quiet)
 	defer progress.End()
 	sum, buffer := sha256.New(), make([]byte, 1<<20)
+	md5sum, both := md5.New(), io.Writer(sum) //nolint:gosec // Hadoop's digest of images
+	if stored != "" {
+		both = io.MultiWriter(sum, md5sum)
+	}
 	for at := int64(0); at < image.Bytes; {
 		n, err := f.ReadAt(buffer[:min(int64(len(buffer)), image.Bytes-at)], at)
 		if err == nil {
@@ -201,12 +210,33 @@ func (o *Options) image(ctx context.Context, f *os.File, log io.Writer) (*verdic
 		if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
 			return nil, fmt.Errorf("reading the file for its digest: %w", err)
 		}
-		sum.Write(buffer[:n])
+		_, _ = both.Write(buffer[:n]) // hashes do not fail
 		at += int64(n)
 		progress.Show(int(at>>20), int(image.Bytes>>20), "digest of the image")
 	}
+	if got := hex.EncodeToString(md5sum.Sum(nil)); stored != "" && got != stored {
+		return nil, fmt.Errorf("its MD5 digest is %s, and the file .md5 beside it says %s: the image was damaged or "+
+			"changed; copy both files again from the NameNode", got, stored)
+	}
 	image.Digest = hex.EncodeToString(sum.Sum(nil))
 	return image, nil
+}
+
+// storedDigest reads the MD5 digest that a NameNode stores beside an image: the digest, a blank, and "*" with the name
+// of the image. The result is "" if there is no such file.
+func storedDigest(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	digest, _, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	if b, err := hex.DecodeString(digest); err != nil || len(b) != md5.Size {
+		return "", fmt.Errorf("%s has no MD5 digest: copy it again from the NameNode, or remove it", file)
+	}
+	return strings.ToLower(digest), nil
 }
 
 // readVersion reads the ids in the file VERSION, which is beside the image in a NameNode's folder. Both are "" if there

@@ -1,6 +1,8 @@
 package edeks
 
 import (
+	"crypto/md5" //nolint:gosec // Hadoop's digest of images
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -199,6 +201,38 @@ func TestCutImage(t *testing.T) {
 	f, err := e.Finish(t.Context(), migrate.FinishOptions{Since: time.Now(), Verdict: true})
 	if err != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "there is no verdict") {
 		t.Errorf("%v, %q", err, f.Refusals)
+	}
+}
+
+// TestStoredDigest: an image with the MD5 digest that its NameNode has stored gets a verdict. With another one, which
+// each flipped bit causes, there is an error.
+func TestStoredDigest(t *testing.T) {
+	e, conf := migrated(t), hdfsConf(t)
+	file := write(t, zoneTree())
+	image, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := md5.Sum(image) //nolint:gosec // Hadoop's digest of images
+	digest := hex.EncodeToString(sum[:])
+	for stored, want := range map[string]string{
+		digest + " *fsimage_3\n":                "",
+		strings.ToUpper(digest) + " *fsimage":   "",
+		strings.Repeat("0", 32) + " *fsimage":   "its MD5 digest is " + digest + ", and the file .md5 beside it says",
+		"":                                      "has no MD5 digest",
+		strings.Repeat("0", 30) + " *fsimage\n": "has no MD5 digest",
+	} {
+		if err := os.WriteFile(file+".md5", []byte(stored), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		v, err := judge(t, e, conf, VerdictOptions{Images: []string{file}})
+		if want == "" {
+			if err != nil || v.Outcome != migrate.Granted {
+				t.Errorf("%q: %v\n%s", stored, err, verdictText(v))
+			}
+		} else if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", stored, err, want)
+		}
 	}
 }
 
