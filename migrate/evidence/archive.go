@@ -20,11 +20,12 @@ const (
 	aboutName     = "about.json"
 )
 
-// Limits. Members are not compressed, so a small file cannot become a large one.
-const (
-	maxContent = 256 << 20
-	maxFile    = maxContent + 64<<10 // with the headers
-)
+// maxContent is the greatest size of all members together. Members are not compressed, so a small file cannot become a
+// large one. Tests lower it.
+var maxContent = 256 << 20
+
+// maxHeaders is more than the size of all headers.
+const maxHeaders = 64 << 10
 
 // memberNames returns the names that members may have, in their order.
 func memberNames() []string {

@@ -273,6 +273,40 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// TestSizes: a report that could not be verified is not written, and a file that is too large is not read.
+func TestSizes(t *testing.T) {
+	public, private := testKeys(1)
+	path, data := write(t, full())
+	limit := maxContent
+	defer func() { maxContent = limit }()
+	maxContent = 1000
+	var b bytes.Buffer
+	if _, err := full().Write(&b, private); err == nil || !strings.Contains(err.Error(), "--paths 0") || b.Len() > 0 {
+		t.Errorf("a large report: %v", err)
+	}
+	maxContent = len(data) - maxHeaders - 1
+	if v, err := Verify(path, public); err == nil || !strings.Contains(err.Error(), "it is not a report") {
+		t.Errorf("a large file: %+v, %v", v, err)
+	}
+	if v, err := Verify(t.TempDir(), public); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
+		t.Errorf("a folder: %+v, %v", v, err)
+	}
+}
+
+// TestUnlisted: a member that a report may have, and that this report does not have, is found.
+func TestUnlisted(t *testing.T) {
+	public, _ := testKeys(1)
+	r := full()
+	r.Audit = nil
+	r.Lacks(&r.Audit, "there is none")
+	_, data := write(t, r)
+	added := append(filesOf(t, data), file{"audit.json", []byte("[]\n")})
+	v, err := Verify(save(t, packed(t, added)), public)
+	if err != nil || v.Verified || !strings.Contains(strings.Join(v.Findings, "\n"), "audit.json is not in the") {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
 // TestLies: the holder of the key cannot sign a page that shows something else than the JSON files, or JSON that two
 // readers read in two ways.
 func TestLies(t *testing.T) {
@@ -307,6 +341,15 @@ func TestLies(t *testing.T) {
 		if err != nil || v.Verified || !strings.Contains(strings.Join(v.Findings, "\n"), f.want) {
 			t.Errorf("%s: want %q: %+v, %v", name, f.want, v, err)
 		}
+	}
+	doubled := func(m []byte) []byte {
+		return bytes.Replace(m, []byte(`  "host": "kms1"`), []byte("  \"host\": \"kms2\",\n  \"host\": \"kms1\""), 1)
+	}
+	twice := edited(files, manifestName, doubled)
+	twice[1].data = ed25519.Sign(private, twice[0].data)
+	v, err := Verify(save(t, packed(t, twice)), public)
+	if err != nil || v.Verified || !strings.Contains(strings.Join(v.Findings, "\n"), "manifest.json is not the JSON") {
+		t.Errorf("twice a field of the manifest: %+v, %v", v, err)
 	}
 	for name, data := range map[string][]byte{
 		"manifest": signed(t, private, files, func(m *Manifest) { m.Format = "claviger migrate report manifest 2" }),

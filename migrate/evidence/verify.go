@@ -84,21 +84,21 @@ func verify(data []byte, key ed25519.PublicKey) (*Verification, error) {
 
 // readFile reads a whole file, up to the limit.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	info, err := os.Stat(path) // before Open, which waits for the writer of a pipe
 	switch {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
-	case info.Size() > maxFile:
+	case info.Size() > int64(maxContent+maxHeaders):
 		return nil, fmt.Errorf("%s has %d bytes, and a report has at most %d; it is not a report", path, info.Size(),
-			maxFile)
+			maxContent+maxHeaders)
 	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
 	data := make([]byte, info.Size())
 	_, err = io.ReadFull(f, data)
 	return data, err
