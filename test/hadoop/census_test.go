@@ -41,7 +41,6 @@ func countEDEKs(live, old map[string]bool) map[string][2]uint64 {
 type site struct {
 	*Client
 	cluster *Cluster
-	admin   *Client
 }
 
 // touch makes empty files: a file has its EDEK from its creation.
@@ -79,8 +78,8 @@ func numbered(prefix string, n int) (names []string) {
 // fill makes files, snapshots, and what happens between them.
 func (s *site) fill() {
 	s.t.Helper()
-	s.admin.KeyShell("create", "orders", "-size", "128")
-	s.admin.KeyShell("create", "pay@roll", "-size", "256")
+	s.KeyShell("create", "orders", "-size", "128")
+	s.KeyShell("create", "pay@roll", "-size", "256")
 	s.FsShell("-mkdir", "-p", "/orders", "/pay", "/arch/retired", "/plain", "/order")
 	for zone, key := range map[string]string{"/orders": "orders", "/pay": "pay@roll", "/arch/retired": "orders",
 		"/order": "pay@roll"} {
@@ -109,7 +108,7 @@ func (s *site) fill() {
 	s.FsShell("-rm", "-skipTrash", "/orders/b/gone", "/orders/a/f02", "/orders/a/f03", "/orders/b/moved/g01")
 	s.FsShell("-rm", "-r", "-skipTrash", "/orders/c", "/arch/retired")
 	s.FsShell("-chmod", "600", "/orders/a/f04", "/orders/a/f05", "/orders/b/renamed")
-	s.admin.KeyShell("roll", "orders")
+	s.KeyShell("roll", "orders")
 	s.touch("/orders/a", numbered("new", 10)...)
 	s.FsShell("-createSnapshot", "/orders", "s2")
 	s.FsShell("-chmod", "640", "/orders/a/f06", "/orders/a/new00")
@@ -179,8 +178,7 @@ func TestCensus(t *testing.T) {
 		"fs.trash.interval":                                            "60",
 	})
 	cluster.Start()
-	s := &site{NewClient(t, HDFSUser, cluster.Conf()), cluster,
-		NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})}
+	s := &site{NewClient(t, HDFSUser, cluster.Conf()), cluster}
 	s.fill()
 	walked := s.walked()
 	s.Must("images", "raw", "/pay/p01", "/plain/copy") // a client sees no EDEK there

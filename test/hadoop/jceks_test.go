@@ -199,7 +199,6 @@ func TestJCEKSBothWays(t *testing.T) {
 	shell.KeyShell("roll", "plain")
 	shell.KeyShell("create", "gone", "-size", "192")
 	shell.KeyShell("delete", "gone", "-f")
-	shell.Close()
 	var edeks []edek
 	requestJSON(t, ourKMS, http.MethodGet, "key/plain/_eek?eek_op=generate&num_keys=3", nil, &edeks)
 	var deks []string
@@ -213,13 +212,13 @@ func TestJCEKSBothWays(t *testing.T) {
 	ourKMS.Stop()
 
 	// Hadoop's provider reads the file without a server.
-	out := NewClient(t, keyAdmin, nil).KeyShell("list", "-metadata", "-provider", uri)
+	out := shell.KeyShell("list", "-metadata", "-provider", uri)
 	if !strings.Contains(out, "plain : cipher: AES/CTR/NoPadding, length: 128") ||
 		!strings.Contains(out, "description: Grüße, 鍵") {
 		t.Errorf("Hadoop reads from our keystore: %q", out)
 	}
 
-	java := StartJavaKMS(t, KMSOptions{Keystore: keystore})
+	java := StartJavaKMS(t, KMSOptions{Keystore: keystore, Env: fewIterations})
 	if got := content(t, java); !reflect.DeepEqual(got, written) {
 		t.Errorf("Hadoop's server read our keystore as\n%v\nwant\n%v", got, written)
 	}
@@ -228,12 +227,11 @@ func TestJCEKSBothWays(t *testing.T) {
 			t.Errorf("Hadoop's server decrypted EDEK %d to another key than ours", i)
 		}
 	}
-	shell = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": java.ProviderURI()})
-	shell.KeyShell("roll", "plain")
+	shell.KeyShell("roll", "plain", "-provider", java.ProviderURI())
 	for i := range 3 {
-		shell.KeyShell("create", fmt.Sprintf("java%d", i), "-size", "256", "-attr", "made=by java")
+		shell.KeyShell("create", fmt.Sprintf("java%d", i), "-size", "256", "-attr", "made=by java", "-provider",
+			java.ProviderURI())
 	}
-	shell.Close()
 	written = content(t, java)
 	java.Stop()
 
@@ -241,15 +239,13 @@ func TestJCEKSBothWays(t *testing.T) {
 	if got := content(t, ourKMS); !reflect.DeepEqual(got, written) {
 		t.Errorf("our server read Hadoop's keystore as\n%v\nwant\n%v", got, written)
 	}
-	shell = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
-	shell.KeyShell("delete", "java1", "-f")
-	shell.Close()
+	shell.KeyShell("delete", "java1", "-f", "-provider", ourKMS.ProviderURI())
 	ourKMS.Stop()
 
 	// Hadoop's file system writes a checksum file beside the keystore. The checksum must fit a keystore that we
 	// wrote over Hadoop's.
 	var left []string
-	for line := range strings.Lines(NewClient(t, keyAdmin, nil).KeyShell("list", "-provider", uri)) {
+	for line := range strings.Lines(shell.KeyShell("list", "-provider", uri)) {
 		if name := strings.TrimSpace(line); strings.HasPrefix(name, "java") {
 			left = append(left, name)
 		}

@@ -12,13 +12,13 @@ import (
 	"claviger/secret"
 )
 
+// fewIterations makes a Java KMS quick. Each change writes the whole keystore again, and seals each entry with this
+// number of rounds. The default is 200,000; the tests of package keystore have it in both directions.
+var fewIterations = []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
+
 // TestProviderOverJavaKMS runs the conformance suite of providers on a Java KMS with a kms:// URI.
 func TestProviderOverJavaKMS(t *testing.T) {
-	kms := StartJavaKMS(t, KMSOptions{
-		// Each change writes the whole keystore again, and seals each entry with this number of rounds. The
-		// default is 200,000.
-		Env: []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"},
-	})
+	kms := StartJavaKMS(t, KMSOptions{Env: fewIterations})
 	opener := func(t *testing.T) provider.Provider { return openJava(t, kms, "mig") }
 	providertest.Run(t, providertest.Suite{
 		New: opener,
@@ -48,7 +48,8 @@ func openJava(t *testing.T, kms *KMS, user string) *kmsclient.Provider {
 }
 
 // TestRefusalsOfJavaKMS: an error about a refusal of a Java KMS, by ACL or by proxy rule, names the property that
-// would allow the request. With that property, the request is allowed.
+// would allow the request. With that property, the request is allowed. An error about a wrong scheme names the right
+// scheme.
 func TestRefusalsOfJavaKMS(t *testing.T) {
 	acls := OpenACLs().With(Conf{
 		"hadoop.kms.blacklist.DECRYPT_EEK": "mig",
@@ -115,13 +116,14 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 			t.Errorf("%s: %v; want kind %v and %q", c.name, c.err, c.kind, c.text)
 		}
 	}
+	wrongScheme(t, kms)
 }
 
 func second[T any](_ T, err error) error { return err }
 
-// TestWrongSchemeToJavaKMS: if the URI says https, the error shows whether a Jetty supports only HTTP or is down.
-func TestWrongSchemeToJavaKMS(t *testing.T) {
-	kms := StartJavaKMS(t, KMSOptions{})
+// wrongScheme checks that, if the URI says https, the error shows whether a Jetty supports only HTTP or is down.
+func wrongScheme(t *testing.T, kms *KMS) {
+	t.Helper()
 	uri := strings.Replace(kms.ProviderURI(), "kms://http@", "kms://https@", 1)
 	p, err := kmsclient.New(uri, kmsclient.Options{User: "mig"})
 	if err != nil {

@@ -29,7 +29,6 @@ import (
 // and a key whose name has a capital letter, as Ranger makes them. The entry is a row with its reason, and does
 // not stop other keys. The key is migrated with its name.
 func TestJavaKMSAsOddSource(t *testing.T) {
-	fewIterations := []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
 	file := filepath.Join(t.TempDir(), "kms.keystore")
 	kms := StartJavaKMS(t, KMSOptions{Keystore: file, Env: fewIterations})
 	admin := openJava(t, kms, keyAdmin)

@@ -22,26 +22,25 @@ func TestTrusteeKMSKeyShell(t *testing.T) {
 	c.KeyShell("create", "gone.key", "-size", "128")
 	c.KeyShell("roll", "fin.key")
 	c.KeyShell("delete", "gone.key", "-f")
-	before := listed(c)
+	before := listed(c, kms.ProviderURI())
 	if len(before) != 1 || !strings.Contains(before[0], "fin.key : cipher: AES/CTR/NoPadding, length: "+
 		"256, description: Grüße: <&>\"") ||
 		!strings.Contains(before[0], "version: 2") || !strings.Contains(before[0], "owner=fin") {
 		t.Errorf("hadoop key list -metadata: %q", before)
 	}
-	c.Close()
 	if code := kms.Stop(); code != 0 {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 
 	// A truststore of the other type, and a new process with the same folder.
 	kms = kt.StartTrusteeKMS(t, folder, OpenACLs(), kt.Truststore(t, "PKCS12"))
-	c = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
-	if after := listed(c); strings.Join(after, "\n") != strings.Join(before, "\n") {
+	at := []string{"-provider", kms.ProviderURI()}
+	if after := listed(c, kms.ProviderURI()); strings.Join(after, "\n") != strings.Join(before, "\n") {
 		t.Errorf("after a restart:\n%q\nbefore:\n%q", after, before)
 	}
-	c.KeyShell("roll", "fin.key")
-	c.KeyShell("delete", "fin.key", "-f")
-	if out := c.KeyShell("list"); strings.Contains(out, ".key\n") {
+	c.KeyShell(append([]string{"roll", "fin.key"}, at...)...)
+	c.KeyShell(append([]string{"delete", "fin.key", "-f"}, at...)...)
+	if out := c.KeyShell(append([]string{"list"}, at...)...); strings.Contains(out, ".key\n") {
 		t.Errorf("hadoop key list after the deletion of all: %s", out)
 	}
 }

@@ -29,10 +29,9 @@ func (w *walk) judged(super *Client, conf string, env []string, code int) string
 // verdicts has our program judge the images of the cluster. Before the zones are re-encrypted, there is no verdict.
 // After that, only a snapshot needs the source; the step of the verdict removes it. The file that is open needs no
 // step: its EDEK is re-encrypted too.
-func (w *walk) verdicts(conf string, env []string, reencrypt func()) {
+func (w *walk) verdicts(super *Client, conf string, env []string, reencrypt func()) {
 	t := w.t
 	t.Helper()
-	super := w.client(HDFSUser)
 	early := w.judged(super, conf, env, 3)
 	for _, want := range []string{"There is no verdict", "does not show that HDFS asks this KMS for the EDEKs of",
 		"hdfs crypto -reencryptZone -start -path /finance", "hdfs crypto -reencryptZone -start -path /research",

@@ -60,6 +60,7 @@ type walk struct {
 	files   map[string][]string // names of the files, by zone
 	old     []string            // the key versions of the files from before the migration
 	orc     *orc
+	admin   *Client        // of keyAdmin, with the source as its KMS; -provider names another one
 	first   map[string]int // by key, the number of the first version here
 	random  *rand.Rand
 }
@@ -135,19 +136,11 @@ func distinct(versions map[string]string) []string {
 	return slices.Compact(slices.Sorted(maps.Values(versions)))
 }
 
-// metadata returns the lines of `hadoop key list -metadata` at a KMS.
-func metadata(t *testing.T, providerURI string) []string {
-	t.Helper()
-	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": providerURI})
-	defer c.Close()
-	return listed(c)
-}
-
-// listed returns the same lines, by a client of that KMS.
-func listed(c *Client) []string {
+// listed returns the lines of `hadoop key list -metadata` at a KMS.
+func listed(c *Client, providerURI string) []string {
 	c.t.Helper()
 	var lines []string
-	for line := range strings.Lines(c.KeyShell("list", "-metadata")) {
+	for line := range strings.Lines(c.KeyShell("list", "-metadata", "-provider", providerURI)) {
 		if strings.Contains(line, " : cipher: ") {
 			// Attributes are a set, so their order may differ.
 			head, attributes, _ := strings.Cut(strings.TrimSpace(line), "attributes: ")
@@ -256,11 +249,11 @@ func migrateCluster(t *testing.T, source origin) {
 
 	port := FreePorts(t, 1)[0]
 	ourKMS := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
-	want := metadata(t, source.kms.ProviderURI())
+	want := listed(w.admin, source.kms.ProviderURI())
 	if !source.opaque {
 		want = withNext(want)
 	}
-	if got := metadata(t, ourKMS.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
+	if got := listed(w.admin, ourKMS.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"),
 			strings.Join(want, "\n"))
 	}
@@ -274,14 +267,15 @@ func migrateCluster(t *testing.T, source origin) {
 	if source.early {
 		source.stop(t)
 	}
-	w.beside(ourKMS, func(reencrypt func()) { w.verdicts(conf, env, reencrypt) })
+	super, user := w.client(HDFSUser), w.client(alice)
+	w.beside(ourKMS, super, user, func(reencrypt func()) { w.verdicts(super, conf, env, reencrypt) })
 	if !source.early {
 		source.stop(t)
 	}
 	if source.retire != nil {
 		source.retire()
 	}
-	w.readAll(w.client(alice), "without the source")
+	w.readAll(user, "without the source")
 	w.orc.readAll(ourKMS.ProviderURI(), w.first, false)
 	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 
@@ -320,7 +314,7 @@ func (w *walk) before(source origin) {
 	t.Helper()
 	uri := source.kms.ProviderURI()
 	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": uri})
-	defer admin.Close()
+	w.admin = admin
 	admin.KeyShell("create", "fin.key", "-size", "128", "-description", "books of the finance department", "-attr",
 		"owner=fin", "-attr", "class=secret")
 	admin.KeyShell("create", "res.key", "-size", "256", "-description", "Grüße: <&>\"", "-attr", "owner=res")
@@ -358,10 +352,9 @@ func (w *walk) before(source origin) {
 
 // beside runs the tests while HDFS uses our KMS and files still have the source's keys. It calls judge with the
 // re-encryption of the zones.
-func (w *walk) beside(ourKMS *KMS, judge func(reencrypt func())) {
+func (w *walk) beside(ourKMS *KMS, super, user *Client, judge func(reencrypt func())) {
 	t := w.t
 	t.Helper()
-	super, user := w.client(HDFSUser), w.client(alice)
 	w.readAll(user, "old files with the source's keys")
 	// The superuser may see the files, but is blacklisted from decrypting. The ACL of the operation allows bob,
 	// but the ACL of the key does not.
@@ -388,9 +381,7 @@ func (w *walk) beside(ourKMS *KMS, judge func(reencrypt func())) {
 	}
 	w.orc.readAll(ourKMS.ProviderURI(), w.first, true)
 
-	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
-	defer admin.Close()
-	admin.KeyShell("roll", "fin.key")
+	w.admin.KeyShell("roll", "fin.key", "-provider", ourKMS.ProviderURI())
 	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 	judge(func() {
 		for zone := range zones {
