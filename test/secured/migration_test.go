@@ -42,7 +42,9 @@ func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*had
 		"hadoop.kms.proxyuser." + migrator + ".hosts": "127.0.0.1",
 	}))
 	s.startHDFS(source.ProviderURI())
-	s.makeZone()
+	admin, zoneMaker := s.makeZone()
+	admin.Close()
+	zoneMaker.Close()
 	before := s.login(alice)
 	books := s.local("books", "assets and liabilities\n")
 	before.FsShell("-put", books, zone+"/books")

@@ -242,14 +242,14 @@ func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	return tokens
 }
 
-// makeZone makes the key, as the key administrator, and a zone with the key.
-func (s *site) makeZone() {
+// makeZone makes the key, as the key administrator, and a zone with the key. It returns the clients of the key
+// administrator and the superuser.
+func (s *site) makeZone() (admin, super *hadoop.Client) {
 	s.t.Helper()
-	admin, super := s.login(keyAdmin), s.login(hadoop.HDFSUser)
-	defer admin.Close()
-	defer super.Close()
+	admin, super = s.login(keyAdmin), s.login(hadoop.HDFSUser)
 	admin.KeyShell("create", keyName, "-size", "256")
 	super.FsShell("-mkdir", zone)
 	super.CryptoAdmin("-createZone", "-keyName", keyName, "-path", zone)
 	super.FsShell("-chown", alice, zone)
+	return admin, super
 }
