@@ -3,9 +3,13 @@ package hadoop
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 )
 
@@ -61,14 +65,49 @@ func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Se
 		}
 	}
 	c.writeConf()
+	c.format()
+	return c
+}
+
+// formatted holds the files that a NameNode wrote when it formatted a cluster of this process.
+var formatted struct {
+	sync.Mutex
+	files fstest.MapFS
+}
+
+// format formats the HDFS. The first cluster of a process starts a NameNode for that, which takes seconds. All others
+// get copies of its files: they hold no addresses, only ids, and no two clusters meet.
+func (c *Cluster) format() {
+	c.t.Helper()
+	formatted.Lock()
+	defer formatted.Unlock()
+	name := filepath.Join(c.dir, "name")
+	if formatted.files != nil {
+		if err := os.CopyFS(name, formatted.files); err != nil {
+			c.t.Fatal(err)
+		}
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	format := c.java("NameNode", "org.apache.hadoop.hdfs.server.namenode.NameNode", "-format", "-force",
-		"-nonInteractive").command(ctx, t)
+		"-nonInteractive").command(ctx, c.t)
 	if out, err := format.CombinedOutput(); err != nil {
-		t.Fatalf("formatting the NameNode: %v\n%s", err, out)
+		c.t.Fatalf("formatting the NameNode: %v\n%s", err, out)
 	}
-	return c
+	files := fstest.MapFS{}
+	err := filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files[strings.TrimPrefix(path, name+"/")] = &fstest.MapFile{Data: data, Mode: 0o600}
+		return err
+	})
+	if err != nil || len(files) == 0 {
+		c.t.Fatalf("a formatted NameNode has %d files in %s: %v", len(files), name, err)
+	}
+	formatted.files = files
 }
 
 // SetKeyProvider makes HDFS and its clients use another KMS, after the next Start, and in new clients.
