@@ -118,7 +118,9 @@ func prepare(t testing.TB, o Options, more map[string]string) *Server {
 		"4lw.commands.whitelist": "ruok",
 		"forceSync":              "no", // only the crash of a machine could lose data, not that of a process
 	}
-	s.args = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.net.preferIPv4Stack=true"}
+	// The bytecode of ZooKeeper's jars is not verified: that takes a part of each start.
+	s.args = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:+UnlockDiagnosticVMOptions",
+		"-XX:-BytecodeVerificationRemote", "-Xmx128m", "-Djava.net.preferIPv4Stack=true"}
 	if o.SASL != nil {
 		o.SASL.configure(t, dir, conf, s)
 	}
