@@ -44,6 +44,7 @@ type Options struct {
 	NameNodes []string
 	// KeyHSM and KeyHSMCertificate are the URL and the certificate of a trustee's Key HSM; "" for none.
 	KeyHSM, KeyHSMCertificate string
+	Trustee                   string // folder of a Key HSM's trustee; "" for none
 
 	HDFS   string // folder of HDFS' configuration; "" for none
 	AsUser string // short name of a user who reads files in encryption zones; "" for none
@@ -70,6 +71,7 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 	f.StringVar(&o.KeyHSM, "keyhsm", "", "URL of the Key HSM that the trustee's command names")
 	f.StringVar(&o.KeyHSMCertificate, "keyhsm-cert", "", "file with the certificate of that Key HSM")
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
+	f.StringVar(&o.Trustee, "trustee", "", "folder of a trustee on this host whose deposits the Key HSM wraps")
 	f.StringVar(&o.Backup, "backup", "", "file of the newest backup of the metastore, to check it and its age")
 	f.StringSliceVar(&o.Only, "only", nil, "make only these checks, and those that they need")
 	f.StringVar(&o.Explain, "explain", "", "describe this check, and make none")

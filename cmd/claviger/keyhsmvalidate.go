@@ -2,20 +2,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 
-	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/secret"
 	"claviger/terminal"
-	"claviger/trustee/location"
-	"claviger/trustee/server"
+	trusteehost "claviger/trustee/host"
 )
 
 func newKeyHSMValidate() *cobra.Command {
@@ -40,13 +35,8 @@ This user must be able to read the folder; the folder may belong to another user
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
-			var deposits keyhsmhost.Deposits
-			if dir != "" {
-				deposits = func(ctx context.Context, keeper *keyhsm.Keeper) (string, error) {
-					return openDeposits(ctx, keeper, dir)
-				}
-			}
-			return printChecks(&out, keyhsmhost.Validate(ctx, &set, keyhsmhost.Validation{Deposits: deposits}))
+			return printChecks(&out, keyhsmhost.Validate(ctx, &set, keyhsmhost.Validation{
+				Deposits: trusteehost.Deposits(dir)}))
 		},
 	}
 	keyHSMConf(cmd, &conf)
@@ -54,31 +44,6 @@ This user must be able to read the folder; the folder may belong to another user
 		"folder of a trustee whose wrapped deposits are checked, as "+trusteeFolder)
 	out.Flag(cmd)
 	return cmd
-}
-
-// openDeposits opens one deposit of each key pair that wraps deposits of a trustee.
-func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text string, err error) {
-	folder, err := location.Load(dir)
-	if err != nil {
-		return "", err
-	}
-	store, release, err := location.OpenReadOnly(ctx, folder)
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, release()) }()
-	w := server.NewWrapped(store, keeper)
-	counts, err := w.Count(ctx)
-	if err != nil {
-		return "", err
-	}
-	if len(counts) == 0 {
-		return "no deposit in " + dir + " is wrapped", nil
-	}
-	for _, id := range slices.Sorted(maps.Keys(counts)) {
-		text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)
-	}
-	return text + "one of each was opened", errors.Join(w.Unopened(ctx)...)
 }
 
 // printChecks prints the checks. It returns an error if one of them failed.

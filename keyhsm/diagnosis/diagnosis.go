@@ -9,6 +9,7 @@ import (
 	"claviger/doctor"
 	"claviger/keyhsm"
 	"claviger/keyhsm/host"
+	trusteehost "claviger/trustee/host"
 )
 
 // Role is the Key HSM as a role of claviger doctor.
@@ -62,10 +63,12 @@ func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 			Cure:     "trust the trustee's certificate: claviger keyhsm trust",
 			Run:      s.result(ofCertificates)},
 		{ID: "D-keyhsm-deposits", Title: "deposits of the trustee", Needs: []string{"D-keyhsm-pair"},
-			Measures: "nothing: the doctor does not know the folder of the trustee",
-			Why:      "a pair that works is not always the pair that wraps a trustee's deposits",
-			Cure:     "run claviger keyhsm validate --trustee DIR on a host that has both",
-			Run:      s.result(ofDeposits)},
+			Measures: "the deposits in the trustee's folder of --trustee are counted, and one of each pair of keys " +
+				"is opened",
+			Why: "a pair that works is not always the pair that wraps a trustee's deposits",
+			Cure: "name the token that has the pair of these deposits; without the trustee's folder on this host, " +
+				"run claviger doctor --role trustee --keyhsm URL on the trustee's host",
+			Run: s.result(ofDeposits)},
 	}}}, func() error { return nil }, nil
 }
 
@@ -91,7 +94,8 @@ func (s *service) secrets(context.Context) []doctor.Finding {
 }
 
 func (s *service) token(ctx context.Context) []doctor.Finding {
-	s.checks = host.Validate(ctx, &s.settings, host.Validation{Careful: true})
+	s.checks = host.Validate(ctx, &s.settings, host.Validation{Careful: true,
+		Deposits: trusteehost.Deposits(s.options.Trustee)})
 	return s.result(ofToken)(ctx)
 }
 

@@ -1,6 +1,9 @@
 package diagnosis
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -101,12 +104,37 @@ func TestNodesInURI(t *testing.T) {
 
 // TestNodesOfServer: the host of a server that runs is compared with the URI.
 func TestNodesOfServer(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace(t, &lookupHost, func(_ context.Context, name string) ([]string, error) {
+		if name == host {
+			name = "127.0.0.1"
+		}
+		return []string{name}, nil
+	})
 	l := newLab(t)
 	l.ownPort()
-	l.hdfs(hdfsPath, "kms://http@127.0.0.1:"+l.props["hadoop.kms.http.port"]+"/kms")
+	port := l.props["hadoop.kms.http.port"]
+	l.hdfs(hdfsPath, "kms://http@127.0.0.1:"+port+"/kms")
 	l.serve()
 	text, err := l.check("D-hdfs-nodes")
-	if err != nil || !strings.Contains(text, "D-hdfs-nodes") || strings.Contains(text, "skipped  D-hdfs-nodes") {
+	if err != nil || !strings.Contains(text, host+" is in the URI") {
 		t.Errorf("%v\n%s", err, text)
 	}
+	l.hdfs(hdfsPath, "kms://http@192.0.2.7:"+port+"/kms")
+	text, _ = l.check("D-hdfs-nodes")
+	golden(t, "nodes.golden", map[string]string{"a node that is not in the URI": strings.ReplaceAll(
+		l.lines(text, "D-hdfs-nodes"), " "+host+" ", " HOST ")}, true)
+}
+
+// TestOtherVersions: a node of another version, or of an unknown one, is found.
+func TestOtherVersions(t *testing.T) {
+	var b strings.Builder
+	for _, f := range nodeFindings([]kms.Node{{Name: "process 1 on kms-1", Version: "1.0.0"},
+		{Name: "process 1 on kms-2", Version: "1.1.0"}, {Name: "process 1 on kms-3"}}) {
+		fmt.Fprintf(&b, "  %s  %s\n", f.Status, f.Measured)
+	}
+	golden(t, "versions.golden", map[string]string{"three versions": b.String()}, true)
 }

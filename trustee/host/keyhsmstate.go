@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"claviger/keyhsm"
+	"claviger/trustee/location"
 	"claviger/trustee/server"
 )
 
@@ -47,4 +50,35 @@ func InspectKeyHSM(ctx context.Context, c Config, store server.Store) (state Key
 	}
 	state.Unopened = wrapped.Unopened(ctx)
 	return state, nil
+}
+
+// Deposits returns a function that opens one deposit of each pair of keys that has wrapped deposits of the trustee in
+// dir, for the Key HSM's own checks. Its text is for an operator. Without a folder it returns nil.
+func Deposits(dir string) func(ctx context.Context, keeper *keyhsm.Keeper) (text string, err error) {
+	if dir == "" {
+		return nil
+	}
+	return func(ctx context.Context, keeper *keyhsm.Keeper) (text string, err error) {
+		folder, err := location.Load(dir)
+		if err != nil {
+			return "", err
+		}
+		store, release, err := location.OpenReadOnly(ctx, folder)
+		if err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, release()) }()
+		w := server.NewWrapped(store, keeper)
+		counts, err := w.Count(ctx)
+		if err != nil {
+			return "", err
+		}
+		if len(counts) == 0 {
+			return "no deposit in " + dir + " is wrapped", nil
+		}
+		for _, id := range slices.Sorted(maps.Keys(counts)) {
+			text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)
+		}
+		return text + "one of each was opened", errors.Join(w.Unopened(ctx)...)
+	}
 }
