@@ -53,7 +53,7 @@ func newMigrateCommand() *cobra.Command {
 HSM. Each key gets new versions there. Key material never moves. The source is only read.
 
 The usual order: plan, run (or cloudera.hsmkp.initiatemigration, which has the server do it at its start), verify;
-re-encrypt the zones; status, verdict, finish.
+re-encrypt the zones; status, verdict, report, finish.
 
 Exit status: 0 all is well; 1 an error; 2 the command line is wrong; 3 a person must decide something: a key cannot
 be imported, a key differs, or the source is still needed.`,
@@ -71,13 +71,7 @@ func newMigratePlan() *cobra.Command {
 			"what a run would do.\n\n"+migrateStatuses, hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
-			hdfsFlag(cmd, f)
-			cmd.Flags().StringVar(&f.asUser, "as-user", "",
-				"short name of a user who reads files in encryption zones; plan opens an EDEK at the source for this "+
-					"user")
-			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "",
-				"short name of the NameNode's user (default: from its principal in --hdfs-conf, else "+
-					"claviger.kms.hdfs.superusers)")
+			planFlags(cmd, f)
 		},
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
@@ -248,10 +242,19 @@ func newMigrateReport() *cobra.Command {
 	var o evidence.Options
 	return migrateCommand(evidence.Use, evidence.Short, evidence.Long, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
-			hdfsFlag(cmd, f)
+			planFlags(cmd, f)
 			o.Define(cmd)
 		},
 		func(m *migration) error { return o.Report(m.ctx, m.svc, m.engine, m.flags.hdfs, m.out, m.stderr) })
+}
+
+func planFlags(cmd *cobra.Command, f *migrateFlags) {
+	hdfsFlag(cmd, f)
+	cmd.Flags().StringVar(&f.asUser, "as-user", "",
+		"short name of a user who reads files in encryption zones; plan opens an EDEK at the source for this user")
+	cmd.Flags().StringVar(&f.nameNode, "namenode-user", "",
+		"short name of the NameNode's user (default: from its principal in --hdfs-conf, else "+
+			"claviger.kms.hdfs.superusers)")
 }
 
 func hdfsFlag(cmd *cobra.Command, f *migrateFlags) {
