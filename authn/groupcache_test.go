@@ -55,8 +55,8 @@ func TestGroupWaits(t *testing.T) {
 	})
 }
 
-// TestStrangersNeedSlots: a name that the directory never knew needs one of the slots for strangers, also when the
-// directory has failed for it, or has said that it does not exist. A user needs none.
+// TestStrangersNeedSlots: the lookup of a name that the directory never knew needs one of the slots for strangers, also
+// when an earlier lookup of the name has failed, or has found no such user. The lookup of a known user needs no slot.
 func TestStrangersNeedSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lookups := map[string]int{}
@@ -97,7 +97,7 @@ func TestGroupCacheRoom(t *testing.T) {
 	g.now = func() time.Time { return now }
 	const limit = 20
 	g.Limit(limit, 1)
-	look := func(name string, count, want int) {
+	fill := func(name string, count, want int) {
 		t.Helper()
 		for i := range count {
 			g.Of(fmt.Sprint(name, i))
@@ -106,10 +106,10 @@ func TestGroupCacheRoom(t *testing.T) {
 			t.Errorf("%s: %d users are cached, want %d", name, cached, want)
 		}
 	}
-	look("old", limit/2, limit/2)
+	fill("old", limit/2, limit/2)
 	now = now.Add(time.Minute)
-	look("new", limit/2, limit)
-	look("one more", 1, limit/2+1)
+	fill("new", limit/2, limit)
+	fill("one more", 1, limit/2+1)
 	for name := range g.cache {
 		if strings.HasPrefix(name, "old") {
 			t.Errorf("%s is still cached", name)

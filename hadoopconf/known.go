@@ -59,8 +59,8 @@ var KMS = []Known{
 	{"claviger.http.max.connections", "8192",
 		"maximum number of connections from clients; one more is closed at once, and its client goes to another node"},
 	{"claviger.http.max.connections.per.address", "",
-		"maximum number of connections from one IPv4 address, or one /64 network of IPv6; empty: half of all; 0: " +
-			"no limit"},
+		"maximum number of connections from one IPv4 address, or one /64 network of IPv6; empty: half of " +
+			"claviger.http.max.connections; 0: no limit"},
 	{"claviger.http.unlimited.addresses", "127.0.0.1,::1",
 		"addresses and networks, separated by commas, without the limit per address: balancers, proxies, NAT"},
 	{"claviger.console.details", "127.0.0.1,::1",
@@ -331,16 +331,17 @@ var KMS = []Known{
 		"password of that store; better in a credential store. Without a password, JKS and JCEKS are read " +
 			"unchecked, as by Java"},
 	{"claviger.client.kerberos.principal", "",
-		"the principal of this server at another KMS that wants Kerberos; _HOST is the name of this host; " +
+		"the principal of this server at another KMS that requires Kerberos; _HOST is the name of this host; " +
 			"empty: hadoop.kms.authentication.kerberos.principal with its keytab for type kerberos, else the " +
 			"tickets of kinit"},
 	{"claviger.client.kerberos.keytab", "", "keytab with the keys of that principal"},
 	{"claviger.client.kerberos.ccache", "",
-		"without those two: a ticket cache (FILE:/tmp/krb5cc_0), which is used before the server's keytab"},
+		"without claviger.client.kerberos.principal and .keytab: a ticket cache (FILE:/tmp/krb5cc_0), which is used " +
+			"before the server's keytab"},
 	{"claviger.source.timeout", "10s", "how long one call to a source may take"},
 	{"claviger.source.max.waiting", "256",
-		"how many requests may wait for sources at a time; one user never has more than are left for all " +
-			"others; more are sent to another node"},
+		"how many requests may wait for sources at a time; one user never has more of these places than are left " +
+			"for all other users; further requests are sent to another node"},
 	{"claviger.kms.max.num.keys", "100000", "maximum number of EDEKs that one request may generate"},
 	{"claviger.kms.max.batch", "100000", "maximum number of EDEKs in one re-encryption batch"},
 	{"claviger.kms.max.body.bytes", "67108864", "maximum length of the request body of a batch"},
@@ -364,9 +365,9 @@ var KMS = []Known{
 		"maximum number of key versions that one user can make in an hour, by creations and rolls; 0: no limit"},
 	{"claviger.kms.max.metadata.names", "1000", "maximum number of keys that one request for metadata can name"},
 	{"claviger.http.max.parameters", "1024", "maximum number of parameters of a query"},
-	{"claviger.http.slow.grace", "10s", "how long a body or an answer may take at any rate"},
+	{"claviger.http.slow.grace", "10s", "how long a body or an answer may take, however slow it is"},
 	{"claviger.http.slow.rate", "262144",
-		"bytes a second at which a body must arrive, or an answer be read, after that time"},
+		"bytes a second at which a body must arrive, or an answer be read, after claviger.http.slow.grace"},
 	{"claviger.kms.max.wait", "5s",
 		"how long a request waits for a slot before the client is sent to another node (503)"},
 	{"claviger.shutdown.timeout", "15s", "how long running requests may take to end when the server stops"},
@@ -375,7 +376,7 @@ var KMS = []Known{
 			"key can be undeleted; false: they are destroyed at once, as by Hadoop"},
 	{"claviger.hsm.max.searches", "600",
 		"how often a minute the token is searched for names of keys and versions that the metastore does not " +
-			"know; one user never gets more than are left for all others"},
+			"know; one user never gets more searches than are left for all other users"},
 	{"claviger.hsm.generate", "encrypted",
 		"how fresh EDEKs are made; encrypted: the HSM encrypts for each; implied: the EDEK is random, and so is " +
 			"the DEK that the HSM will decrypt it to, if the HSM has proved the key within " +

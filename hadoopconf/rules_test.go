@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestForeignRules: the folder of a KMS with other rules is refused. Hadoop's own manager, or none, is accepted.
+// TestForeignRules: the configuration of a KMS with another authorization manager is refused. Hadoop's own manager is
+// accepted, and so is a configuration without one.
 func TestForeignRules(t *testing.T) {
 	const ranger = "org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer"
 	for _, c := range []struct {

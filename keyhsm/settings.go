@@ -212,7 +212,7 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	return s, warnings, nil
 }
 
-// parseSettings parses lines "name = value". path is the file's, for messages.
+// parseSettings parses lines "name = value". path is the path of the file, for messages.
 func parseSettings(path string, data []byte) (s Settings, warnings []string, err error) {
 	seen := map[string]bool{}
 	lines := bufio.NewScanner(bytes.NewReader(data))

@@ -138,18 +138,18 @@ func readError(op string, status int, data []byte) error {
 		}
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"the server answered with status %d, and not in the protocol of Key HSM; is the address that of a Key HSM?",
+		"the server answered with status %d, and not in the protocol of Key HSM; is this the address of a Key HSM?",
 		status)
 }
 
-// remoteError is an error message from the server. is, unless nil, is the error that it wraps.
+// remoteError is an error message from the server.
 type remoteError struct {
 	message string
-	is      error
+	wraps   error // nil: none
 }
 
 func (e remoteError) Error() string { return e.message }
-func (e remoteError) Unwrap() error { return e.is }
+func (e remoteError) Unwrap() error { return e.wraps }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	data, err := json.Marshal(v)

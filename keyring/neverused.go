@@ -74,8 +74,8 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 }
 
 // migratedAs returns the time of creation of the source's key that a migration took over under the version's name, if
-// the source has another key of the name now. It returns zero if the key is the same, if the times do not show it, and
-// if no two keys can share the version's name.
+// the source has another key of the name now. It returns zero if the key is the same, if the times of creation do not
+// show that it is another key, and if no two keys can share the version's name.
 func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 	now *claviger.Metadata) (time.Time, error) {
 	list, err := r.origins.of(ctx, v.Key)

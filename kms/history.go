@@ -9,7 +9,7 @@ import (
 	"claviger/migrate"
 )
 
-// history returns the records of migrations in the metastore; nil without one.
+// history returns the records of migrations in the metastore; nil if there is no metastore.
 func (s *Service) history() keyring.History {
 	if s.Store == nil {
 		return nil

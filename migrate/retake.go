@@ -9,7 +9,7 @@ import (
 	"claviger/typo"
 )
 
-// adopted returns the keys whose records here an operator's adoption made.
+// adopted returns the keys whose records here were made by claviger hsm adopt.
 func (e *Engine) adopted(ctx context.Context, keys []string) (map[string]bool, error) {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
@@ -25,8 +25,8 @@ func (e *Engine) adopted(ctx context.Context, keys []string) (map[string]bool, e
 
 // readopt decides about a key that an operator's adoption brought back and that differs from the source's key,
 // because the token holds neither attributes nor creation time. The operator must say whether the key was
-// migrated from the source before a backup was restored that does not know it: a user of the source could have
-// made another key of that name there.
+// migrated from the source, and then lost by the restore of an older backup. Otherwise it may be another key: a
+// user of the source could have made a key of the same name there.
 func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item, error) {
 	vs, err := e.cfg.Target.Versions(ctx, it.Key)
 	if err != nil {
@@ -44,9 +44,9 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 	}
 	key := claviger.Printable(it.Key)
 	return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt",
-		fmt.Sprintf("do not delete it: files may be under it; if it was migrated from this source before the "+
-			"metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); if not, copy the "+
-			"files of one of the two to a zone with another key", key)), nil
+		fmt.Sprintf("do not delete the key: files may be encrypted under it; if the key was migrated from this source "+
+			"before the metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); if not, "+
+			"copy the files of one of the two to a zone with another key", key)), nil
 }
 
 // retake makes the record of an adopted key the record of a migrated key.
@@ -93,9 +93,10 @@ func (e *Engine) whyAdoptedConflict(ctx context.Context, key, version string) st
 	value := e.oursValue(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
-		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. Do not "+
-		"delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so that "+
-		"new files can be read, copy the files that were made through the source under %s from there, set %s to %s, "+
+		"too: either key %s is another key than the source's, or the source rolled its key after the migration. Do "+
+		"not delete the key: files may be encrypted under it. If the key was migrated, stop rolls at the source, roll "+
+		"key %s here, so that new files can be read, copy the files that were made through the source under %s from "+
+		"there, set %s to %s, "+
 		"run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and restart "+
 		"every node; if not, copy the files of one of the two to a zone with another key",
 		version, key, key, version, PropOurs, value, key)

@@ -8,9 +8,9 @@ import (
 	"claviger/pkcs11/worker"
 )
 
-// A call that hangs in a worker can be ended only together with the worker, so with all calls that run there. The
-// others are made again in the next worker. If the other keys work, a key whose calls hang is not tried again at once,
-// because each try would end another worker.
+// A call that hangs in a worker can be ended only together with the worker, and so with all calls that run there. The
+// other calls are made again in the next worker. If the other keys work, a key whose calls hang is not tried again at
+// once, because each try would end another worker.
 
 // Pauses after calls with one key that hung while the token worked for others.
 const (
@@ -19,8 +19,8 @@ const (
 )
 
 // hungAlone reports whether a call of the subject hung until its worker was ended, while the token worked for other
-// keys. If so, it records that, and starts the library again for the others. worked is Token.successes when the call
-// began, which was at that time.
+// keys. If so, hungAlone records that, and starts the library again for the other keys. The call began at the time
+// begun, when Token.successes was worked.
 func (t *Token) hungAlone(ctx context.Context, s subject, begun time.Time, worked, generation uint64, err error) bool {
 	var ended worker.GoneError
 	if !s.key || !errors.As(err, &ended) || !ended.Hung || t.successes.Load() == worked {

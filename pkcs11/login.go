@@ -21,7 +21,7 @@ import (
 type login struct {
 	found      candidate
 	made       time.Time
-	generation uint64              // the library's when the login was made
+	generation uint64              // the library's generation when the login was made
 	session    p11.SessionHandle   // stays open: closing the last session logs out
 	idle       []p11.SessionHandle // last in, first out; guarded by Token.mu
 	used       int                 // calls with a session of the login; guarded by Token.mu
@@ -32,7 +32,7 @@ type login struct {
 // The pauses after logins that failed with a code which may mean a wrong PIN. A PIN that the token has accepted in this
 // process is hardly wrong, so its first pause is short, and each pause is twice as long as the one before.
 const (
-	pauseOfDoubt       = time.Minute
+	pauseOfUntestedPIN = time.Minute
 	pauseOfAcceptedPIN = time.Second
 )
 
@@ -86,7 +86,7 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 			if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 				return nil, err
 			}
-			continue // the other caller logged in, or its time ended and ours did not
+			continue // the other caller logged in, or its time ended and the time of this caller did not
 		}
 		f = newFlight()
 		t.connecting = f
@@ -117,17 +117,17 @@ func (t *Token) pauseLogins(err error) {
 	switch {
 	case err == nil:
 		t.doubt = 0
-	case MayBeWrongPIN(err) && errors.As(err, &failed): // each login more may lock the token
-		t.doubt = min(max(2*t.doubt, pauseOfAcceptedPIN), pauseOfDoubt)
+	case MayBeWrongPIN(err) && errors.As(err, &failed): // each further login may lock the token
+		t.doubt = min(max(2*t.doubt, pauseOfAcceptedPIN), pauseOfUntestedPIN)
 		if !failed.accepted {
-			t.doubt = pauseOfDoubt
+			t.doubt = pauseOfUntestedPIN
 		}
 		t.loginErr, t.loginAt = err, time.Now().Add(t.doubt)
 	}
 }
 
-// careful reports whether the PIN is not tried while the token's flags show a wrong try: see Config.Careful. After a
-// login that may have been that wrong try, each process is careful.
+// careful reports whether the PIN must not be tried while the token's flags show that a wrong PIN was tried: see
+// Config.Careful. After a login that may have tried a wrong PIN, each process is careful.
 func (t *Token) careful() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -205,7 +205,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return nil, err
 	}
 	name := found.String()
-	if err := pinFault(found, t.careful(), t.orByItself(", then start again",
+	if err := pinFault(found, t.careful(), t.loginCure(", then start again",
 		"; this server then logs in by itself")); err != nil {
 		return nil, err
 	}
@@ -246,12 +246,13 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	case isPIN(err):
 		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
 			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),
-			t.orByItself(", then start again", "; this server reads a corrected PIN file by itself")), true}
+			t.loginCure(", then start again", "; this server reads a corrected PIN file by itself")), true}
 	}
 	return nil, err
 }
 
-// beginLogin is called before C_Login, and ended after it. Once the token is closed, no login begins.
+// beginLogin must be called before C_Login, and the function ended after C_Login. Once the token is closed, no login
+// begins.
 func (t *Token) beginLogin() (ended func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -284,9 +285,9 @@ func (t *Token) awaitLogin() {
 	}
 }
 
-// orByItself returns the cure of a login that failed, for a process that must be started again, or for a server that is
-// running and goes on by itself.
-func (t *Token) orByItself(startAgain, byItself string) string {
+// loginCure returns the cure of a login that failed: startAgain for a process that must be started again, or byItself
+// for a running server, which logs in again by itself.
+func (t *Token) loginCure(startAgain, byItself string) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.cfg.Serving || t.logins > 0 {

@@ -23,7 +23,8 @@ type pairReader struct {
 	hides  bool                   // whether the private keys do not have the public exponent
 }
 
-// GetAttributeValue tells a private key from a public one by the question: publicExponent asks for two attributes.
+// GetAttributeValue changes attributes of private keys only. The function publicExponent, which reads public keys, is
+// the only one that requests two attributes.
 func (r *pairReader) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	ask []*p11.Attribute) ([]*p11.Attribute, error) {
 	if len(ask) == 2 {
@@ -151,8 +152,8 @@ func TestPairOfTheWrongSize(t *testing.T) {
 }
 
 // TestPairAttributes: a new pair is kept if the token reports that it is protected, and both its keys are destroyed
-// otherwise. Keys of another id are not destroyed, because they may be the keys of another pair. An attribute that is
-// not reported counts as the worse value, unless it only repeats another.
+// otherwise. Keys of another id are not destroyed, because they may be the keys of another pair. An attribute that the
+// token does not report counts as unsafe, except CKA_NEVER_EXTRACTABLE and CKA_LOCAL.
 func TestPairAttributes(t *testing.T) {
 	tok, m, r := openPairReader(t)
 	ctx, id, label := t.Context(), []byte{9}, "pair"
@@ -300,11 +301,11 @@ type halfPair struct {
 
 func (l *halfPair) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public,
 	private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
-	ours, theirs, err := l.Boundary.GenerateKeyPair(s, m, public, private)
+	publicKey, privateKey, err := l.Boundary.GenerateKeyPair(s, m, public, private)
 	if l.made++; err != nil || l.made > 1 && !l.always {
-		return ours, theirs, err
+		return publicKey, privateKey, err
 	}
-	if err := l.DestroyObject(s, theirs); err != nil {
+	if err := l.DestroyObject(s, privateKey); err != nil {
 		return 0, 0, err
 	}
 	return 0, 0, p11.Error(p11.CKR_DEVICE_ERROR)

@@ -14,7 +14,7 @@ import (
 	"claviger/pkcs11/worker"
 )
 
-// resetToken is a token of a library that does nothing, each of whose calls takes that time.
+// resetToken returns a token of a library whose calls do nothing, and take the time latency.
 func resetToken(latency time.Duration) (*Token, *Meter) {
 	m, b, meter := resettable(nil, nil)
 	meter.SetLatency(latency)

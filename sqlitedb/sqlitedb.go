@@ -1,4 +1,4 @@
-// Package sqlitedb is an SQLite file as our stores use it. The file is made completely or not at all, and only its
+// Package sqlitedb makes and opens the SQLite file of a store. The file is made completely or not at all, and only its
 // owner can read it. It is in WAL mode with synchronous=FULL, so a committed transaction survives a power cut. One
 // connection writes, and several read.
 //
@@ -47,7 +47,7 @@ type Config struct {
 	Shown string
 	// KeepWAL turns SQLite's automatic checkpoints off, because the store itself moves the -wal into the file.
 	KeepWAL bool
-	// CheckLater is the size in bytes from which on Open does not check the pages of the file, which takes long. Then
+	// CheckLater is the size in bytes at which a file is too large for Open to check its pages, which takes long. Then
 	// Unchecked is true, and the store must call CheckPages. 0: Open always checks.
 	CheckLater int64
 	// Finish lets a transaction that has begun continue after its context has ended.
@@ -249,7 +249,7 @@ func (d *DB) Path() string { return d.cfg.shown(d.path) }
 func (d *DB) InMemory() bool { return d.memory }
 
 // Update runs f in one transaction of the writing connection. The error is f's or SQLite's; Fail
-// turns it into one of ours.
+// turns it into a *claviger.Error.
 func (d *DB) Update(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
 	conn, err := d.Writer.Conn(ctx)
 	if err != nil {

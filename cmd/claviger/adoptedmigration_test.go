@@ -95,7 +95,7 @@ func (a *adoptedMigration) takeOver() {
 	a.t.Helper()
 	makeKey(a.t, a.source.kms, newKey("own", "carol"))
 	run := []string{"migrate", "run", "--conf", a.here.dir}
-	out := wants(a.t, false, run, "do not delete it: files may be under it",
+	out := wants(a.t, false, run, "do not delete the key: files may be encrypted under it",
 		"run claviger migrate run --adopted ledger")
 	if strings.Contains(out, "or delete the key that nobody uses") {
 		a.t.Errorf("the output advises to delete the key:\n%s", out)
@@ -109,7 +109,8 @@ func (a *adoptedMigration) takeOver() {
 	a.here.stop()
 	wants(a.t, false, append(run, "--adopted", "nokey"), "the source does not list that key; nothing was done")
 	wants(a.t, false, append(run, "--adopted", "ledgr"), "the source does not list that key; did you mean ledger?")
-	wants(a.t, false, append(run, "--all-adopted"), "1 done", "the source has a version own@0 too", "Do not delete it")
+	wants(a.t, false, append(run, "--all-adopted"), "1 done", "the source has a version own@0 too",
+		"Do not delete the key")
 	// The source's own@0 does not close a key that was not migrated from the source.
 	a.here.start()
 	wantOpen(a.t, "of a key that was made here", a.here.kms, a.own)

@@ -97,7 +97,7 @@ func (s *site) kerberosKDC(context.Context) []doctor.Finding {
 	return doctor.Pass("the KDC has the same key of %s", claviger.Printable(principal))
 }
 
-// lookups of names, which tests change.
+// The lookups of names and addresses. They are variables for tests.
 var (
 	lookupHost = net.DefaultResolver.LookupHost
 	lookupAddr = net.DefaultResolver.LookupAddr
@@ -119,10 +119,11 @@ func (s *site) kerberosNames(ctx context.Context) (list []doctor.Finding) {
 			list = append(list, doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s is %s, which has no name",
 				host, addrs[0])})
 		case !slices.ContainsFunc(names, same):
-			list = append(list, doctor.Finding{Status: doctor.Warning, Measured: fmt.Sprintf("%s is %s, and that is %s",
-				host, addrs[0], claviger.Printable(strings.Join(names, ", ")))})
+			list = append(list, doctor.Finding{Status: doctor.Warning,
+				Measured: fmt.Sprintf("%s is %s, whose name is %s", host, addrs[0],
+					claviger.Printable(strings.Join(names, ", ")))})
 		default:
-			list = append(list, doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s is %s, and that is %[1]s",
+			list = append(list, doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s is %s, whose name is %[1]s",
 				host, addrs[0])})
 		}
 	}

@@ -152,8 +152,8 @@ func TestOpenUses(t *testing.T) {
 	}
 }
 
-// TestFolderNotWritable checks that a folder without the right to write is no place for a file. The test asks as
-// another user than root, because root may write everywhere. The thread of that user is not used again.
+// TestFolderNotWritable checks that writableFolder returns an error for a folder in which this user must not write.
+// Root may write everywhere, so the test becomes another user in one thread, which is not used again.
 func TestFolderNotWritable(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o500); err != nil {

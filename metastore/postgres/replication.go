@@ -48,8 +48,9 @@ func (s *Store) Replication(ctx context.Context) error {
 		s.db.URI(), s.cfg.Property, what)
 }
 
-// Servers returns the timeline of each system that this process has used. A promotion, and a recovery to an earlier
-// time, begin a new timeline; it is read with each new connection before its first use.
+// Servers returns the timeline of each PostgreSQL system (see its system identifier) that this process has used. A
+// promotion, and a recovery to an earlier time, begin a new timeline. Each new connection reads the timeline before its
+// first use.
 func (s *Store) Servers() string {
 	var list []string
 	for system, newest := range s.db.Newest() {

@@ -14,7 +14,7 @@ import (
 
 var faults = faultsql.Register("sqlite with faults", "sqlite")
 
-// injectFaults lets the stores that this test opens use the driver with faults.
+// injectFaults makes the stores that this test opens use the driver with faults.
 func injectFaults(t *testing.T) {
 	t.Helper()
 	before := sqlitedb.Driver

@@ -16,7 +16,7 @@ import (
 
 // A server may make EDEKs without the token, see eek.Implied. The token must hold the version's key then, or nobody
 // could open the EDEKs. So a version has a lease: its key has proved itself, by its check value, a short time ago. Each
-// encryption for a request that succeeds renews the lease, and so does a proof that the use of the lease begins.
+// successful encryption for a request renews the lease. If a lease is used, proofs in the background renew it too.
 
 const (
 	// renewLimit is how long a proof may take.
@@ -25,11 +25,11 @@ const (
 	maxRenewals = 16
 	// retryPause is the pause after a proof that failed, before the next one in the background.
 	retryPause = 500 * time.Millisecond
-	// renewalsInLease is how often a lease in use is renewed in its length. So at least three quarters of a lease are
-	// left when the HSM goes away.
+	// renewalsInLease is the number of renewals of a lease in use during its length. So at least three quarters of a
+	// lease are left when the HSM stops to answer.
 	renewalsInLease = 4
-	// proofGrain is by how much a proof must be newer to be recorded, so that not every encryption writes to memory
-	// that all processors use.
+	// proofGrain is the shortest time between two recorded proofs of a key. Otherwise every encryption would write to
+	// memory that all processors use.
 	proofGrain = int64(time.Millisecond)
 )
 
@@ -50,7 +50,7 @@ type renewal struct {
 	err  error // read it after done is closed
 }
 
-// prove records that the key proved itself in a call that began then.
+// prove records that the key proved itself in a call that began at the time began.
 func (l *lease) prove(began time.Duration) {
 	for {
 		last := l.proved.Load()
@@ -77,8 +77,8 @@ func (l *lease) age(now time.Duration) (age time.Duration, ok bool) {
 	return now - time.Duration(proved), proved != 0
 }
 
-// isDue reports whether the lease should be renewed in the background. A token that has come back since the last proof
-// may be another one.
+// isDue reports whether the lease should be renewed in the background. If the token was lost and opened again since the
+// last proof, it may be another token, and the lease is due.
 func (p *Provider) isDue(e *entry, age, length, now time.Duration) bool {
 	if age < length/renewalsInLease && e.verified.Load() == p.epoch.Load()+1 {
 		return false
@@ -198,8 +198,8 @@ func (p *Provider) runRenewal(ctx context.Context, e *entry, r *renewal) {
 	close(r.done)
 }
 
-// proveKey lets the token encrypt the check block with a version that the store knows, or the standby while the first
-// token does not answer.
+// proveKey has the token encrypt the check block with a version that the store knows. While the first token does not
+// answer, the standby encrypts.
 func (p *Provider) proveKey(ctx context.Context, e *entry) error {
 	const op = "hsm.Lease"
 	m, v, err := p.store.ByVersion(ctx, e.name)

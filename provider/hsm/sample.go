@@ -12,8 +12,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// sampleDiffers reports whether a few keys are in another state than the last comparison found: the token has newly
-// lost a version, or has a lost version again.
+// sampleDiffers compares a few keys. It reports whether one of them is in another state than the last comparison found:
+// the token has newly lost a version, or has a lost version again.
 func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, error) {
 	keys, err := p.sampleKeys(ctx, scope)
 	if err != nil {
@@ -44,8 +44,8 @@ func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, 
 	return false, nil
 }
 
-// manyNames is the number of names from which on a step takes its sample from the names that the server's last periodic
-// check read. It is a variable for tests.
+// manyNames limits how long a step takes. With so many names or more, a step takes its sample from the names that the
+// server's last periodic check read. It is a variable for tests.
 var manyNames = 1000
 
 // sampleKeys reads the keys of a sample. If there are many names, sampleKeys uses the names that the server's last

@@ -95,7 +95,7 @@ func TestProcesses(t *testing.T) {
 // readable and writable.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
-	said := []string{}
+	printed := []string{}
 	for round := range 6 {
 		cmd := worker(t, path, fmt.Sprintf("r%d-", round), 1000)
 		out, err := cmd.StdoutPipe()
@@ -107,7 +107,7 @@ func TestKill(t *testing.T) {
 		}
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
-			said = append(said, lines.Text())
+			printed = append(printed, lines.Text())
 			if strings.HasPrefix(lines.Text(), fmt.Sprintf("r%d-2", round)) {
 				// Kill it during the next key, which takes some milliseconds.
 				time.AfterFunc(time.Duration(round)*1700*time.Microsecond, func() { _ = cmd.Process.Kill() })
@@ -121,14 +121,14 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range said {
+		for _, name := range printed {
 			if !slices.Contains(names, name) {
 				t.Errorf("round %d: key %q was made and does not exist", round, name)
 			}
 		}
 		name := fmt.Sprintf("after-%d", round)
 		mustCreate(t, p, name)
-		said = append(said, name)
+		printed = append(printed, name)
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}

@@ -25,7 +25,7 @@ type diverged struct {
 	// folder is the folder of the KMS. A provider that is opened from it remembers its changes; p and q do not.
 	folder     string
 	clockAhead time.Duration     // how far p's clock is ahead
-	first      map[string]string // first version of each key, by key name
+	first      map[string]string // the first version of each key at the server, by key name; see create, makeAside
 }
 
 // diverge makes keys, and copies the server.
@@ -70,7 +70,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// create makes a key, and stores its version in made under name+suffix.
+// create makes a key, and stores its version in first under name+suffix.
 func (s *diverged) create(p *keytrustee.Provider, name, suffix string, bits int) {
 	s.t.Helper()
 	v, err := p.Create(s.t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: bits})
@@ -120,7 +120,7 @@ func TestRecoverKeys(t *testing.T) {
 	for _, text := range []string{`REVIVED key "deleted"`, `REVIVED key "purged"`,
 		`key "both": the store has another`} {
 		if !strings.Contains(left, text) {
-			t.Errorf("Left lacks %q: %s", text, left)
+			t.Errorf("NotAdded lacks %q: %s", text, left)
 		}
 	}
 	names, err := s.p.Keys(ctx)
@@ -137,8 +137,8 @@ func TestRecoverKeys(t *testing.T) {
 	}
 }
 
-// makeAside makes versions at the copy that Recover sets aside, and returns them. made has them by key name and "
-// there".
+// makeAside makes versions at the copy that Recover sets aside, and returns them. The map first has each of them under
+// the key's name and " there".
 func (s *diverged) makeAside() []string {
 	s.t.Helper()
 	s.roll(s.p, "rolled")

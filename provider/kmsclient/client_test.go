@@ -65,7 +65,7 @@ func TestLoginRefused(t *testing.T) {
 		"kerberos": {func(w http.ResponseWriter) {
 			w.Header().Set("WWW-Authenticate", "Negotiate")
 			w.WriteHeader(401)
-		}, claviger.Denied, "wants Kerberos"},
+		}, claviger.Denied, "requires Kerberos"},
 		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(403) }, claviger.Denied,
 			`refuses the login of user "mig"`},
 		"no cookie": {func(w http.ResponseWriter) {}, claviger.Denied, "gave no hadoop.auth cookie"},

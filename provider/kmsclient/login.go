@@ -116,7 +116,7 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	case negotiates && p.opt.Negotiate != nil:
 		return "", &failure{err: errWantsKerberos, untouched: true}
 	case negotiates:
-		err = fmt.Errorf("KMS %s wants Kerberos, and no Kerberos login is configured here (set "+
+		err = fmt.Errorf("KMS %s requires Kerberos, and no Kerberos login is configured here (set "+
 			"claviger.client.kerberos.principal and .keytab)", h.base)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
 		err = fmt.Errorf("KMS %s refuses the login of user %q by simple authentication: %s", h.base,

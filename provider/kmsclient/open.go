@@ -6,8 +6,8 @@
 // log and its caches see every use of its keys.
 //
 // The hosts share the load. If a host cannot be reached, the client tries the next one, as Hadoop's
-// LoadBalancingKMSClientProvider does. Unlike that, it never repeats a creation, rollover or deletion that a host may
-// have executed.
+// LoadBalancingKMSClientProvider does. Unlike that class, the client never repeats a creation, rollover or deletion
+// that a host may have executed.
 package kmsclient
 
 import (
@@ -87,7 +87,7 @@ var (
 )
 
 // Scheme is the registry's entry for kms://. tlsFor makes the TLS configuration for https URIs, e.g. from
-// ssl-client.xml; nil trusts the system's roots. negotiate and store are those of Options.
+// ssl-client.xml; nil trusts the system's roots. negotiate and store become the fields of Options.
 func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate, store func() string) provider.Scheme {
 	open := func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
 		opt, err := optionsOf(env)

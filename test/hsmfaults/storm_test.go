@@ -30,8 +30,8 @@ func long[T int | time.Duration](n T) T {
 // would go to requests that show nothing new.
 const pause = 20 * time.Millisecond
 
-// aFault makes one fault at random, or ends all.
-func (l *faultyKMS) aFault(r *rand.Rand, inWorker bool) {
+// randomFault makes one fault at random, or ends all faults.
+func (l *faultyKMS) randomFault(r *rand.Rand, inWorker bool) {
 	all := codes()
 	functions := []faultmodule.Function{faultmodule.EncryptInit, faultmodule.Encrypt, faultmodule.FindObjectsInit,
 		faultmodule.FindObjects, faultmodule.OpenSession, faultmodule.GetSessionInfo, faultmodule.GenerateKey,
@@ -79,8 +79,8 @@ func TestStorm(t *testing.T) { storm(t, false, long(10*time.Second)) }
 // TestStormOfAWorker: faults at random under load, of the library in a process of its own, which also crashes.
 func TestStormOfAWorker(t *testing.T) { storm(t, true, long(50*time.Second)) }
 
-// storm checks that no answer is wrong, that all that was re-encrypted opens, that everything works afterwards, and
-// that nothing is left over.
+// storm checks that no answer is wrong, that each re-encrypted EDEK can be decrypted, that all operations work
+// afterwards, and that no step is left unfinished.
 func storm(t *testing.T, inWorker bool, length time.Duration) {
 	t.Helper()
 	l := newFaultyKMS(t, inWorker)
@@ -131,7 +131,7 @@ func storm(t *testing.T, inWorker bool, length time.Duration) {
 	})
 	logins := l.Calls(faultmodule.Login)
 	for ctx.Err() == nil {
-		l.aFault(r, inWorker)
+		l.randomFault(r, inWorker)
 		time.Sleep(time.Duration(20+r.IntN(60)) * time.Millisecond)
 	}
 	clients.Wait()

@@ -26,7 +26,7 @@ func (r *running) metrics(cfg *server.Config) *console.Metrics {
 	m.ServerCertificate(r.tls.Certificate)
 	r.connections.AddMetrics(m)
 	if s, ok := cfg.Store.(interface{ Failures() int64 }); ok {
-		m.Counter("claviger_trustee_store_errors_total", "Times that the store could not do what it was asked for.",
+		m.Counter("claviger_trustee_store_errors_total", "Operations of the store that failed.",
 			func() float64 { return float64(s.Failures()) })
 	}
 	if s, ok := cfg.Store.(interface {
