@@ -171,21 +171,22 @@ func (c *counter) readReferences(ctx context.Context) error {
 func (c *counter) resolve() {
 	c.sortOwn()
 	root, _ := c.folderOf(fsimage.RootID)
-	c.tree.setAnchors(func(f uint32) bool { return f == root || len(c.placesOf(c.folders[f])) > 0 })
+	moved := c.movedFolders()
+	anchors := map[uint32]bool{root: true}
+	for _, m := range moved {
+		anchors[m.folder] = true
+	}
+	c.tree.setAnchors(func(f uint32) bool { return anchors[f] })
 	c.tree.reaches[root] = current
 	for changed := true; changed; {
 		changed = false
-		for places := c.places; len(places) > 0; {
-			of := places[:1]
-			for len(of) < len(places) && places[len(of)].inode == of[0].inode {
-				of = places[:len(of)+1]
+		for _, m := range moved {
+			if m.folder == root {
+				continue
 			}
-			places = places[len(of):]
-			if f, ok := c.folderOf(of[0].inode.id()); ok && f != root {
-				if p, r := c.bestPlace(of, c.tree.parents[f]&^trashFlag); r > c.tree.reaches[f] {
-					c.tree.reaches[f], c.tree.best[f] = r, p
-					changed = true
-				}
+			if p, r := c.bestPlace(m.places, c.tree.parents[m.folder]&^trashFlag); r > c.tree.reaches[m.folder] {
+				c.tree.reaches[m.folder], c.tree.best[m.folder] = r, p
+				changed = true
 			}
 		}
 	}
@@ -200,6 +201,37 @@ func (c *counter) resolve() {
 		}
 	}
 	c.tree.setZones(zones)
+}
+
+// movedFolder is a folder with other places than that of the index.
+type movedFolder struct {
+	folder uint32 // number
+	places []place
+}
+
+// movedFolders returns the folders with other places. Folders and places are both in the order of ids.
+func (c *counter) movedFolders() (moved []movedFolder) {
+	folder := 0
+	for places := c.places; len(places) > 0; {
+		id, n := places[0].inode.id(), countPlaces(places)
+		for folder < len(c.folders) && c.folders[folder] < id {
+			folder++
+		}
+		if folder < len(c.folders) && c.folders[folder] == id {
+			moved = append(moved, movedFolder{uint32(folder), places[:n]}) //nolint:gosec // < maxFolders
+		}
+		places = places[n:]
+	}
+	return moved
+}
+
+// countPlaces returns how many places at the beginning of a list are those of its first inode.
+func countPlaces(list []place) int {
+	n := 1
+	for n < len(list) && list[n].inode == list[0].inode {
+		n++
+	}
+	return n
 }
 
 // bestPlace returns the place with the farthest reach. parent is the number + 1 of the folder in the index, or 0.

@@ -21,13 +21,13 @@ type special struct {
 	edeks  []needed
 }
 
-// fill finds which EDEKs of a file are needed.
-func (s *special) fill(c *counter, id uint64, copies, own []copied) {
+// fill finds which EDEKs of a file are needed. places are its places besides that of the index.
+func (s *special) fill(c *counter, id uint64, places []place, copies, own []copied) {
 	*s = special{copies: copies, own: own, edeks: s.edeks[:0]}
 	if e := c.index.find(id); e != nil {
 		s.parent = *e&folderMask + 1
 	}
-	s.place, s.far = c.bestPlace(c.placesOf(id), s.parent)
+	s.place, s.far = c.bestPlace(places, s.parent)
 	if s.far == 0 || len(own) == 0 {
 		return
 	}
@@ -60,7 +60,7 @@ func (s *special) need(n needed) {
 // eachSpecial calls f for each file with copies or several places.
 func (c *counter) eachSpecial(f func(s *special)) {
 	var s special
-	copies, own := c.copies, c.own
+	places, copies, own := c.places, c.copies, c.own
 	for len(copies)+len(own) > 0 {
 		id := ^uint64(0)
 		if len(copies) > 0 {
@@ -69,8 +69,15 @@ func (c *counter) eachSpecial(f func(s *special)) {
 		if len(own) > 0 {
 			id = min(id, own[0].inode.id())
 		}
+		for len(places) > 0 && places[0].inode.id() < id {
+			places = places[1:]
+		}
+		k := 0
+		if len(places) > 0 && places[0].inode.id() == id {
+			k = countPlaces(places)
+		}
 		n, m := countID(copies, id), countID(own, id)
-		s.fill(c, id, copies[:n], own[:m])
+		s.fill(c, id, places[:k], copies[:n], own[:m])
 		f(&s)
 		copies, own = copies[n:], own[m:]
 	}

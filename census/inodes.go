@@ -209,18 +209,31 @@ func (r *reader) directory(n *fsimage.INode, folder uint32) error {
 
 // copiesOf returns a snapshot's copies of a file's record.
 func (c *counter) copiesOf(id uint64) []copied {
-	return equalRange(c.copies, id, func(r copied) id64 { return r.inode })
+	return recordsOf(c.copies, id)
 }
 
 // ownOf returns the own record of a file with copies or several places. It returns several if the image is damaged.
 func (c *counter) ownOf(id uint64) []copied {
-	return equalRange(c.own, id, func(r copied) id64 { return r.inode })
+	return recordsOf(c.own, id)
+}
+
+// recordsOf returns the records of an inode in a list that is in the order of ids.
+func recordsOf(list []copied, id uint64) []copied {
+	from, to := 0, len(list)
+	for from < to { // as in placesOf
+		if m := (from + to) / 2; list[m].inode.id() < id {
+			from = m + 1
+		} else {
+			to = m
+		}
+	}
+	return list[from : from+countID(list[from:], id)]
 }
 
 // sortOwn ends the reading of own records.
 func (c *counter) sortOwn() {
 	c.own = c.own[:min(c.owned.Load(), uint64(len(c.own)))]
-	slices.SortFunc(c.own, byID(func(r copied) id64 { return r.inode }))
+	slices.SortFunc(c.own, compareCopied)
 }
 
 // candidate is a file that may become evidence for a version.

@@ -44,7 +44,7 @@ func (c *counter) listFile(n *fsimage.INode, version uint32, g *collector, sp *s
 		if len(own) == 0 {
 			return nil
 		}
-		sp.fill(c, n.ID, c.copiesOf(n.ID), own)
+		sp.fill(c, n.ID, c.placesOf(n.ID), c.copiesOf(n.ID), own)
 		for _, e := range sp.edeks {
 			if e.version == version {
 				if err := f(c.where(n.ID, sp.parent, string(n.Name), e.until)); err != nil {

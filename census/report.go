@@ -135,8 +135,10 @@ func (s *Census) makeReport(ctx context.Context) error {
 		r.Warnings = append(r.Warnings, "a rolling upgrade is running since "+timeText(info.RollingUpgrade)+
 			": a rollback brings back an older state, which this image does not show")
 	}
-	t := c.tallyAll()
-	r.LiveINodes, r.Problems = c.check(t)
+	var t *tally
+	var counted *survey
+	both(func() { t = c.tallyAll() }, func() { counted = c.survey() })
+	r.LiveINodes, r.Problems = counted.live, counted.problems(t)
 	r.Complete = len(r.Problems) == 0
 	s.addVersions(t)
 	s.addZones(t)

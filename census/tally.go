@@ -18,6 +18,9 @@ type tally struct {
 	problems  struct{ noRecord, twice uint64 }
 }
 
+// survey has numbers of inodes that must fit together.
+type survey struct{ live, twice, lost, special, missing, several uint64 }
+
 func (t *tally) of(zone, version uint32) *Counts {
 	k := tallyKey{zone, version}
 	if t.counts[k] == nil {
@@ -91,54 +94,54 @@ func (c *counter) tallyAll() *tally {
 	return t
 }
 
-// check compares the counts with each other. It returns how many inodes are live, and what is wrong.
-func (c *counter) check(t *tally) (live uint64, problems []string) {
-	var twice, lost, special, missing uint64
+// survey counts inodes.
+func (c *counter) survey() *survey {
+	s := &survey{live: 1} // the root is nobody's child
 	for _, r := range c.readers {
-		twice, lost, special = twice+r.twice, lost+r.lost, special+r.special
+		s.twice, s.lost, s.special = s.twice+r.twice, s.lost+r.lost, s.special+r.special
 	}
-	twice += t.problems.twice
 	for f, n := range c.tree.children {
 		switch {
 		case n == 0:
 		case c.tree.reach(uint32(f)) == 0: //nolint:gosec // < maxFolders
-			lost += uint64(n - 1)
+			s.lost += uint64(n - 1)
 		case c.tree.reach(uint32(f)) == current: //nolint:gosec // < maxFolders
-			live += uint64(n - 1)
+			s.live += uint64(n - 1)
 		}
 	}
 	for _, p := range c.index.payloads {
 		if p&seenFlag == 0 {
-			missing++
+			s.missing++
 		}
 	}
-	several := uint64(0)
 	for places := c.places; len(places) > 0; {
-		n := 1
-		for n < len(places) && places[n].inode == places[0].inode {
-			n++
-		}
-		several++
+		n := countPlaces(places)
+		s.several++
 		var parent uint32
 		if e := c.index.find(places[0].inode.id()); e != nil {
 			parent = *e&folderMask + 1
 		}
 		switch _, far := c.bestPlace(places[:n], parent); {
 		case far == 0:
-			lost++
+			s.lost++
 		case far == current && parent == 0:
-			live++
+			s.live++
 		}
 		places = places[n:]
 	}
+	return s
+}
+
+// problems says which numbers do not fit together.
+func (s *survey) problems(t *tally) (problems []string) {
 	for _, p := range []struct {
 		n    uint64
 		text string
 	}{
-		{twice, "inodes are in the image twice"},
-		{lost, "inodes are reached by no path, neither live nor in a snapshot"},
-		{missing, "children of folders are not in the image"},
-		{max(several, special) - min(several, special),
+		{s.twice + t.problems.twice, "inodes are in the image twice"},
+		{s.lost, "inodes are reached by no path, neither live nor in a snapshot"},
+		{s.missing, "children of folders are not in the image"},
+		{max(s.several, s.special) - min(s.several, s.special),
 			"inodes that a snapshot or reference names are not in the image"},
 		{t.problems.noRecord, "files that a snapshot holds are not in the image"},
 	} {
@@ -146,7 +149,7 @@ func (c *counter) check(t *tally) (live uint64, problems []string) {
 			problems = append(problems, fmt.Sprintf("%d %s", p.n, p.text))
 		}
 	}
-	return live + 1, problems
+	return problems
 }
 
 // evidence returns the paths of the oldest files of each version.
@@ -184,7 +187,7 @@ func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool)
 		}
 		return c.path(x.folder, x.name, far), true
 	}
-	s.fill(c, x.id, c.copiesOf(x.id), own)
+	s.fill(c, x.id, c.placesOf(x.id), c.copiesOf(x.id), own)
 	for _, e := range s.edeks {
 		if e.version == version {
 			return c.where(x.id, s.parent, x.name, e.until), true
