@@ -17,7 +17,7 @@ import (
 )
 
 // earlyRefusal is a request that is refused before the operation. The audit record has user, real
-// and reason; label is the metric's; logged are parts of the warning in the log.
+// and reason; label is the label of the metric; logged are parts of the warning in the log.
 type earlyRefusal struct {
 	what, target, header      string
 	status                    int

@@ -58,8 +58,8 @@ func (o *Output) writer() io.Writer {
 // Flag gives a command the flag -o, with Text as the default.
 func (o *Output) Flag(cmd *cobra.Command) { o.flag(cmd, Text) }
 
-// JSONFlag gives a command the flag -o, with JSON as the default. It is for commands of another product that print JSON
-// only there.
+// JSONFlag gives a command the flag -o, with JSON as the default. It is for commands that replace commands of another
+// product, which print only JSON.
 func (o *Output) JSONFlag(cmd *cobra.Command) { o.flag(cmd, JSON) }
 
 func (o *Output) flag(cmd *cobra.Command, def Format) {

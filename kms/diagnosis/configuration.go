@@ -102,7 +102,7 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 			"tries nothing as %[1]s", s.user.Name)
 	}
 	return doctor.Warn(fmt.Sprintf("%s; this process runs as user %s: it judges rights by owner and mode, and files "+
-		"that it may not see count as right", s.user.Name, self.Name),
+		"that it may not see count as correct", s.user.Name, self.Name),
 		fmt.Sprintf("run the doctor as %s, or as root", s.user.Name))
 }
 
@@ -126,12 +126,12 @@ func (s *site) confNames(context.Context) []doctor.Finding {
 }
 
 func (s *site) confValues(context.Context) []doctor.Finding {
-	log, doubts := collect()
+	log, warnings := collect()
 	var list []doctor.Finding
 	for _, err := range kms.Faults(s.conf, log) {
 		list = append(list, doctor.Error(err, "")...)
 	}
-	for _, text := range *doubts {
+	for _, text := range *warnings {
 		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	if len(list) == 0 {

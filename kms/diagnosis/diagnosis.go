@@ -48,9 +48,9 @@ type site struct {
 	hsm         *hsm.Provider // nil: it is not open
 	compared    *recovery.Token
 
-	krb       *kms.KerberosFacts // set by D-kerberos-keytab, with krbDoubts
-	krbDoubts []string
-	zk        []kms.ZooKeeperUse // set by D-zk-nodes
+	krb         *kms.KerberosFacts // set by D-kerberos-keytab, with krbWarnings
+	krbWarnings []string
+	zk          []kms.ZooKeeperUse // set by D-zk-nodes
 
 	tls      *kms.ServerTLS   // set by D-tls-chain
 	hdfsSite *hadoopconf.Conf // set by D-hdfs-path, with hdfsKMS

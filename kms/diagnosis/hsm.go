@@ -187,7 +187,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 	if !s.isHSM() {
 		return doctor.Skip("%v", errNoHSM)
 	}
-	c, doubts, err := hsm.TokenConfig(s.firstProvider())
+	c, warnings, err := hsm.TokenConfig(s.firstProvider())
 	if err != nil {
 		return doctor.Error(err, "correct the keystore file, or make it: claviger hsm init")
 	}
@@ -204,7 +204,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 	}
 	s.closers = append(s.closers, s.library.Close)
 	list = doctor.Pass("%s is loaded", c.Module)
-	for _, text := range doubts {
+	for _, text := range warnings {
 		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	return list

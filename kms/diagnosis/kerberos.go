@@ -56,7 +56,7 @@ func (s *site) kerberos() doctor.Group {
 }
 
 func (s *site) kerberosKeytab(context.Context) []doctor.Finding {
-	log, doubts := collect()
+	log, warnings := collect()
 	facts, err := s.service.Kerberos(log) // D-kerberos-rules shows the warnings
 	if err != nil {
 		return doctor.Error(err, "")
@@ -64,7 +64,7 @@ func (s *site) kerberosKeytab(context.Context) []doctor.Finding {
 	if facts == nil {
 		return doctor.Skip("clients do not log in by Kerberos (hadoop.kms.authentication.type)")
 	}
-	s.krb, s.krbDoubts = facts, *doubts
+	s.krb, s.krbWarnings = facts, *warnings
 	var list []doctor.Finding
 	for _, principal := range facts.Principals() {
 		version, types := facts.Newest(principal)
@@ -131,8 +131,8 @@ func (s *site) kerberosNames(ctx context.Context) (list []doctor.Finding) {
 }
 
 func (s *site) kerberosRules(context.Context) (list []doctor.Finding) {
-	for _, doubt := range s.krbDoubts {
-		list = append(list, doctor.WithCure(doctor.Warning, doubt))
+	for _, warning := range s.krbWarnings {
+		list = append(list, doctor.WithCure(doctor.Warning, warning))
 	}
 	_, realm, _ := strings.Cut(s.krb.Principals()[0], "@")
 	for _, sample := range []string{"hdfs/nn.example.com", "HTTP/kms.example.com", "alice"} {

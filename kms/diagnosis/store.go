@@ -124,7 +124,7 @@ func (s *site) storePlace(context.Context) []doctor.Finding {
 }
 
 func (s *site) storeIntegrity(ctx context.Context) []doctor.Finding {
-	log, doubts := collect()
+	log, warnings := collect()
 	r, err := recovery.Verify(ctx, s.conf, "", false, log)
 	if errors.Is(err, location.ErrNone) {
 		s.noStore = true
@@ -139,7 +139,7 @@ func (s *site) storeIntegrity(ctx context.Context) []doctor.Finding {
 	}
 	list := doctor.Pass("keys: %d, versions: %d, deleted keys: %d, interrupted steps: %d", s.facts.Keys,
 		s.facts.Versions, s.facts.Deleted, s.facts.Pending)
-	for _, text := range *doubts {
+	for _, text := range *warnings {
 		list = append(list, doctor.WithCure(doctor.Warning, text))
 	}
 	return list

@@ -51,8 +51,8 @@ func TestWriteSurvivesFaults(t *testing.T) {
 		unneeded int
 	}{
 		{"first key", nil, 0},
-		// Two syncs are not needed: a removal of leftovers, of Hadoop's checksums or of the backup that a power cut
-		// undoes is repeated, and the backup's name need not survive a power cut.
+		// Two syncs are not needed. If a power cut undoes the removal of leftovers, of Hadoop's checksums or of the
+		// backup, the removal is repeated. The backup's name need not survive a power cut.
 		{"another key", func(dir string) error { return create(dir, "first") }, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
