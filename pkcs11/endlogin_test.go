@@ -60,3 +60,16 @@ func TestCloseAfterLogin(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseAwaitsCallers: Close waits for a caller that has its result and has not left the library yet.
+func TestCloseAwaitsCallers(t *testing.T) {
+	tok, _ := open(t)
+	visit, err := tok.module.enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { tok.module.leave(visit) })
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -483,5 +484,38 @@ func TestJoinWhileCallsHang(t *testing.T) {
 		if took := time.Since(begun); took >= drainTimeout {
 			t.Errorf("%s: it took %v", name, took)
 		}
+	}
+}
+
+// TestAwaitLeft: the release of the last user waits until the calls have left the library, for a second at most.
+func TestAwaitLeft(t *testing.T) {
+	for name, c := range map[string]struct {
+		m     *module
+		after time.Duration // after which the call leaves; 0: never
+		want  time.Duration
+	}{
+		"no call":                {&module{users: 1}, 0, 0},
+		"another user":           {&module{users: 2, active: 1}, 0, 0},
+		"a call":                 {&module{users: 1, active: 1}, 300 * time.Millisecond, 300 * time.Millisecond},
+		"a call that hangs":      {&module{users: 1, active: 1}, 0, time.Second},
+		"a reset that waits too": {&module{users: 1, active: 1}, 300 * time.Millisecond, 300 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			waits := make(chan struct{})
+			if name == "a reset that waits too" {
+				c.m.allLeft = waits
+			}
+			begun := time.Now()
+			if c.after > 0 {
+				time.AfterFunc(c.after, func() { c.m.leave(0) })
+			}
+			c.m.awaitLeft()
+			if took := time.Since(begun); took != c.want {
+				t.Errorf("%s: it took %v, want %v", name, took, c.want)
+			}
+			if name == "a reset that waits too" {
+				<-waits
+			}
+		})
 	}
 }
