@@ -169,3 +169,22 @@ func TestSearchFindsNothingOnce(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+// TestReadingFails: a list in which other objects stay, or whose second search fails, is an error and not an empty list.
+func TestReadingFails(t *testing.T) {
+	tok, m, reads, _, label := openOther(t, false)
+	*reads = 1000
+	if list, err := tok.FindLabel(t.Context(), label); list != nil || !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("other objects: %+v, %v", list, err)
+	}
+	*reads = 1
+	m.Reset()
+	failNth(m, "FindObjectsInit", 2, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
+	list, err := tok.FindLabel(t.Context(), label)
+	if list != nil || !errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) {
+		t.Errorf("the second search fails: %+v, %v", list, err)
+	}
+	if list, err := tok.FindLabel(t.Context(), label); err != nil || len(list) != 1 {
+		t.Errorf("afterwards: %+v, %v", list, err)
+	}
+}
