@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -170,7 +172,8 @@ func TestSearchFindsNothingOnce(t *testing.T) {
 	}
 }
 
-// TestReadingFails: a list in which other objects stay, or whose second search fails, is an error and not an empty list.
+// TestReadingFails: if each reading shows other objects, or the second search fails, there is an error and not an empty
+// list.
 func TestReadingFails(t *testing.T) {
 	tok, m, reads, _, label := openOther(t, false)
 	*reads = 1000
@@ -186,5 +189,54 @@ func TestReadingFails(t *testing.T) {
 	}
 	if list, err := tok.FindLabel(t.Context(), label); err != nil || len(list) != 1 {
 		t.Errorf("afterwards: %+v, %v", list, err)
+	}
+}
+
+// TestSecondSearch: a search that finds nothing is repeated. If the second one fails, there is an error. If it finds
+// what the first did not, that is logged.
+func TestSecondSearch(t *testing.T) {
+	tok, m := open(t)
+	id, _ := generate(t, tok, 1, 256)
+	var log bytes.Buffer
+	searches := 0
+	tok.b, tok.log = forgetful{tok.b, &searches}, slog.New(slog.NewTextHandler(&log, nil))
+	search := func(id []byte) (found []p11.ObjectHandle, err error) {
+		err = tok.do(t.Context(), "test", func(l *login, s p11.SessionHandle) (err error) {
+			found, err = tok.searchTwice(l, s, keyTemplate(id, nil))
+			return err
+		})
+		return found, err
+	}
+	if found, err := search([]byte{9}); err != nil || len(found) != 0 || log.Len() > 0 {
+		t.Errorf("no object: %d, %v; the log: %s", len(found), err, &log)
+	}
+	searches = 1
+	found, err := search(id)
+	if err != nil || len(found) != 1 || !strings.Contains(log.String(), "found nothing in one search") {
+		t.Errorf("not shown once: %d, %v; the log: %s", len(found), err, &log)
+	}
+	searches = 1
+	failNth(m, "FindObjectsInit", 2, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
+	if found, err := search(id); !errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) {
+		t.Errorf("the second search fails: %d, %v", len(found), err)
+	}
+}
+
+// TestSameAttributes: two readings are the same if all types and values are.
+func TestSameAttributes(t *testing.T) {
+	label, other := p11.NewAttribute(p11.CKA_LABEL, "a"), p11.NewAttribute(p11.CKA_LABEL, "b")
+	id := p11.NewAttribute(p11.CKA_ID, "a")
+	for i, c := range []struct {
+		a, b []*p11.Attribute
+		same bool
+	}{
+		{[]*p11.Attribute{label, id}, []*p11.Attribute{label, id}, true},
+		{[]*p11.Attribute{label}, []*p11.Attribute{other}, false},
+		{[]*p11.Attribute{label}, []*p11.Attribute{id}, false},
+		{[]*p11.Attribute{label}, nil, false},
+	} {
+		if same := sameAttributes(c.a, c.b); same != c.same {
+			t.Errorf("%d: %t", i, same)
+		}
 	}
 }
