@@ -31,6 +31,9 @@ func markAway(err error) error {
 	}
 	var refused refusal
 	if errors.As(err, &refused) {
+		if errors.As(err, new(heldBack)) && !refused.pin { // it is tried again, as the login before it was
+			return claviger.Unreachable(err)
+		}
 		return err
 	}
 	var code p11.Error

@@ -47,6 +47,14 @@ func TestAway(t *testing.T) {
 		meter.Fail(c.call, 100, p11.Error(c.code))
 		err := open(unchanged)
 		meter.Heal()
+		if MayBeWrongPIN(err) {
+			if again := open(unchanged); !claviger.IsUnreachable(again) || !MayBeWrongPIN(again) {
+				t.Errorf("within the pause: %v", again)
+			}
+			triedPINs.mu.Lock()
+			clear(triedPINs.doubts)
+			triedPINs.mu.Unlock()
+		}
 		if maybe := MayBeWrongPIN(err); maybe != (c.call == "Login" && c.code >= p11.CKR_VENDOR_DEFINED) {
 			t.Errorf("%s: %v: may be a wrong PIN: %t", c.call, p11.Error(c.code), maybe)
 		}

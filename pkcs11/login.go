@@ -13,6 +13,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/filestamp"
 	"claviger/secret"
 )
 
@@ -28,13 +29,6 @@ type login struct {
 	lent       bool                // a call uses session; guarded by Token.mu
 	handles    sync.Map            // keyName -> p11.ObjectHandle
 }
-
-// The pauses after logins that failed with a code which may mean a wrong PIN. A PIN that the token has accepted in this
-// process is hardly wrong, so its first pause is short, and each pause is twice as long as the one before.
-const (
-	pauseOfUntestedPIN = time.Minute
-	pauseOfAcceptedPIN = time.Second
-)
 
 // refusal marks an error of a login that failed, or was not tried, for a reason that does not go away when the
 // library is initialised again.
@@ -70,11 +64,10 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 			return l, nil
 		}
 		t.login = nil // a reset for another token of the library ended it
-		if wait := time.Until(t.loginAt); wait > 0 {
+		if time.Until(t.loginAt) > 0 {
 			err := t.loginErr
 			t.mu.Unlock()
-			return nil, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "",
-				"%v; the next login is tried in %v", err, wait.Round(time.Second))
+			return nil, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
 		}
 		f := t.connecting
 		if f != nil {
@@ -111,27 +104,19 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 	}
 }
 
-// pauseLogins sets the time of the next login after a login that ended with err. The caller holds t.mu.
+// pauseLogins sets the time of the next attempt to log in after an attempt that ended with err. If the PIN may be
+// wrong, the attempt only reads it again until its pause is over: see doubt. The caller holds t.mu.
 func (t *Token) pauseLogins(err error) {
-	var failed loginError
-	switch {
-	case err == nil:
-		t.doubt = 0
-	case MayBeWrongPIN(err) && errors.As(err, &failed): // each further login may lock the token
-		t.doubt = min(max(2*t.doubt, pauseOfAcceptedPIN), pauseOfUntestedPIN)
-		if !failed.accepted {
-			t.doubt = pauseOfUntestedPIN
-		}
-		t.loginErr, t.loginAt = err, time.Now().Add(t.doubt)
+	if err == nil || !MayBeWrongPIN(err) {
+		return
 	}
-}
-
-// careful reports whether the PIN must not be tried while the token's flags show that a wrong PIN was tried: see
-// Config.Careful. After a login that may have tried a wrong PIN, each process is careful.
-func (t *Token) careful() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.cfg.Careful || t.doubt > 0
+	var refused refusal
+	if errors.As(err, &refused) {
+		t.loginErr = refused
+	} else {
+		t.loginErr = heldBack{err.Error()}
+	}
+	t.loginAt = time.Now().Add(recheckPause)
 }
 
 // publish makes l the current login. It calls the functions of OnReset before any call can use l.
@@ -205,9 +190,13 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return nil, err
 	}
 	name := found.String()
-	if err := pinFault(found, t.careful(), t.loginCure(", then start again",
-		"; this server then logs in by itself")); err != nil {
+	then := t.loginCure(", then start again", "; this server then logs in by itself")
+	if err := pinFault(found, t.cfg.Careful, then); err != nil {
 		return nil, err
+	}
+	var file filestamp.Stamp
+	if t.cfg.PINFile != "" {
+		file, _ = filestamp.Of(t.cfg.PINFile) // PIN returns the error of a file that cannot be read
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {
@@ -215,7 +204,11 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	}
 	defer pin.Wipe()
 	l := &login{found: found, made: time.Now(), generation: t.module.current()}
-	err = triedPINs.try(ctx, t.module.name.resolved, found, pin, func(before bool) (accepted bool, _ error) {
+	tried := trial{t.module.name.resolved, found, pin, t.cfg.PINSource, file}
+	err = triedPINs.try(ctx, tried, func(doubted bool) (accepted bool, _ error) {
+		if err := pinFault(found, t.cfg.Careful || doubted, then); err != nil {
+			return false, err
+		}
 		session, err := t.openSession(found)
 		if err != nil {
 			return false, fmt.Errorf("opening a session on token %s: %w", name, err)
@@ -235,7 +228,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			return err == nil, nil // a token with a login does not compare the PIN
 		}
 		_ = t.b.CloseSession(session) // only the login's error matters
-		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err), before}
+		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
 	})
 	switch {
 	case err == nil:
@@ -297,16 +290,16 @@ func (t *Token) loginCure(startAgain, byItself string) string {
 }
 
 // loginError is an error of C_Login.
-type loginError struct {
-	error
-	accepted bool // the token has accepted the same PIN in this process
-}
+type loginError struct{ error }
 
 func (e loginError) Unwrap() error { return e.error }
 
-// MayBeWrongPIN reports whether err is a login that failed with a code of the vendor's own. Such a code may mean that
-// the PIN is wrong, so a caller that tries again should do so rarely.
+// MayBeWrongPIN reports whether err is a login that failed with a code of the vendor's own, or that was not tried
+// because of such a failure. The code may mean that the PIN is wrong, see doubt.
 func MayBeWrongPIN(err error) bool {
+	if errors.As(err, new(heldBack)) {
+		return true
+	}
 	var failed loginError
 	var code p11.Error
 	return errors.As(err, &failed) && errors.As(failed, &code) && uint(code) >= p11.CKR_VENDOR_DEFINED
@@ -328,29 +321,42 @@ func codeOf(err error) error {
 	return err
 }
 
-// triedPINs are the PINs that tokens refused or accepted in this process.
-var triedPINs = pinTrials{running: map[[sha256.Size]byte]*flight{}, accepted: map[[sha256.Size]byte]bool{}}
+// triedPINs are the PINs that were tried at tokens in this process.
+var triedPINs = newPINTrials()
 
-// pinTrials remembers the PINs that a token refused, and those that it accepted. After a few wrong PINs a token locks,
-// and a process opens one token many times: at each reload, for each provider, and after each loss of the token. It
-// holds no PIN, but a keyed hash of each. The key of the hash exists only in this process.
+// pinTrials remembers the PINs that a token refused, and those that it may have refused. After a few wrong PINs a token
+// locks, and a process opens one token many times: at each reload, for each provider, and after each loss of the token.
+// It holds no PIN, but a keyed hash of each. The key of the hash exists only in this process.
 type pinTrials struct {
-	once     sync.Once
-	key      [sha256.Size]byte
-	mu       sync.Mutex
-	running  map[[sha256.Size]byte]*flight // running, or ended with a refusal
-	accepted map[[sha256.Size]byte]bool    // not refused since
+	once    sync.Once
+	key     [sha256.Size]byte
+	mu      sync.Mutex
+	running map[[sha256.Size]byte]*flight // running, or ended with a refusal
+	doubts  map[[sha256.Size]byte]*doubt
 }
 
-// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. Of several
-// callers with one PIN, one calls attempt and the others wait for its result. attempt gets, and
-// returns, whether the token has accepted the PIN in this process.
-func (b *pinTrials) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
-	attempt func(before bool) (accepted bool, _ error)) error {
+func newPINTrials() *pinTrials {
+	return &pinTrials{running: map[[sha256.Size]byte]*flight{}, doubts: map[[sha256.Size]byte]*doubt{}}
+}
+
+// trial is the trial of a PIN at a token.
+type trial struct {
+	module string
+	token  candidate
+	pin    secret.Bytes
+	source string          // place of the PIN, for messages
+	file   filestamp.Stamp // of the PIN file, before the PIN was read; zero if the PIN is in no file
+}
+
+// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. It does not call
+// attempt either while the PIN is in doubt, see doubt.holdsBack. Of several callers with one PIN, one calls attempt and
+// the others wait for its result. attempt gets whether the last login with the PIN may have been a wrong try, and
+// returns whether the token has compared the PIN and accepted it.
+func (b *pinTrials) try(ctx context.Context, t trial, attempt func(doubted bool) (accepted bool, _ error)) error {
 	b.once.Do(func() { _, _ = rand.Read(b.key[:]) }) // it never fails
 	h := hmac.New(sha256.New, b.key[:])
-	fmt.Fprintf(h, "%q %q %q ", module, token.info.SerialNumber, token.info.Label)
-	h.Write(pin)
+	fmt.Fprintf(h, "%q %q %q ", t.module, t.token.info.SerialNumber, t.token.info.Label)
+	h.Write(t.pin)
 	name := [sha256.Size]byte(h.Sum(nil))
 	for {
 		b.mu.Lock()
@@ -362,18 +368,29 @@ func (b *pinTrials) try(ctx context.Context, module string, token candidate, pin
 			}
 			continue
 		}
+		before := b.doubts[name]
+		if before != nil {
+			if err := before.holdsBack(t.source, t.file); err != nil {
+				b.mu.Unlock()
+				return err
+			}
+		}
 		f = newFlight()
 		b.running[name] = f
-		before := b.accepted[name]
 		b.mu.Unlock()
-		accepted, err := attempt(before)
+		accepted, err := attempt(before != nil)
 		b.mu.Lock()
-		if accepted {
-			b.accepted[name] = true
+		switch {
+		case MayBeWrongPIN(err):
+			d := &doubt{logins: 1, last: time.Now(), file: t.file, err: err}
+			if before != nil {
+				d.logins += before.logins
+			}
+			b.doubts[name] = d
+		case accepted || isPIN(err):
+			delete(b.doubts, name)
 		}
-		if isPIN(err) {
-			delete(b.accepted, name)
-		} else {
+		if !isPIN(err) {
 			delete(b.running, name)
 		}
 		b.mu.Unlock()

@@ -60,15 +60,16 @@ func TestIsPINRefused(t *testing.T) {
 // TestRefusedPINOfOneToken: a PIN that a token refused is not tried at that token again, and is tried at each other
 // token. A caller that waits for another trial gives up when its context ends.
 func TestRefusedPINOfOneToken(t *testing.T) {
-	refused := pinTrials{running: map[[32]byte]*flight{}, accepted: map[[32]byte]bool{}}
+	refused := newPINTrials()
 	tries := 0
 	token := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "1"}}
 	other := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "2"}}
 	label := candidate{info: p11.TokenInfo{Label: "old", SerialNumber: "1"}}
 	try := func(module string, c candidate, pin string) error {
-		return refused.try(t.Context(), module, c, secret.Bytes(pin), func(bool) (bool, error) {
+		of := trial{module: module, token: c, pin: secret.Bytes(pin)}
+		return refused.try(t.Context(), of, func(bool) (bool, error) {
 			tries++
-			return false, loginError{p11.Error(p11.CKR_PIN_INCORRECT), false}
+			return false, loginError{p11.Error(p11.CKR_PIN_INCORRECT)}
 		})
 	}
 	for i, c := range []struct {
@@ -84,10 +85,11 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 			t.Errorf("trial %d: %v, %d tries", i, err, tries)
 		}
 	}
+	third := trial{module: "/c.so", token: token, pin: secret.Bytes("1")}
 	hangs, begun := make(chan error), make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func(bool) (bool, error) {
+		ended <- refused.try(t.Context(), third, func(bool) (bool, error) {
 			close(begun)
 			return false, <-hangs
 		})
@@ -96,7 +98,7 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	never := func(bool) (bool, error) { t.Error("tried beside another trial"); return false, nil }
-	if err := refused.try(ctx, "/c.so", token, secret.Bytes("1"), never); !errors.Is(err, context.Canceled) {
+	if err := refused.try(ctx, third, never); !errors.Is(err, context.Canceled) {
 		t.Errorf("an ended context: %v", err)
 	}
 	hangs <- errHung
@@ -104,7 +106,7 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 		t.Error(err)
 	}
 	accept := func(bool) (bool, error) { return true, nil }
-	if err := refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), accept); err != nil {
+	if err := refused.try(t.Context(), third, accept); err != nil {
 		t.Errorf("after a trial that said nothing of the PIN: %v", err)
 	}
 }
@@ -321,55 +323,13 @@ func TestEnded(t *testing.T) {
 	}
 }
 
-// TestLoginsThatMayBeWrong: after a login that failed with a code of the vendor's own, which may mean a wrong PIN, no
-// login is tried for a while, whatever is requested. If the token has accepted the PIN in this process, the first pause
-// is a second, and each later one is twice as long, up to a minute.
-func TestLoginsThatMayBeWrong(t *testing.T) {
-	tok, m := open(t)
-	generate(t, tok, 1, 256)
-	tok.retire(tok.login)
-	m.Fail("Login", 1000, p11.Error(p11.CKR_VENDOR_DEFINED|9))
-	m.Reset()
-	fails := func(want time.Duration, logins int) {
-		t.Helper()
-		begun := time.Now()
-		endPauseOfLogins(tok)
-		err := tok.Ping(t.Context())
-		tok.mu.Lock()
-		pause, at := tok.doubt, tok.loginAt.Sub(begun)
-		tok.loginAt = time.Now().Add(time.Minute) // longer than this machine needs for the next lines
-		tok.mu.Unlock()
-		if !claviger.Is(err, claviger.Unavailable) || pause != want || at < want {
-			t.Errorf("%v, a pause of %v until %v later; want %v", err, pause, at, want)
-		}
-		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.Unavailable) {
-			t.Errorf("a key: %v", err)
-		}
-		if n := m.Count("Login"); n != logins {
-			t.Errorf("%d logins, want %d", n, logins)
-		}
-	}
-	for i, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60} {
-		fails(time.Duration(seconds)*time.Second, i+1)
-	}
-	m.Heal()
-	endPauseOfLogins(tok)
-	eventually(t, func() error { return encryptWith(t, tok, 1) })
-	tok.retire(tok.login)
-	m.Fail("Login", 1000, p11.Error(p11.CKR_VENDOR_DEFINED|9))
-	m.Reset()
-	fails(time.Second, 1)
-	triedPINs.mu.Lock()
-	clear(triedPINs.accepted) // as if the PIN file had another PIN now
-	triedPINs.mu.Unlock()
-	fails(time.Minute, 2)
-	m.Heal()
-	endPauseOfLogins(tok)
-	eventually(t, func() error { return encryptWith(t, tok, 1) })
-}
-
 // endPauseOfLogins makes the next call log in.
 func endPauseOfLogins(tok *Token) {
+	triedPINs.mu.Lock()
+	for _, d := range triedPINs.doubts {
+		d.last = d.last.Add(-time.Hour)
+	}
+	triedPINs.mu.Unlock()
 	tok.mu.Lock()
 	defer tok.mu.Unlock()
 	tok.loginAt = time.Now()
@@ -414,26 +374,31 @@ func TestDoubtIsCareful(t *testing.T) {
 }
 
 // TestOtherLoginAcceptsNoPIN: a token that some other call has logged in to does not compare the PIN, so its answer
-// says nothing about the PIN.
+// does not end the doubt about the PIN. Neither does another fault.
 func TestOtherLoginAcceptsNoPIN(t *testing.T) {
-	tried := pinTrials{running: map[[32]byte]*flight{}, accepted: map[[32]byte]bool{}}
+	tried := newPINTrials()
+	vendors := loginError{p11.Error(p11.CKR_VENDOR_DEFINED | 9)}
 	for i, c := range []struct {
 		accepts bool
 		err     error
-		before  bool
+		doubted bool
 	}{
-		{false, nil, false}, {true, nil, false}, {false, errHung, true},
-		{false, loginError{p11.Error(p11.CKR_PIN_INCORRECT), true}, true},
+		{false, nil, false}, {false, vendors, false}, {false, nil, true}, {false, errHung, true}, {true, nil, true},
+		{false, nil, false},
 	} {
-		_ = tried.try(t.Context(), "/a.so", candidate{}, secret.Bytes("1"), func(before bool) (bool, error) {
-			if before != c.before {
-				t.Errorf("trial %d: accepted before: %v", i, before)
+		called := false
+		_ = tried.try(t.Context(), trial{module: "/a.so", pin: secret.Bytes("1")}, func(doubted bool) (bool, error) {
+			if called = true; doubted != c.doubted {
+				t.Errorf("trial %d: in doubt: %v", i, doubted)
 			}
 			return c.accepts, c.err
 		})
-	}
-	if len(tried.accepted) != 0 {
-		t.Error("a refused PIN counts as accepted")
+		if !called {
+			t.Errorf("trial %d was not made", i)
+		}
+		for _, d := range tried.doubts {
+			d.last = time.Time{}
+		}
 	}
 }
 

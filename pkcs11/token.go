@@ -51,7 +51,6 @@ type Token struct {
 	parked     []*parkedSlot      // slots that awaitSession took out of use
 	loginErr   error              // see loginAt
 	loginAt    time.Time          // no login before this time
-	doubt      time.Duration      // the last pause of logins; 0 after a success
 	inLogin    chan struct{}      // of the last C_Login, closed when it has returned; nil before the first
 	loginBegan time.Time          // when the last C_Login began
 	trying     *flight            // the running tryToken
