@@ -24,9 +24,6 @@ const (
 // Profiles lists the names, for messages and completion.
 func Profiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, CloudHSM, Generic} }
 
-// PairProfiles lists the profiles for RSA pairs. CloudHSM's was never tried with them.
-func PairProfiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, Generic} }
-
 // traits are the values of a profile.
 type traits struct {
 	// mechanisms are tried in this order. All give the same blocks; they differ in the

@@ -20,8 +20,9 @@ import (
 
 // modules are the paths where the client software of an HSM installs its library.
 var modules = map[pkcs11.Profile]string{
-	pkcs11.Luna:    "/usr/safenet/lunaclient/lib/libCryptoki2_64.so",
-	pkcs11.NCipher: "/opt/nfast/toolkits/pkcs11/libcknfast.so",
+	pkcs11.Luna:     "/usr/safenet/lunaclient/lib/libCryptoki2_64.so",
+	pkcs11.NCipher:  "/opt/nfast/toolkits/pkcs11/libcknfast.so",
+	pkcs11.CloudHSM: "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so",
 }
 
 // Setup makes the pair of a Key HSM and the folder with its settings.
