@@ -124,7 +124,8 @@ func Ops(err error) string {
 	return strings.Join(ops, " ")
 }
 
-// Answer gives an error of kind Unavailable a text for the caller, in addition to its own text, which is for the log.
+// Answer gives an error of kind Unavailable or Internal a text for the caller, in addition to its own text, which is
+// for the log.
 // Answer(nil, text) is nil.
 func Answer(err error, text string) error {
 	if err == nil {

@@ -1,6 +1,7 @@
 package kmsapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -141,8 +142,8 @@ func (c *call) exception(err error) *kmswire.Exception {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return c.timedOut(err)
 	}
-	return kmswire.Throw(kmswire.IOException,
-		"internal error; "+c.logFailure(slog.LevelError, "a request failed", err))
+	answer := cmp.Or(claviger.AnswerOf(err), "internal error")
+	return kmswire.Throw(kmswire.IOException, answer+"; "+c.logFailure(slog.LevelError, "a request failed", err))
 }
 
 // timedOut is the exception after the operation's deadline. For a key management

@@ -323,6 +323,9 @@ func TestFaults(t *testing.T) {
 		{"too long, bare", func() error { return context.DeadlineExceeded }, 500, io500, "given up after 1m0s"},
 		{"unknown", func() error { return secretText }, 500, io500, "internal error"},
 		{"of no error kind", e(claviger.Internal, secretText), 500, io500, "internal error"},
+		{"with an answer", func() error {
+			return claviger.Answer(e(claviger.Internal, secretText)(), "ask an operator")
+		}, 500, io500, "ask an operator; the server's log has the reason under request id"},
 		{"a panic", func() error { panic(secretText) }, 500, io500, "internal error"},
 	} {
 		t.Run(c.what, func(t *testing.T) {

@@ -35,6 +35,10 @@ const allObjects = 1 << 30
 // destroyTries is how often the objects are searched again because handles changed.
 const destroyTries = 3
 
+// ErrOtherDestroyed means that the object to destroy is still there, although the token reported that it destroyed it.
+// Another object may have been destroyed in its place.
+var ErrOtherDestroyed = errors.New("another object may have been destroyed")
+
 // errOtherObject means that a handle is the handle of another object than the one to destroy. Nothing was destroyed.
 var errOtherObject = errors.New("the handle is the handle of another object")
 
@@ -51,9 +55,8 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 		}
 		if w.destroyed && len(found) > w.left {
 			err := claviger.Errorf(op, claviger.Internal, "", "the token reported that it destroyed %s, and the "+
-				"object is still there: the handles of objects may have changed in that moment, so another object may "+
-				"have been destroyed; run claviger hsm list, and restore a key that is missing from the HSM's backup",
-				w.name)
+				"object is still there: the handles of objects may have changed in that moment, so %w; run claviger "+
+				"hsm list, and restore a key that is missing from the HSM's backup", w.name, ErrOtherDestroyed)
 			t.log.Error("another object than the one to destroy may have been destroyed", "object", w.name, "err", err)
 			return err
 		}

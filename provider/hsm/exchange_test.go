@@ -242,3 +242,51 @@ func TestRenumberedChecks(t *testing.T) {
 	}
 	mustClose(t, p)
 }
+
+// TestOtherObjectDestroyed: the handles of a key's object and of another key change places in the moment before
+// C_DestroyObject, so that the other key is destroyed. The deletion returns an error that tells the caller to call an
+// operator, the log names the key that is missing, and the other key is refused. The deleted key is gone, and a sweep
+// destroys its object.
+func TestOtherObjectDestroyed(t *testing.T) {
+	b, m, _ := faultySite(t)
+	b.create(t, "bystander")
+	b.create(t, "third")
+	p := b.mustOpen(t)
+	lost := false
+	for skip := 0; skip < 40 && !lost; skip++ {
+		key := fmt.Sprint("k", skip)
+		create(t, p, key)
+		m.ExchangeLabels(key+"@0", "bystander@0")
+		m.Order(faultmodule.GetAttributeValue, faultmodule.Order{Action: faultmodule.Exchange, Skip: skip})
+		err := p.Delete(t.Context(), key)
+		m.Heal()
+		m.UndoExchange()
+		if err == nil {
+			continue
+		}
+		lost = true
+		if !errors.Is(err, pkcs11.ErrOtherDestroyed) || !claviger.Is(err, claviger.Internal) ||
+			!strings.Contains(err.Error(), "the token lacks these key versions: bystander@0") {
+			t.Error(err)
+		}
+		if says := claviger.AnswerOf(err); !strings.Contains(says, "tell an operator") ||
+			strings.Contains(says, "bystander") {
+			t.Errorf("the caller sees %q", says)
+		}
+		if err := p.CheckKeys(t.Context()); err == nil || !strings.Contains(err.Error(), "bystander@0") {
+			t.Errorf("readiness: %v", err)
+		}
+		if m, err := p.Metadata(t.Context(), key); err != nil || m[0] != nil {
+			t.Errorf("%+v, %v", m, err)
+		}
+		if err := p.Sweep(t.Context(), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if !lost {
+		t.Fatal("the other key was never destroyed")
+	}
+	wantMarks(t, p, map[string]hsm.Mark{"third@0": hsm.InUse})
+	keystream(t, p, "third@0")
+	mustClose(t, p)
+}

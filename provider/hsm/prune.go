@@ -151,5 +151,5 @@ func (p *Provider) destroyOrphan(ctx context.Context, o Object) (bool, error) {
 	if mark, err := p.markUnreferenced(ctx, found[at], o, r); err != nil || mark != Orphan {
 		return false, err
 	}
-	return true, p.tok.Destroy(ctx, id, o.Label)
+	return true, p.destroy(ctx, id, o.Label)
 }

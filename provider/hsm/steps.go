@@ -281,7 +281,7 @@ func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (name
 		case claviger.Is(err, claviger.KeyNotFound):
 		case unusable: // see remakeObject
 			if err = p.mayDestroyUnfinished(ctx, i.Key, ref, oneUnusable); err == nil {
-				err = p.tok.Destroy(ctx, raw, name)
+				err = p.destroy(ctx, raw, name)
 			}
 			if err != nil {
 				return nil, err
@@ -309,12 +309,31 @@ func (p *Provider) destroyObjects(ctx context.Context, i metastore.Intent) error
 		if err := recordDestroyed(ctx, p.store, ref.Object, name); err != nil {
 			return err
 		}
-		if err := p.tok.Destroy(ctx, raw, name); err != nil {
+		if err := p.destroy(ctx, raw, name); err != nil {
 			return err
 		}
 		p.versions.Delete(name)
 	}
 	return p.store.Drop(ctx, i.Key)
+}
+
+// destroy destroys the objects of a version. If another object may have been destroyed in their place, it compares
+// token and store at once: then a lost version is known, and is refused, before a request needs it.
+func (p *Provider) destroy(ctx context.Context, id []byte, version string) error {
+	err := p.tok.Destroy(ctx, id, version)
+	if !errors.Is(err, pkcs11.ErrOtherDestroyed) {
+		return err
+	}
+	found := "no key version of the metastore is missing on the token"
+	if failed := p.checkFit(ctx, allKeys); failed != nil && !IsMisfit(failed) {
+		found = fmt.Sprintf("whether a key is missing could not be seen (%v)", failed)
+	} else if h := p.LastHoldings(); len(h.All()) > 0 {
+		found = "the token lacks these key versions: " + h.Names()
+	}
+	return claviger.Answer(claviger.Errorf("hsm.destroy", claviger.Internal, version, "%w; %s", err, found),
+		"the key is no longer served; but while the HSM destroyed it, handles of objects changed, and another object "+
+			"on the HSM token may have been destroyed in its place: tell an operator to read the server's log, to run "+
+			"claviger hsm list, and to restore what is missing from the HSM's backup")
 }
 
 // EndSteps ends the pending steps of a store that is, or may be, older than its token: a restored copy, or a database
@@ -397,7 +416,7 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		err = p.unlikeOthers(op, name, check)
 	}
 	if errors.Is(err, pkcs11.ErrUnproved) && info == nil { // this call made the object, so nothing uses it
-		err = errors.Join(err, p.tok.Destroy(ctx, raw, name))
+		err = errors.Join(err, p.destroy(ctx, raw, name))
 	}
 	if err != nil {
 		return metastore.Version{}, err
@@ -450,7 +469,7 @@ func (p *Provider) removeSeveral(ctx context.Context, key string, ref metastore.
 	}
 	p.log.Warn("the token holds several objects of a step that was interrupted; the key is made again", "version", name,
 		"err", several)
-	if err := p.tok.Destroy(ctx, raw, name); err != nil {
+	if err := p.destroy(ctx, raw, name); err != nil {
 		return nil, err
 	}
 	return p.tok.Find(ctx, raw)
@@ -472,7 +491,7 @@ func (p *Provider) remakeObject(ctx context.Context, key string, ref metastore.R
 	}
 	p.log.Warn("the token holds an unusable object of a step that was interrupted; the key is made again", "version",
 		name, "err", broken)
-	if err := p.tok.Destroy(ctx, raw, name); err != nil {
+	if err := p.destroy(ctx, raw, name); err != nil {
 		return nil, err
 	}
 	if err := p.tok.GenerateKey(ctx, raw, name, bits); err != nil {

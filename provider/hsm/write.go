@@ -2,10 +2,12 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -90,7 +92,8 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 
 // Delete deletes a key: first in the metastore, so that no client can use it, then on the token, unless deleted keys
 // are kept. If it crashes between the two, a start destroys the objects, or a sweep (sweepSteps), or the next step with
-// a key of that name.
+// a key of that name. If another object of the token may have been destroyed in place of the key's, Delete returns an
+// error of kind Internal with an answer, although the key is deleted.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	return p.DeleteIf(ctx, key, provider.AllowAll)
 }
@@ -127,7 +130,11 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, allow func(*clavige
 		return err
 	}
 	// From here on no client can use the key. Its objects can still be destroyed later, by sweepSteps.
-	if err := p.destroyObjects(ctx, intent); err != nil {
+	err = p.destroyObjects(ctx, intent)
+	if errors.Is(err, pkcs11.ErrOtherDestroyed) {
+		return err
+	}
+	if err != nil {
 		p.log.Warn("a deleted key's objects are still on the token; claviger tries again", "key", key, "err", err,
 			"in", watchPause)
 	}
