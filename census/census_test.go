@@ -225,6 +225,26 @@ func TestTraps(t *testing.T) {
 	}
 }
 
+// TestOldest: the paths are those of the oldest files, in any order of many records, and with versions in turns.
+func TestOldest(t *testing.T) {
+	for _, step := range []uint64{1, 7, 77, 199} { // 200 and step have no common divisor: all files occur
+		for _, versions := range []uint64{1, 2} {
+			tree := &imagetest.Tree{Nodes: []imagetest.Node{folder(root, "")}}
+			for i := range uint64(200) {
+				id := (i + 1) * step % 200
+				tree.Nodes[0].Children = append(tree.Nodes[0].Children, 20000+i)
+				tree.Nodes = append(tree.Nodes, file(20000+id, fmt.Sprint(id), fmt.Sprintf("k@%d", id/50%versions)))
+			}
+			for i, v := range count(t, tree).Versions {
+				want := []string{fmt.Sprintf("/%d", 50*i), fmt.Sprintf("/%d", 50*i+1)}
+				if !slices.Equal(v.Paths, want) {
+					t.Errorf("step %d: %s has %q, want %q", step, v.Version, v.Paths, want)
+				}
+			}
+		}
+	}
+}
+
 // TestIncomplete: an image whose counts do not add up gets no complete census, and no version is retirable.
 func TestIncomplete(t *testing.T) {
 	for want, nodes := range map[string][]imagetest.Node{

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 
@@ -21,6 +22,7 @@ type reader struct {
 	last     struct { // the version of the last candidate
 		*candidates
 		version uint32
+		limit   uint64 // plain candidates have smaller ids
 	}
 	modified uint64
 
@@ -253,13 +255,16 @@ func (r *reader) candidate(version uint32, n *fsimage.INode, folder uint32, spec
 	if version == 0 || r.c.config.Paths == 0 {
 		return
 	}
+	if version == r.last.version && !special && n.ID >= r.last.limit { // nearly all files
+		return
+	}
 	if version != r.last.version {
 		of := r.evidence[version]
 		if of == nil {
 			of = new(candidates)
 			r.evidence[version] = of
 		}
-		r.last.version, r.last.candidates = version, of
+		r.last.version, r.last.candidates, r.last.limit = version, of, math.MaxUint64
 	}
 	of := r.last.candidates
 	list := &of.plain
@@ -268,6 +273,9 @@ func (r *reader) candidate(version uint32, n *fsimage.INode, folder uint32, spec
 	}
 	limit := r.c.config.Paths + spareCandidates
 	if len(*list) == limit && n.ID >= (*list)[limit-1].id {
+		if !special {
+			r.last.limit = (*list)[limit-1].id
+		}
 		return
 	}
 	at, found := slices.BinarySearchFunc(*list, n.ID, func(c candidate, id uint64) int {
