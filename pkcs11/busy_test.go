@@ -76,6 +76,9 @@ func TestBusyForLong(t *testing.T) {
 		}
 	}
 	wantNoLogin(t, m)
+	if n := tok.failing.Load(); n != 3 {
+		t.Errorf("the failures of %d of 3 operations are recorded", n)
+	}
 	tok.busySince.Store(time.Now().Add(-busyLimit).UnixNano())
 	if err := tok.Ping(t.Context()); err == nil {
 		t.Error("the call succeeds")

@@ -292,6 +292,18 @@ func TestHalfAPair(t *testing.T) {
 	}
 }
 
+// TestHalfAPairStays: if the public key of half a pair cannot be destroyed, no other pair is made beside it.
+func TestHalfAPairStays(t *testing.T) {
+	tok, m := open(t)
+	half := &halfPair{Boundary: tok.b}
+	tok.b = half
+	failNth(m, "DestroyObject", 2, p11.Error(p11.CKR_ACTION_PROHIBITED)) // halfPair makes the first call
+	err := tok.GeneratePair(t.Context(), []byte{9}, "pair", MinPairBits)
+	if !errors.Is(err, p11.Error(p11.CKR_ACTION_PROHIBITED)) || half.made != 1 {
+		t.Errorf("%v after %d tries", err, half.made)
+	}
+}
+
 // halfPair is a library that makes only the public key of the first pair, or of each, and then fails.
 type halfPair struct {
 	Boundary
