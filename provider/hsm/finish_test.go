@@ -228,3 +228,29 @@ func TestFinishLeavesAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestSweepAfterClockWasSetBack: a step of another process began an hour later than now, by a clock that was set back
+// since. It is swept ten minutes after a sweep has first found it.
+func TestSweepAfterClockWasSetBack(t *testing.T) {
+	b := newSite(t)
+	b.create(t, "used")
+	p := b.mustOpen(t)
+	b.withStore(t, func(s metastore.Store) {
+		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "k", Op: "create", Begun: time.Now().Add(time.Hour),
+			Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, c := range []struct {
+		later time.Duration
+		left  int
+	}{{0, 1}, {9 * time.Minute, 1}, {11 * time.Minute, 0}} {
+		if err := p.Sweep(t.Context(), c.later); err != nil {
+			t.Error(err)
+		}
+		if list := pendingSteps(t, b); len(list) != c.left {
+			t.Errorf("after %v: %+v", c.later, list)
+		}
+	}
+	mustClose(t, p)
+}

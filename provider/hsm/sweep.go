@@ -35,8 +35,16 @@ type failedSteps struct {
 	// kept has the start times of steps that a sweep has left alone for good: it could not finish what another process
 	// began, see finishLeft.
 	kept map[string]time.Time
+	// seen has the other processes' steps that sweeps have found, and when they first did.
+	seen map[string]seenStep
 	// unswept has the time of the last sweep that could not end a step of the key.
 	unswept map[string]time.Time
+}
+
+// seenStep is a step that a sweep has found.
+type seenStep struct {
+	begun time.Time // Intent.Begun
+	first time.Time // by this process's monotonic clock
 }
 
 // failedStep is a step that failed.
@@ -77,10 +85,11 @@ func (f *failedSteps) forget(key string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if key == "" {
-		f.byKey, f.kept, f.unswept = nil, nil, nil
+		f.byKey, f.kept, f.seen, f.unswept = nil, nil, nil, nil
 	}
 	delete(f.byKey, key)
 	delete(f.kept, key)
+	delete(f.seen, key)
 	delete(f.unswept, key)
 }
 
@@ -129,7 +138,19 @@ func (f *failedSteps) due(i metastore.Intent, now time.Time) bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return !f.kept[i.Key].Equal(i.Begun) && now.Sub(i.Begun) >= sweepLeftAfter
+	if f.kept[i.Key].Equal(i.Begun) {
+		return false
+	}
+	// The clock may have been set back since the step began, or the clock of the process that began it was ahead.
+	known, ok := f.seen[i.Key]
+	if !ok || !known.begun.Equal(i.Begun) {
+		if f.seen == nil || len(f.seen) >= maxFailed {
+			f.seen = map[string]seenStep{}
+		}
+		known = seenStep{i.Begun, now}
+		f.seen[i.Key] = known
+	}
+	return now.Sub(i.Begun) >= sweepLeftAfter || now.Sub(known.first) >= sweepLeftAfter
 }
 
 // stepFailed remembers that a step failed. fresh says that this process began it, and servers is serversOf before that.
