@@ -240,7 +240,7 @@ func (l *lab) checkMembers(t *testing.T) {
 	for member, wants := range map[string][]string{
 		"keys.json": {`"finance@2"`, `"local": true`, `"alwaysSensitive": true`, `"neverExtractable": true`,
 			`"extractable": false`, "No vendor attestation", `"keyGenMechanism": "CKM_AES_KEY_GEN"`},
-		"audit.json":   {`"seq": `, "audit.json.head"},
+		"audit.json":   {`"seq": `, "audit.json.head", `"the metastore"`},
 		"status.json":  {`"target": "finance@2"`, `"source": "finance@1"`},
 		"journal.json": {`"targetVersions": [`},
 		"verify.json":  {`"same": 1`},
@@ -315,7 +315,7 @@ func testRefusals(t *testing.T, l *lab) {
 		t.Fatal(err)
 	}
 	sound := l.o
-	for want, change := range map[string]func(*Options){
+	refused := map[string]func(*Options){
 		"--overwrite replaces it": func(*Options) {},
 		"chmod go=":               func(o *Options) { o.Key = filepath.Join(l.dir, "open.key") },
 		"no such file":            func(o *Options) { o.Key = filepath.Join(l.dir, "no.key") },
@@ -329,13 +329,17 @@ func testRefusals(t *testing.T, l *lab) {
 		},
 		"it is not the output of claviger mi": func(o *Options) { o.VerdictFile, o.Overwrite = l.public, true },
 		"exclude each other":                  func(o *Options) { o.VerdictFile, o.Images = verdict, []string{"x"} },
-	} {
-		l.o = sound
-		change(&l.o)
-		if _, err := l.report(t); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("want %q: %v", want, err)
-		}
 	}
+	l.open(t, hsm.Journal, func(svc *kms.Service, e *migrate.Engine) {
+		for want, change := range refused {
+			o := sound
+			change(&o)
+			err := o.Report(t.Context(), svc, e, l.dir, terminal.To(io.Discard), io.Discard)
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("want %q: %v", want, err)
+			}
+		}
+	})
 	if text, err := os.ReadFile(sound.Out); err != nil || string(text) != "mine" {
 		t.Errorf("the file was changed: %q, %v", text, err)
 	}
@@ -352,10 +356,16 @@ func testRefusals(t *testing.T, l *lab) {
 	}
 }
 
-// testWithoutSource: a report after the end of a migration says why it has no plan and no comparison.
+// testWithoutSource: a report after the end of a migration says why it has no plan and no comparison. It has versions to
+// which a key was rolled since.
 func testWithoutSource(t *testing.T, l *lab) {
 	t.Helper()
 	l.o.Overwrite = true
+	l.open(t, hsm.Make, func(svc *kms.Service, _ *migrate.Engine) {
+		if _, err := svc.Primary.Roll(t.Context(), "finance", nil); err != nil {
+			t.Fatal(err)
+		}
+	})
 	site := filepath.Join(l.dir, "kms-site.xml")
 	text, err := os.ReadFile(site)
 	if err != nil {
@@ -364,6 +374,10 @@ func testWithoutSource(t *testing.T, l *lab) {
 	kmstest.WriteFile(t, site, strings.Replace(string(text), hadoopconf.SourceURI, "claviger.none", 1))
 	if _, err := l.report(t); err != nil {
 		t.Fatal(err)
+	}
+	if text := l.members(t)["keys.json"]; strings.Count(text, `"local": true`) != 2 ||
+		!strings.Contains(text, `"version": "finance@3"`) {
+		t.Errorf("keys.json has not both versions:\n%s", text)
 	}
 	v := l.verified(t)
 	if len(v.Lacks) != 4 || v.Source != "" || v.Lacks[0].Member != "plan.json" ||
