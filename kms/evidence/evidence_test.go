@@ -198,7 +198,9 @@ func TestReports(t *testing.T) {
 // verdict and the head of the audit log. It has no secret.
 func testReport(t *testing.T, l *lab) {
 	t.Helper()
-	l.o.Overwrite = true
+	if err := os.Remove(l.o.Out); err != nil {
+		t.Fatal(err)
+	}
 	text, err := l.report(t)
 	if err != nil {
 		t.Fatal(err)
@@ -309,6 +311,7 @@ func testRefusals(t *testing.T, l *lab) {
 		kmstest.WriteFile(t, verdict, string(text))
 		kmstest.WriteFile(t, verdict+".edited", strings.Replace(string(text), "finance@1", "finance@7", 1))
 	})
+	kmstest.WriteFile(t, verdict+".plan", `{"format": "claviger migrate plan 1"}`)
 	kmstest.WriteFile(t, filepath.Join(l.dir, "cut"), "HDFSIMG1")
 	kmstest.WriteFile(t, filepath.Join(l.dir, "open.key"), "x")
 	if err := os.Chmod(filepath.Join(l.dir, "open.key"), 0o640); err != nil { //nolint:gosec // the test is about it
@@ -327,7 +330,7 @@ func testRefusals(t *testing.T, l *lab) {
 		"the journal has another verdict": func(o *Options) {
 			o.VerdictFile, o.Overwrite = verdict+".edited", true
 		},
-		"it is not the output of claviger mi": func(o *Options) { o.VerdictFile, o.Overwrite = l.public, true },
+		"it is not the output of claviger mi": func(o *Options) { o.VerdictFile, o.Overwrite = verdict+".plan", true },
 		"exclude each other":                  func(o *Options) { o.VerdictFile, o.Images = verdict, []string{"x"} },
 	}
 	l.open(t, hsm.Journal, func(svc *kms.Service, e *migrate.Engine) {
@@ -356,8 +359,8 @@ func testRefusals(t *testing.T, l *lab) {
 	}
 }
 
-// testWithoutSource: a report after the end of a migration says why it has no plan and no comparison. It has versions to
-// which a key was rolled since.
+// testWithoutSource: a report after the end of a migration says why it has no plan and no comparison. It has also the
+// version to which a key was rolled since.
 func testWithoutSource(t *testing.T, l *lab) {
 	t.Helper()
 	l.o.Overwrite = true
