@@ -172,6 +172,11 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 				"with the HSM's own tool", len(found), id)
 		}
 		k, err := t.describePair(s, found[0])
+		if err == nil && !bytes.Equal(k.ID, id) { // the handle is that of another pair by now, see read.go
+			err = claviger.Errorf("pkcs11.FindPair", claviger.Unavailable, "", "the handles of objects on the token "+
+				"have changed; try again when the HSM is steady: the pair with CKA_ID %x was found, and %x was read",
+				id, k.ID)
+		}
 		info = &k
 		return err
 	})

@@ -240,3 +240,33 @@ func TestSameAttributes(t *testing.T) {
 		}
 	}
 }
+
+// TestExchangedPairs: the handles of two RSA pairs change places while one of them is read. The public key of the other
+// one is not returned: a Key HSM would encrypt with it.
+func TestExchangedPairs(t *testing.T) {
+	m, tok, _ := openFaulty(t, nil)
+	for id, label := range map[byte]string{8: "first", 9: "second"} {
+		if err := tok.GeneratePair(t.Context(), []byte{id}, label, MinPairBits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchanges := 0
+	for _, f := range []faultmodule.Function{faultmodule.FindObjectsInit, faultmodule.FindObjects,
+		faultmodule.FindObjectsFinal, faultmodule.GetAttributeValue} {
+		for skip := range 3 {
+			m.ExchangeLabels("first", "second")
+			done := m.Done(f)
+			m.Order(f, faultmodule.Order{Action: faultmodule.Exchange, Skip: skip})
+			k, err := tok.FindPair(t.Context(), []byte{8})
+			m.Heal()
+			if err == nil && (k == nil || k.Label != "first") || err != nil && !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("exchange after call %d of function %d: %+v, %v", skip, f, k, err)
+			}
+			exchanges += m.Done(f) - done
+		}
+	}
+	m.UndoExchange()
+	if exchanges < 4 {
+		t.Errorf("only %d exchanges", exchanges)
+	}
+}
