@@ -45,7 +45,7 @@ func TestNotAsRoot(t *testing.T) {
 		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module +
 			"&amp;pin-source=file:" + token.PINFile, store, token.PINFile, false},
 		{"the metastore", "cloudera.hsmkp://file@" + keystore, store, store, true},
-		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore,
+		{"the folder of a new metastore", "cloudera.hsmkp://file@" + keystore,
 			filepath.Join(folder, "c.db"), folder, false},
 		{"the Java keystore", "jceks://file@" + jceks, store, jceks, true},
 	} {

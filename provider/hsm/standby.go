@@ -15,16 +15,17 @@ import (
 	"claviger/pkcs11"
 )
 
-// A standby is a second token with copies of the first one's keys, which the vendor's tools have made. It only
-// encrypts, and only while the first token does not answer. Each result proves that the copy is the right key, by the
-// version's check value. No key is made on it.
+// A standby is a second token with copies of the first one's keys, which the vendor's tools have made. It encrypts only
+// while the first token does not answer. Each result proves that the copy is the right key, by the version's check
+// value. No key is made on it. A key that is destroyed on the first token is destroyed on the standby too.
 
 const (
 	// firstTokenLimit is how long a request waits for a first token that makes no progress before it uses the standby.
 	// A first token that is slow and works is used. Using the standby instead would report an outage that does not
 	// exist.
 	firstTokenLimit = 2 * time.Second
-	// firstTokenPause is the time between two attempts to use the first token for a version that it has failed.
+	// firstTokenPause is the time between two attempts to use the first token for a version, after a call with that
+	// version failed on it.
 	firstTokenPause = time.Second
 	// standbyDestroyLimit is how long the destruction of a key waits for the standby to be opened.
 	standbyDestroyLimit = 10 * time.Second
@@ -72,8 +73,8 @@ func (o *opener) addStandby(ctx context.Context, p *Provider) {
 	})
 }
 
-// open opens the token, until that succeeds or ctx ends. Each reason why it cannot be used is logged once: the check
-// standby token repeats it.
+// open opens the token, until that succeeds or ctx ends. Each reason why it cannot be used is logged once: the
+// check "standby token" of /readyz repeats it.
 func (s *standby) open(ctx context.Context, p *Provider) (ok bool) {
 	const never = time.Duration(math.MaxInt64)
 	return s.tok.keepOpening(ctx, newAttempt(s.tok.cfg, firstLimit), never, func(tok *pkcs11.Token) error {
@@ -216,15 +217,15 @@ func takeUsed(ctx context.Context, store metastore.Store, held map[copied]bool) 
 	}
 }
 
-// firstDown remembers how a version fared on the first token.
+// firstDown remembers whether the last call with a version failed on the first token.
 type firstDown struct {
 	mu    sync.Mutex
-	until time.Time // before, requests go to the standby at once
-	why   error
+	until time.Time // before this time, requests go to the standby at once
+	why   error     // of the failed call; nil if the last call did not fail
 }
 
-// tryFirst reports whether a request is to use the first token. Of the requests for a version that it has failed, one
-// each firstTokenPause does.
+// tryFirst reports whether a request is to use the first token. After a failed call, one request in each
+// firstTokenPause does.
 func (d *firstDown) tryFirst() (yes bool, why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -259,7 +260,7 @@ func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []by
 }
 
 // orStandby makes a call with a version's key on the first token, or on the standby while the first token does not
-// answer. If both fail, the error is that of the first token.
+// answer. If both fail, the error has the errors of both.
 func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context.Context) error,
 	onStandby func(context.Context, *lateToken) error) error {
 	s := p.standby
@@ -286,7 +287,7 @@ func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%w; nor does the standby: %w", why, err)
+		return fmt.Errorf("%w; the standby failed too: %w", why, err)
 	}
 	s.record(p, why)
 	return nil
@@ -355,7 +356,7 @@ func (p *Provider) closeStandby() error {
 	return p.standby.tok.Close()
 }
 
-// HasStandby reports whether the configuration names a standby token.
+// HasStandby reports whether the provider uses a standby token. A provider that changes no key uses none.
 func (p *Provider) HasStandby() bool { return p.standby != nil }
 
 // CheckStandby fails if the standby cannot be used, lacks keys, has copies of destroyed keys, or was used in the last
