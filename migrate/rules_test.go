@@ -11,7 +11,8 @@ import (
 )
 
 // TestRulesHere: the plan checks, for each key, whether this server's rules grant the rights that users and the
-// NameNode need. If the source grants such a right and this server does not, the check fails.
+// NameNode need. If the source grants such a right and this server does not, the check fails; for GET_METADATA
+// it warns.
 func TestRulesHere(t *testing.T) {
 	const users, files, zones = "files of users here", "new files here", "new zones here"
 	all := map[string][]string{"alice DECRYPT_EEK": {"a", "b"}, "hdfs GENERATE_EEK": {"a", "b"},

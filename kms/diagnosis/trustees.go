@@ -51,7 +51,7 @@ func (s *site) ktsReach(ctx context.Context) []doctor.Finding {
 	s.kts = found
 	list := hostFindings(found.Hosts)
 	for i := range list {
-		if !found.Used && list[i].Status == doctor.Failure { // kts-site.xml alone needs no trustee
+		if !found.Used && list[i].Status == doctor.Failure { // kts-site.xml names the server, but no provider uses it
 			list[i].Status = doctor.Warning
 		}
 	}

@@ -41,15 +41,15 @@ func (b *testSite) restoreToken(t *testing.T, files map[string][]byte) {
 	}
 }
 
-// TestOlderToken: a token was restored from a backup that lacks a key. No key is made on it, because restoring the
-// newer backup would lose that key. If a restored token lacks no key, it is used as before.
+// TestOlderToken: a token was restored from a backup that lacks a key. No new key is made on it, because the new key
+// would be lost if the newer backup is restored later. If a restored token lacks no key, it is used as before.
 func TestOlderToken(t *testing.T) {
 	b := newSite(t)
 	for _, key := range []string{"a", "b", "c"} {
 		b.create(t, key)
 	}
 	_, older := b.tokenFiles(t)
-	mustClose(t, b.mustOpen(t)) // from here on the copy of the token is not the newest
+	mustClose(t, b.mustOpen(t)) // this start writes a newer incarnation to the token than the copy older has
 	b.restoreToken(t, older)
 	p := b.mustOpen(t)
 	create(t, p, "d")

@@ -76,7 +76,7 @@ func TestEachCallFails(t *testing.T) {
 }
 
 // TestSweep: the server removes expired records every ten minutes. If it cannot, it logs a warning, and answers the
-// request.
+// request. A passive server, which makes no changes, logs no warning.
 func TestSweep(t *testing.T) {
 	b, id := newTracedServer(t), server.Identity(1)
 	b.add(id, "ORG")
