@@ -79,7 +79,7 @@ type Part struct {
 	Member string `json:"member"` // file in the zip file
 	What   string `json:"what"`
 	Made   bool   `json:"made"`
-	Why    string `json:"why,omitempty"` // not made, or a remark
+	Why    string `json:"why,omitempty"` // why it was not made
 }
 
 // Census is what was counted in one image.
