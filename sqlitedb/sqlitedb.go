@@ -160,8 +160,9 @@ func (d *DB) CheckPages(ctx context.Context) (fault string, err error) {
 // quickCheck is the check of a start. It does not compare indexes with their tables.
 const quickCheck = "quick_check"
 
-// OpenReadOnly opens an existing database, with any schema. It makes and changes no file, and needs only the right to
-// read. A server may have the file open. Changes fail with kind Unavailable.
+// OpenReadOnly opens an existing database, with any schema, and does not change the file. A server may have the file
+// open. The right to read is enough, and no file is made, unless a killed process left a -wal: then SQLite makes the
+// -shm beside it. Changes fail with kind Unavailable.
 func OpenReadOnly(path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenReadOnly"
 	abs, err := filepath.Abs(path)

@@ -195,7 +195,7 @@ func OpenExisting(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 }
 
 // OpenReadOnly opens the metastore for a command that only reads. A user who is not the server's user may run such a
-// command, so OpenReadOnly writes nothing and makes no file. If there is no metastore, the error is ErrNone.
+// command, so OpenReadOnly changes nothing; see sqlitedb.OpenReadOnly. If there is no metastore, the error is ErrNone.
 func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
 	loc, err := Of(conf)
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"claviger/sqlitedb"
 )
 
-// OpenReadOnly opens an existing store for reading. It makes and changes no file, and needs only the right to read. A
-// server may have the store open. Methods that write fail with kind Unavailable. OpenReadOnly itself fails with this
-// kind if the schema is not this program's.
+// OpenReadOnly opens an existing store for reading, and does not change its file; see sqlitedb.OpenReadOnly. A server
+// may have the store open. Methods that write fail with kind Unavailable. OpenReadOnly itself fails with this kind if
+// the schema is not this program's.
 func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 	const op = "metastore/sqlite.OpenReadOnly"
 	path, err := filepath.Abs(path)
