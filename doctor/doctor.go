@@ -1,5 +1,5 @@
 // Package doctor runs the checks of `claviger doctor` and shows their results: a list of groups of checks, each with an
-// ID that stays the same in all versions. Other rooms make the checks; this package knows only their order, their
+// ID that stays the same in all versions. Other packages make the checks; this one knows only their order, their
 // dependencies and their output.
 package doctor
 
@@ -187,7 +187,8 @@ func validate(groups []Group) {
 	}
 }
 
-// selectChecks returns the groups with only these checks, and those that they need. Without IDs, it returns all groups.
+// selectChecks returns the groups with only these checks, and those that come before them (Needs and After). Without
+// IDs, it returns all groups.
 func selectChecks(groups []Group, ids []string) []Group {
 	if len(ids) == 0 {
 		return groups

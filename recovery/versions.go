@@ -64,13 +64,13 @@ func versionStates(ctx context.Context, s metastore.Store) (keys map[string]*met
 	return keys, states, err
 }
 
-// missingIn returns the versions of the store of that the store in does not have.
-func missingIn(ctx context.Context, in, of metastore.Store) (missing []string, err error) {
-	have, err := versionsOf(ctx, in)
+// missingIn returns the versions of the store other that the store s does not have.
+func missingIn(ctx context.Context, s, other metastore.Store) (missing []string, err error) {
+	have, err := versionsOf(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	want, err := versionsOf(ctx, of)
+	want, err := versionsOf(ctx, other)
 	if err != nil {
 		return nil, err
 	}
