@@ -304,7 +304,8 @@ func full(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// laterError is an error after the records were written. If it is unsafe, they may not be on the disk.
+// laterError is an error of a step other than the write to the file: of the rotation, of the sync, of storing the head,
+// or of the streams if there is no file. If it is unsafe, the records may not be on the disk.
 type laterError struct {
 	err    error
 	unsafe bool
@@ -382,12 +383,12 @@ func (c *Chain) syncFile() error {
 	return nil
 }
 
-// written returns the result of a write that was done, with an error of a later step.
-func written(later error) error {
-	if later == nil {
+// written returns the result of a write that succeeded. rotation is the error of the rotation before the write.
+func written(rotation error) error {
+	if rotation == nil {
 		return nil
 	}
-	return &laterError{err: later}
+	return &laterError{err: rotation}
 }
 
 // send sends lines to the streams. accepted is true if at least one stream accepted all lines.

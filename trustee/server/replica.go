@@ -28,10 +28,10 @@ type Knowledge struct {
 }
 
 var (
-	// ErrAway is in the error, of kind Unavailable, of a change that the passive server does not have.
+	// ErrAway is in the error, of kind Unavailable, of a change that the passive server did not confirm.
 	// The change was not made.
-	ErrAway = errors.New("nothing was changed, since the passive Key Trustee Server does not have it; an operator " +
-		"can let this server go on without: claviger trustee alone on")
+	ErrAway = errors.New("nothing was changed, because the passive Key Trustee Server did not confirm the change; an " +
+		"operator can let this server work without the passive one: claviger trustee alone on")
 	// ErrBehind is the answer of a passive server that lacks changes.
 	ErrBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and " +
 		"is being brought up to date: ask that one")
