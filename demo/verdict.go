@@ -24,7 +24,8 @@ const (
 // times are when a zone's re-encryption was submitted and completed.
 type times struct{ submitted, completed time.Time }
 
-// stepVerdict asks for a verdict by an image in which a snapshot holds a file of the source, and by one without it.
+// stepVerdict asks for a verdict by an image in which a snapshot holds a file whose EDEK needs the source, and by
+// one without the snapshot.
 func (r *run) stepVerdict(ctx context.Context) error {
 	hdfs, err := r.conf("hdfs", map[string]properties{"hdfs-site.xml": {}})
 	if err != nil {

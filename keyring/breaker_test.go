@@ -283,7 +283,7 @@ func TestProbesAreRare(t *testing.T) {
 	inner.setFail(failFor("bob", "carl"))
 	call("bob", 0)
 	call("bob", 0)
-	call("bob", 1) // it succeeds, so the count restarts at 0
+	call("bob", 1) // the probe succeeds, so the count restarts at 0
 	call("alice", 0)
 	call("bob", 0)
 	call("carl", 0)

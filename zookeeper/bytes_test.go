@@ -101,6 +101,17 @@ func TestBytes(t *testing.T) {
 			t.Errorf("%d bytes of secrets are accepted", n)
 		}
 	}
+	// A length above the limit is refused for that, also if so many bytes follow.
+	long := appendSecrets(metastore.SignerSecrets{Next: make(secret.Bytes, maxSecret+1), Current: secret.Bytes("c")})
+	const tooLong = "a secret has 4097 bytes, and may have at most 4096"
+	if _, err := parseSecrets(long); err == nil || err.Error() != tooLong {
+		t.Errorf("a secret that is too long: %v", err)
+	}
+	d.Password = make(secret.Bytes, maxPassword+1)
+	if _, err := parseDelegation(appendDelegation(d)); err == nil ||
+		!strings.Contains(err.Error(), "may have at most") {
+		t.Errorf("a password that is too long: %v", err)
+	}
 }
 
 // requireSeeds fails if a fuzz target has no seeds.

@@ -140,7 +140,10 @@ func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 		}
 		n := binary.BigEndian.Uint32(b)
 		b = b[4:]
-		if n > maxSecret || int(n) > len(b) {
+		if n > maxSecret {
+			return s, fmt.Errorf("a secret has %d bytes, and may have at most %d", n, maxSecret)
+		}
+		if int(n) > len(b) {
 			return s, fmt.Errorf("the length of a secret is %d bytes, but only %d follow", n, len(b))
 		}
 		if n > 0 {

@@ -82,7 +82,10 @@ func parseDelegation(b []byte) (d metastore.Delegation, err error) {
 		return d, errors.New("it ends after the identifier")
 	}
 	size := binary.BigEndian.Uint32(rest[8:])
-	if size > maxPassword || int(size) > len(rest)-12 {
+	if size > maxPassword {
+		return d, fmt.Errorf("a password has %d bytes, and may have at most %d", size, maxPassword)
+	}
+	if int(size) > len(rest)-12 {
 		return d, fmt.Errorf("the length of a password is %d bytes, but only %d follow", size, len(rest)-12)
 	}
 	d.Identifier = append([]byte(nil), b[:n]...)
