@@ -545,8 +545,8 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 	renewer = short
 	if limit := a.conf.Delegations.conf.Limits.Renewer; len(renewer) > limit {
 		return refusedDelegation(BadOperation,
-			fmt.Sprintf("parameter renewer: it has %d bytes, and %d are taken; name the user who is to renew the token",
-				len(renewer), limit))
+			fmt.Sprintf("parameter renewer: it has %d bytes, and may have at most %d; name the user who is to renew "+
+				"the token", len(renewer), limit))
 	}
 	realUser := ""
 	if who.Real != nil {

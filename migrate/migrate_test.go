@@ -10,7 +10,7 @@ import (
 	"claviger/migrate"
 )
 
-// TestJSON holds the documented field names.
+// TestJSON: the JSON of plan, run, status, verify and finish has the documented field names.
 func TestJSON(t *testing.T) {
 	b := newTestMigration(t)
 	b.add(t, "k", 1)
