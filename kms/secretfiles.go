@@ -21,8 +21,8 @@ import (
 const jceksPasswordFile = "hadoop.security.keystore.java-keystore-provider.password-file"
 
 // secretFiles returns the files of a KMS's configuration that other users of this
-// machine must not read or change. It ignores a file that does not exist: the part of
-// the server that needs the file reports it.
+// machine must not read or change. A file of the list may not exist: the part of the
+// server that needs the file reports that.
 func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l := secretList{conf: conf}
 	l.addClearTextSecrets(conf)

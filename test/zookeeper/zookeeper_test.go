@@ -43,7 +43,7 @@ func sharing(servers, authType string) hadoop.Conf {
 	}
 }
 
-// startClaviger runs claviger kms with a new keystore file. Its answers show who sent the request.
+// startClaviger runs claviger kms with a new keystore file. again runs it again on the same files.
 func startClaviger(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, again func() *hadoop.KMS) {
 	t.Helper()
 	dir := t.TempDir()
