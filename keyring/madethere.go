@@ -83,8 +83,9 @@ func (r *Ring) duplicateError(use string, v claviger.VersionRef, formerPrimary, 
 // duplicateCure returns the cure of duplicateError, for an operator.
 func (r *Ring) duplicateCure(v claviger.VersionRef, formerPrimary string) string {
 	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, "+
-		"from a server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the "+
-		"source opens all EDEKs of that name", formerPrimary, claviger.NamesWith(r.cfg.SourceVersions, v.Name()))
+		"through a server that has its keys there and does not have the source; then set claviger.migration.theirs "+
+		"to %s and restart: then the source opens all EDEKs of that name", formerPrimary,
+		claviger.NamesWith(r.cfg.SourceVersions, v.Name()))
 }
 
 // madeElsewhere returns the versions of a key whose numbers are below number, and that migrations made in other
