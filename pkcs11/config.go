@@ -35,7 +35,8 @@ type Config struct {
 	// Files are the files that other users must not change, or must not read.
 	Files   []secret.File
 	Profile Profile
-	// MaxSessions is the largest number of calls at the same time; 0 means the number of the profile.
+	// MaxSessions is the largest number of open sessions; 0 means the number of the profile. One session holds the
+	// login, and each other serves one call at a time.
 	MaxSessions int
 	// Worker says where the library runs.
 	Worker WorkerMode

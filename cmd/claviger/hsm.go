@@ -84,7 +84,7 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 	f.StringVar(&c.PINEnv, "pin-env", "", "environment variable that holds the PIN")
 	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds the PIN")
 	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm, cloudhsm or generic (default: by the token's maker)")
-	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls (default: from the profile)")
+	f.IntVar(&c.MaxSessions, "max-sessions", 0, "sessions at most, one for the login (default: from the profile)")
 	f.BoolVar(&inWorker, "worker", false, "run the HSM's library in a process of its own")
 	f.DurationVar(&c.CallLimit, "call-limit", 0, "longest call in the process of the library (default 25s)")
 	f.StringVar(&c.Standby, "standby", "", "keystore file of a token with copies of the keys")
