@@ -40,7 +40,7 @@ func TestSameKey(t *testing.T) {
 	}
 }
 
-// newRemotePrimaryRing is an failingRing whose primary returns versions without metadata, as
+// newRemotePrimaryRing is a failingRing whose primary returns versions without metadata, as
 // another KMS does.
 func newRemotePrimaryRing(t *testing.T) *failingRing {
 	t.Helper()

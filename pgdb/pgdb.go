@@ -402,7 +402,7 @@ func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Conte
 	if err := f(ctx, tx); err != nil {
 		return err
 	}
-	var id string // NULL if the transaction has written nothing
+	var id string // "" if the transaction has written nothing
 	if o.AccessMode != pgx.ReadOnly {
 		err := tx.QueryRow(ctx, `SELECT coalesce(pg_current_xact_id_if_assigned()::text, '')`).Scan(&id)
 		if err != nil {
