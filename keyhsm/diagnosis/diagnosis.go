@@ -1,5 +1,5 @@
 // Package diagnosis has the checks of `claviger doctor --role keyhsm` for a Key HSM. They are those of
-// `claviger keyhsm validate`, and change nothing.
+// `claviger keyhsm validate`, and one of the rights to files with secrets. They change nothing.
 package diagnosis
 
 import (
