@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,6 +108,32 @@ func TestStall(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOperationsAreCounted: an operation counts as running until its call has returned.
+func TestOperationsAreCounted(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	running := func(want int32) {
+		t.Helper()
+		eventually(t, func() error {
+			if n := tok.progress.running.Load(); n != want {
+				return fmt.Errorf("%d operations count as running, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	running(0)
+	release := m.Hang("Encrypt")
+	defer release()
+	result := make(chan error, 1)
+	go func() { result <- tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, blockSize)) }()
+	running(1)
+	release()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	running(0)
 }
 
 // TestStallAfterProgress: a context ends when its stall limit has passed since the last progress.
