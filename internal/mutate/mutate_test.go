@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -389,6 +390,26 @@ func TestStopped(t *testing.T) {
 	_, err := o.run(t.Context())
 	if err != nil || !strings.Contains(progress.String(), "1 changes: 0 killed, 1 stopped at the time limit") {
 		t.Errorf("%v: %s", err, progress.Bytes())
+	}
+}
+
+// TestNoProcessIsLeft: a process that tests have left does not outlive them.
+func TestNoProcessIsLeft(t *testing.T) {
+	r := runner{root: t.TempDir()}
+	passed, out := r.command(t.Context(), "/bin/sh", ".", []string{"-c", "sleep 600 >/dev/null 2>&1 & echo $!"},
+		time.Minute)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil || !passed {
+		t.Fatalf("passed: %t, %v: %s", passed, err, out)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(state), ") Z ") {
+			return // gone, or a zombie that nobody has awaited yet
+		}
+		if time.Now().After(end) {
+			t.Fatalf("process %d still runs: %s", pid, state)
+		}
 	}
 }
 

@@ -85,7 +85,8 @@ func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time
 }
 
 // command runs a test binary in its package's folder. The binary's own limit says
-// which test hung; the process group is killed if that does not end it.
+// which test hung; the process group is killed if that does not end it. The processes that the tests have left are
+// killed, too: a change can make them start others without end.
 func (r *runner) command(ctx context.Context, binary, pkg string, args []string, limit time.Duration, env ...string) (
 	passed bool, out []byte) {
 	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
@@ -99,6 +100,9 @@ func (r *runner) command(ctx context.Context, binary, pkg string, args []string,
 	var text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &text, &text
 	err := cmd.Run()
+	if cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // there may be none
+	}
 	return err == nil, text.Bytes()
 }
 
