@@ -418,34 +418,6 @@ func keyInfo(attrs []*p11.Attribute) KeyInfo {
 	return k
 }
 
-// attributes reads attributes: all in one call, or one by one if the token does not know some of them. Unknown
-// attributes are left out.
-func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uint) ([]*p11.Attribute, error) {
-	wanted := make([]*p11.Attribute, len(types))
-	for i, a := range types {
-		wanted[i] = p11.NewAttribute(a, nil)
-	}
-	unknown := func(err error) bool {
-		return errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) ||
-			errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE))
-	}
-	all, err := t.b.GetAttributeValue(s, o, wanted)
-	if !unknown(err) {
-		return all, err
-	}
-	var known []*p11.Attribute
-	for i := range wanted {
-		one, err := t.b.GetAttributeValue(s, o, wanted[i:i+1])
-		switch {
-		case err == nil:
-			known = append(known, one...)
-		case !unknown(err):
-			return nil, err
-		}
-	}
-	return known, nil
-}
-
 // notShown returns the error for a key that is missing, or that this user may not read.
 func (t *Token) notShown(id []byte, label string) error {
 	err := fmt.Errorf("the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)

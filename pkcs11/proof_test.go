@@ -96,7 +96,7 @@ func TestRenumberedUnderLoad(t *testing.T) {
 		wg.Go(func() {
 			for n := range 100 {
 				err := keys[i%2].encrypts(tok, t, 1+n%40)
-				if errors.Is(err, ErrWrongKey) {
+				if errors.Is(err, ErrWrongKey) || wrongObject(err) {
 					continue // the handles changed twice within its call
 				}
 				if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,27 +92,22 @@ func TestExchangedReadings(t *testing.T) {
 	m.UndoExchange()
 }
 
-// TestReadingsWhileRenumbered: handles change at random times while objects are read. Each reading is right, or returns
-// an error of kind Unavailable.
+// TestReadingsWhileRenumbered: the handles of all objects change once while objects are read, at a random time. Each
+// reading is right, or returns an error of kind Unavailable.
 func TestReadingsWhileRenumbered(t *testing.T) {
 	m, tok, _ := openFaulty(t, nil)
 	if err := tok.GenerateKey(t.Context(), []byte{7}, "third", 128); err != nil {
 		t.Fatal(err)
 	}
 	putFirst(t, tok)
-	var ended atomic.Bool
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for pause := time.Duration(0); !ended.Load(); pause = (pause + 17*time.Microsecond) % time.Millisecond {
-			m.Renumber()
-			time.Sleep(pause)
-		}
-	}()
 	refused, total := 0, 0
+	var after time.Duration
 	for range 100 {
 		for name, read := range readings {
+			after = (after + 17*time.Microsecond) % (3 * time.Millisecond)
+			change := time.AfterFunc(after, m.Renumber)
 			err := read(t, tok)
+			change.Stop()
 			total++
 			switch {
 			case claviger.Is(err, claviger.Unavailable):
@@ -123,8 +117,6 @@ func TestReadingsWhileRenumbered(t *testing.T) {
 			}
 		}
 	}
-	ended.Store(true)
-	<-done
 	t.Logf("%d of %d readings were refused", refused, total)
 }
 
