@@ -73,6 +73,10 @@ func summary(r *census.Report) string {
 		for _, v := range z.Versions {
 			fmt.Fprintf(&b, " %s:%d+%d", v.Version, v.Live, v.SnapshotOnly)
 		}
+		if z.WithoutEDEK() > 0 {
+			fmt.Fprintf(&b, " unencrypted %d+%d %s", z.Unencrypted, z.UnencryptedSnapshots,
+				strings.Join(z.UnencryptedPaths, " "))
+		}
 		b.WriteString("\n")
 	}
 	fmt.Fprintf(&b, "inodes %d unencrypted %d outside %d complete %v", r.LiveINodes, r.UnencryptedLive, r.OutsideZones,
@@ -105,11 +109,11 @@ var traps = []trap{
 				file(11, "a", "k@3"), {ID: 12, Name: "b", EDEK: "k@3", Open: true}, folder(13, ".Trash", 14),
 				file(14, "c", "k@1"), {ID: 15, Name: "plain", UserAttr: true}, {ID: 20, Name: "p"}}
 		},
-		`k@0 live 0 snapshot 0 retirable 
+		`k@0 live 0 snapshot 0 
 k@1 live 1 snapshot 0 trash 1 /z/.Trash/c
-k@2 live 0 snapshot 0 retirable 
+k@2 live 0 snapshot 0 
 k@3 live 2 snapshot 0 open 1 /z/a /z/b
-zone /z k live k@1:1+0 k@3:2+0
+zone /z k live k@1:1+0 k@3:2+0 unencrypted 1+0 /z/plain
 inodes 8 unencrypted 2 outside 0 complete true`},
 	{"a deleted file whose copy has its own EDEK", func(t *imagetest.Tree) {
 		t.Nodes = []imagetest.Node{folder(root, "", 10), zone(10, "z", "k"), file(11, "a", "k@1")}
@@ -148,7 +152,7 @@ inodes 2 unencrypted 0 outside 0 complete true`},
 		t.AddDiffs(13, true, imagetest.Diff{Snapshot: 2, Copy: true})
 	}, `k@0 live 0 snapshot 1 copies 1 /z/.snapshot/s1:1 /z/.snapshot/s1/a
 k@1 live 3 snapshot 1 copies 1 /z/.snapshot/s2:1 /z/a /z/b
-zone /z k live k@0:0+1 k@1:3+1
+zone /z k live k@0:0+1 k@1:3+1 unencrypted 0+1 /z/.snapshot/s2/c
 inodes 5 unencrypted 0 outside 0 complete true`},
 	{"files of a deleted folder, and a zone that lives only in a snapshot", func(t *imagetest.Tree) {
 		t.Nodes = []imagetest.Node{folder(root, "", 9), folder(9, "d"), zone(10, "z", "k", 11, 12),

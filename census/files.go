@@ -45,14 +45,13 @@ func (s *special) fill(c *counter, id uint64, places []place, copies, own []copi
 	}
 }
 
-// need adds an EDEK, unless the file has it already: most copies have the EDEK of the file's own record.
+// need adds an EDEK, unless the file has it already: most copies have the EDEK of the file's own record. Version 0 is
+// a record without an EDEK.
 func (s *special) need(n needed) {
 	at := slices.IndexFunc(s.edeks, func(e needed) bool { return e.version == n.version && e.hash == n.hash })
-	switch {
-	case n.version == 0 && n.until != current: // a snapshot shows a file that is not encrypted
-	case at < 0:
+	if at < 0 {
 		s.edeks = append(s.edeks, n)
-	default:
+	} else {
 		s.edeks[at].until = max(s.edeks[at].until, n.until)
 	}
 }

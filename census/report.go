@@ -51,8 +51,8 @@ type Version struct {
 	Version string `json:"version"`
 	Key     string `json:"key"`
 	Counts
-	// Retirable: no EDEK of the image needs the version, the census is complete, and a newer version of the key is
-	// known.
+	// Retirable: no EDEK of the image needs the version, the census is complete, a newer version of the key is known,
+	// and no zone of the key has a file without an EDEK.
 	Retirable bool `json:"retirable"`
 	// Snapshots has the newest snapshot of each EDEK that only snapshots show.
 	Snapshots []SnapshotUse `json:"snapshots"`
@@ -71,11 +71,18 @@ type Zone struct {
 	Path string `json:"path"`
 	Key  string `json:"key"`
 	// State is live, snapshot (the zone was deleted, and a snapshot shows it) or unreachable.
-	State        string        `json:"state"`
-	Versions     []ZoneVersion `json:"versions"`
-	Unencrypted  uint64        `json:"unencrypted"` // live files without an EDEK
-	Reencryption *Reencryption `json:"reencryption"`
+	State    string        `json:"state"`
+	Versions []ZoneVersion `json:"versions"`
+	// Unencrypted live files have no EDEK. UnencryptedSnapshots is the same for records that only a snapshot shows.
+	// HDFS gives each file of a zone an EDEK, so the file was copied there raw, or its EDEK was lost.
+	Unencrypted          uint64        `json:"unencrypted"`
+	UnencryptedSnapshots uint64        `json:"unencryptedSnapshots,omitempty"`
+	UnencryptedPaths     []string      `json:"unencryptedPaths,omitempty"` // of some of these files
+	Reencryption         *Reencryption `json:"reencryption"`
 }
+
+// WithoutEDEK returns how many files of the zone have no EDEK.
+func (z *Zone) WithoutEDEK() uint64 { return z.Unencrypted + z.UnencryptedSnapshots }
 
 // ZoneVersion is what needs a key version in a zone.
 type ZoneVersion struct {
@@ -140,8 +147,10 @@ func (s *Census) makeReport(ctx context.Context) error {
 	both(func() { t = c.tallyAll() }, func() { counted = c.survey() })
 	r.LiveINodes, r.Problems = counted.live, counted.problems(t)
 	r.Complete = len(r.Problems) == 0
+	if err := s.addZones(ctx, t); err != nil {
+		return err
+	}
 	s.addVersions(t)
-	s.addZones(t)
 	for k, n := range t.counts {
 		switch {
 		case k.version == 0:
@@ -232,6 +241,12 @@ func (s *Census) addVersions(t *tally) {
 			get(key + "@" + strconv.Itoa(i))
 		}
 	}
+	unclear := map[string]bool{} // keys with a zone in which EDEKs may be missing
+	for i := range s.report.Zones {
+		if z := &s.report.Zones[i]; z.WithoutEDEK() > 0 {
+			unclear[z.Key] = true
+		}
+	}
 	evidence := s.evidence()
 	for version, name := range c.versions.names {
 		if v := all[name]; v != nil {
@@ -241,7 +256,7 @@ func (s *Census) addVersions(t *tally) {
 	}
 	for _, v := range all {
 		n, numbered := numberOf(v.Version)
-		v.Retirable = s.report.Complete && v.sum() == 0 && numbered && n < newest[v.Key]
+		v.Retirable = s.report.Complete && v.sum() == 0 && numbered && n < newest[v.Key] && !unclear[v.Key]
 		s.report.Versions = append(s.report.Versions, *v)
 	}
 	slices.SortFunc(s.report.Versions, func(a, b Version) int { return compareVersions(a.Version, b.Version) })
@@ -275,7 +290,7 @@ func (s *Census) snapshotUses(counts map[reach]uint64) (uses []SnapshotUse) {
 }
 
 // addZones makes the list of zones.
-func (s *Census) addZones(t *tally) {
+func (s *Census) addZones(ctx context.Context, t *tally) error {
 	n := uint32(0)
 	for _, r := range s.c.readers {
 		for i := range r.zones {
@@ -283,7 +298,9 @@ func (s *Census) addZones(t *tally) {
 			s.report.Zones = append(s.report.Zones, s.zone(t, &r.zones[i], n))
 		}
 	}
+	err := s.addUnencryptedPaths(ctx)
 	slices.SortFunc(s.report.Zones, func(a, b Zone) int { return strings.Compare(a.Path, b.Path) })
+	return err
 }
 
 func (s *Census) zone(t *tally, z *zoneRecord, number uint32) Zone {
@@ -304,7 +321,7 @@ func (s *Census) zone(t *tally, z *zoneRecord, number uint32) Zone {
 		switch {
 		case k.zone != number:
 		case k.version == 0:
-			zone.Unencrypted = n.Live
+			zone.Unencrypted, zone.UnencryptedSnapshots = n.Live, n.SnapshotOnly
 		default:
 			zone.Versions = append(zone.Versions, ZoneVersion{c.versions.names[k.version], *n})
 		}

@@ -60,6 +60,14 @@ func text(w io.Writer, r *census.Report) {
 		fmt.Fprintf(w, "Keys of EDEKs that have no zone: %s\n",
 			claviger.Printable(strings.Join(r.KeysWithoutZone, ", ")))
 	}
+	for i := range r.Zones {
+		if z := &r.Zones[i]; z.WithoutEDEK() > 0 {
+			fmt.Fprintf(w, "Warning: zone %s has %d live files without an EDEK, and %d that only snapshots show, for "+
+				"example %s. They were copied there raw, or their EDEKs were lost: no version of key %s counts as "+
+				"retirable.\n", claviger.Printable(z.Path), z.Unencrypted, z.UnencryptedSnapshots,
+				orNone(claviger.Printable(strings.Join(z.UnencryptedPaths, ", "))), claviger.Printable(z.Key))
+		}
+	}
 	for _, warning := range r.Warnings {
 		fmt.Fprintf(w, "Warning: %s\n", warning)
 	}
