@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"crypto/md5" //nolint:gosec // Hadoop's digest of images
 	"fmt"
 	"io"
 	"os"
@@ -89,7 +90,7 @@ func (r *run) stepEvidence(ctx context.Context) error {
 	return verify(3)
 }
 
-// writeImage writes the namespace of the demo as an fsimage.
+// writeImage writes the namespace of the demo as an fsimage, and the file with its digest, as a NameNode does.
 func (r *run) writeImage(path string) error {
 	tree := &imagetest.Tree{Nodes: []imagetest.Node{{ID: imagetest.Root, Folder: true}}}
 	next := uint64(firstINode)
@@ -120,8 +121,16 @@ func (r *run) writeImage(path string) error {
 			tree.AddDiffs(zone, false, imagetest.Diff{Snapshot: snapshotID, Deleted: []uint64{gone}})
 		}
 	}
-	return durable.CreateFrom(path, 0o600, func(w io.Writer) error {
-		_, err := tree.Write(w)
+	sum := md5.New() //nolint:gosec // Hadoop's digest of images
+	if err := durable.CreateFrom(path, 0o600, func(w io.Writer) error {
+		sum.Reset()
+		_, err := tree.Write(io.MultiWriter(w, sum))
+		return err
+	}); err != nil {
+		return err
+	}
+	return durable.CreateFrom(path+".md5", 0o600, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%x *%s\n", sum.Sum(nil), filepath.Base(path))
 		return err
 	})
 }

@@ -36,7 +36,9 @@ type Verdict struct {
 	// Images are the counted images, one of each namespace.
 	Images []VerdictImage `json:"images"`
 	// Problems are the reasons why there is no verdict, each with its cure.
-	Problems []string         `json:"problems"`
+	Problems []string `json:"problems"`
+	// Accepted are faults of images that the operator has accepted. Without the flag, each one is a problem.
+	Accepted []string         `json:"accepted,omitempty"`
 	Versions []VersionVerdict `json:"versions"`
 	// ToDo is what makes the source retirable, in order.
 	ToDo []Step `json:"toDo"`
@@ -174,6 +176,8 @@ type EDEKProof struct {
 	// Verdict is the name of the verdict, and Images are its images.
 	Verdict string         `json:"verdict,omitempty"`
 	Images  []VerdictImage `json:"images,omitempty"`
+	// Accepted is that of the verdict.
+	Accepted []string `json:"accepted,omitempty"`
 }
 
 // The values of EDEKProof.By.
@@ -242,7 +246,7 @@ func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error
 		return err
 	}
 	if len(f.Refusals) == refused {
-		f.EDEKs = &EDEKProof{By: ByVerdict, Verdict: v.Name, Images: v.Images}
+		f.EDEKs = &EDEKProof{By: ByVerdict, Verdict: v.Name, Images: v.Images, Accepted: v.Accepted}
 		f.NotReached = NotReached
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,6 +52,10 @@ type VerdictOptions struct {
 	Paths     int
 	Workers   int
 	Quiet     bool
+	// AcceptUnchecked and AcceptUnencrypted are what the operator accepts: images without a digest, and files without
+	// an EDEK in zones, each item a zone and the number of its files, as in /zone=3.
+	AcceptUnchecked   bool
+	AcceptUnencrypted []string
 }
 
 // Define gives a command the flags.
@@ -63,6 +68,25 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 	f.IntVar(&o.Paths, "paths", 3, "how many of the oldest files of each version are named")
 	f.IntVar(&o.Workers, "workers", runtime.NumCPU(), "how many processors are used")
 	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
+	f.BoolVar(&o.AcceptUnchecked, "accept-unchecked", false, "accept images without the file IMAGE.md5 that the "+
+		"NameNode writes; the verdict records it")
+	f.StringArrayVar(&o.AcceptUnencrypted, "accept-unencrypted", nil, "accept at most N files without an EDEK in a "+
+		"zone, as in /zone=N; may be given several times; the verdict records it")
+}
+
+// accepted reads the flag --accept-unencrypted.
+func (o *VerdictOptions) accepted() (map[string]uint64, error) {
+	zones := map[string]uint64{}
+	for _, text := range o.AcceptUnencrypted {
+		i := max(0, strings.LastIndexByte(text, '='))
+		n, err := strconv.ParseUint(strings.TrimPrefix(text[i:], "="), 10, 64)
+		if i == 0 || err != nil {
+			return nil, &terminal.UsageError{Err: fmt.Errorf("--accept-unencrypted: %q is not a zone and a number of "+
+				"files, as in /zone=3", text)}
+		}
+		zones[text[:i]] = n
+	}
+	return zones, nil
 }
 
 // Verdict counts the images, makes a verdict, and records it in the journal. conf is the configuration folder of the
@@ -112,7 +136,8 @@ func (o *VerdictOptions) input(ctx context.Context, conf, hdfs string, engine *m
 
 // count counts all images.
 func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Writer) (*verdict.Input, error) {
-	if err := o.check(); err != nil {
+	accepted, err := o.accepted()
+	if err = errors.Join(o.check(), err); err != nil {
 		return nil, err
 	}
 	one := o.options(conf)
@@ -123,7 +148,8 @@ func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Wr
 	if err != nil {
 		return nil, err
 	}
-	in := &verdict.Input{Nameservices: site.names, Unknown: site.unknown, Queue: site.queue}
+	in := &verdict.Input{Nameservices: site.names, Unknown: site.unknown, Queue: site.queue,
+		AcceptUnchecked: o.AcceptUnchecked, AcceptUnencrypted: accepted}
 	for _, file := range o.Images {
 		image, err := one.readImage(ctx, file, log)
 		if err != nil {
@@ -158,6 +184,7 @@ func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*v
 	if err != nil {
 		return nil, err
 	}
+	image.Unchecked = stored == ""
 	if image.Name, err = filepath.Abs(file); err != nil {
 		return nil, err
 	}

@@ -62,12 +62,14 @@ func zoneTree() *imagetest.Tree {
 	}}
 }
 
-// write writes the image of a tree into a new file.
+// write writes the image of a tree into a new file, with its digest beside it.
 func write(t *testing.T, tree *imagetest.Tree) string {
 	t.Helper()
 	image, _ := tree.Bytes()
 	file := filepath.Join(t.TempDir(), "fsimage")
-	if err := os.WriteFile(file, image, 0o600); err != nil {
+	sum := md5.Sum(image) //nolint:gosec // Hadoop's digest of images
+	if err := errors.Join(os.WriteFile(file, image, 0o600), os.WriteFile(file+".md5",
+		[]byte(hex.EncodeToString(sum[:])+" *fsimage\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -236,6 +238,39 @@ func TestStoredDigest(t *testing.T) {
 	}
 }
 
+// TestAcceptedImages: an image without its digest, and files of a zone without an EDEK, get no verdict, unless the
+// operator accepts them. A damaged byte that hides all EDEKs is found by both.
+func TestAcceptedImages(t *testing.T) {
+	e, conf := migrated(t), hdfsConf(t)
+	tree := zoneTree()
+	tree.Nodes[2].EDEK = ""
+	bare := write(t, tree)
+	if err := os.Remove(bare + ".md5"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		options VerdictOptions
+		want    string // a problem
+	}{
+		{VerdictOptions{}, "there is no file " + bare + ".md5"},
+		{VerdictOptions{AcceptUnchecked: true}, "--accept-unencrypted /z=1"},
+		{VerdictOptions{AcceptUnchecked: true, AcceptUnencrypted: []string{"/z=0"}}, "--accept-unencrypted /z=1"},
+		{VerdictOptions{AcceptUnencrypted: []string{"/z=1"}}, "there is no file " + bare + ".md5"},
+		{VerdictOptions{AcceptUnchecked: true, AcceptUnencrypted: []string{"/z=1"}}, ""},
+	} {
+		c.options.Images = []string{bare}
+		v, err := judge(t, e, conf, c.options)
+		if err != nil || !strings.Contains(strings.Join(v.Problems, "\n"), c.want) ||
+			(v.Outcome == migrate.Granted) != (c.want == "") {
+			t.Errorf("%+v: %v\n%s", c.options, err, verdictText(v))
+		}
+	}
+	f, err := e.Finish(t.Context(), migrate.FinishOptions{Since: time.Now(), Verdict: true})
+	if err != nil || f.EDEKs == nil || len(f.EDEKs.Accepted) != 2 {
+		t.Errorf("%v, %+v", err, f)
+	}
+}
+
 // TestFetchedImages: the images of a federation, each fetched from a NameNode of the configuration. One namespace
 // without zones counts, because its NameNode is known.
 func TestFetchedImages(t *testing.T) {
@@ -305,7 +340,9 @@ func TestServiceOf(t *testing.T) {
 // TestVerdictUsage: faults of the command line.
 func TestVerdictUsage(t *testing.T) {
 	for _, o := range []VerdictOptions{{Workers: 1}, {Images: []string{"x"}, Workers: 0},
-		{Images: []string{"x"}, Workers: 1, Paths: -1}} {
+		{Images: []string{"x"}, Workers: 1, Paths: -1},
+		{Images: []string{"x"}, Workers: 1, AcceptUnencrypted: []string{"/z"}},
+		{Images: []string{"x"}, Workers: 1, AcceptUnencrypted: []string{"/z=many"}}} {
 		_, err := o.Verdict(t.Context(), "", hdfsConf(t), nil, io.Discard)
 		if !errors.As(err, new(*terminal.UsageError)) {
 			t.Errorf("%+v: %v", o, err)

@@ -23,9 +23,7 @@ func Verdict(w io.Writer, v *migrate.Verdict) {
 		l.line("There is no verdict on the source %s. The images do not show whether EDEKs need it.",
 			shown(v.Source, "(none)"))
 	}
-	for _, p := range v.Problems {
-		l.line("  PROBLEM: %s", p)
-	}
+	l.faults(v)
 	l.line("")
 	l.images(v.Images)
 	l.sourceVersions(v.Versions)
@@ -55,9 +53,7 @@ func VersionVerdict(w io.Writer, v *migrate.Verdict) {
 	default:
 		l.line("There is no verdict on version %s. The images do not show whether EDEKs need it.", name)
 	}
-	for _, p := range v.Problems {
-		l.line("  PROBLEM: %s", p)
-	}
+	l.faults(v)
 	l.line("")
 	l.images(v.Images)
 	l.evidence(v.Versions)
@@ -65,6 +61,16 @@ func VersionVerdict(w io.Writer, v *migrate.Verdict) {
 		l.line("The version may have been used until %s.", of.LastUse.UTC().Format(time.RFC3339))
 	}
 	l.rest(v, "the version")
+}
+
+// faults writes the problems, and what the operator has accepted.
+func (l lines) faults(v *migrate.Verdict) {
+	for _, p := range v.Problems {
+		l.line("  PROBLEM: %s", p)
+	}
+	for _, a := range v.Accepted {
+		l.line("  ACCEPTED by the operator: %s", a)
+	}
 }
 
 // rest writes what to do, what an image does not show, and the name of the record.
@@ -169,5 +175,9 @@ func edekProof(p *migrate.EDEKProof) string {
 		}
 		images = append(images, text)
 	}
-	return fmt.Sprintf("by %s no EDEK of HDFS needs the source (%s)", p.Verdict, strings.Join(images, "; "))
+	text := fmt.Sprintf("by %s no EDEK of HDFS needs the source (%s)", p.Verdict, strings.Join(images, "; "))
+	if len(p.Accepted) > 0 {
+		text += "; accepted by the operator: " + strings.Join(p.Accepted, "; ")
+	}
+	return text
 }

@@ -38,7 +38,9 @@ type Image struct {
 	// Cluster is the cluster's id in the file VERSION beside the image, and Namespace the id of the namespace; "" if
 	// there is no such file.
 	Cluster, Namespace string
-	Report             *census.Report
+	// Unchecked is true if nothing showed that the file is what the NameNode wrote: it has no MD5 digest.
+	Unchecked bool
+	Report    *census.Report
 }
 
 // Input is what a verdict is made from.
@@ -51,7 +53,11 @@ type Input struct {
 	Queue time.Duration
 	// MinUnused is how long a version here must be unused before it may be destroyed.
 	MinUnused time.Duration
-	Facts     *migrate.EDEKFacts
+	// AcceptUnchecked: the operator accepts images without a digest. AcceptUnencrypted has how many files without an
+	// EDEK the operator accepts in each zone, by the zone's path.
+	AcceptUnchecked   bool
+	AcceptUnencrypted map[string]uint64
+	Facts             *migrate.EDEKFacts
 }
 
 // Names returns the keys and versions in the censuses, whose holders the facts must have.
@@ -250,6 +256,7 @@ func (j *judge) checkImage(m *Image) {
 		j.problem("the census of %s warns: %s; take an image when that is over, or with a claviger that knows the "+
 			"image's layout", name, w)
 	}
+	j.checkWhole(m)
 	j.checkKeys(m)
 	switch {
 	case asOf.IsZero():
@@ -377,11 +384,12 @@ func (j *judge) count(v *migrate.VersionVerdict, c *census.Version, image int) {
 }
 
 // place returns a path, with its namespace if there are several.
-func (j *judge) place(image int, path string) string {
+func (j *judge) place(image int, path string) string { return j.placeOf(&j.Images[image], path) }
+
+func (j *judge) placeOf(m *Image, path string) string {
 	if len(j.Images) == 1 {
 		return path
 	}
-	m := &j.Images[image]
 	if m.Nameservice != "" {
 		return "hdfs://" + m.Nameservice + path
 	}

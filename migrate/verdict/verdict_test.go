@@ -188,9 +188,42 @@ var problems = map[string]struct {
 		in.Images[0].Report.Zones[0].Reencryption.Submitted = rfc(noon.AddDate(0, 0, -30))
 		in.Images[0].Report.Zones[0].Reencryption.Completed = ""
 	}, "shows the state of 2026-10-24T12:00:00Z"},
+	"no digest": {func(in *verdict.Input) { in.Images[0].Unchecked = true },
+		"there is no file fsimage_7.md5. The NameNode writes that file beside each image: copy it too"},
+	"files in a zone without an EDEK": {func(in *verdict.Input) {
+		plain(in, 2, 1)
+		in.AcceptUnencrypted = map[string]uint64{"/z": 2}
+	}, "zone /z has 3 files without an EDEK: 2 live, 1 only in snapshots, for example /z/a. HDFS gives each file of " +
+		"a zone an EDEK"},
 	"no time": {func(in *verdict.Input) {
 		in.Images[0].Report.Image.Time, in.Images[0].Report.Zones[0].Reencryption = "", nil
 	}, "has no time at all"},
+}
+
+// plain makes files of the zone have no EDEK.
+func plain(in *verdict.Input, live, snapshots uint64) {
+	z := &in.Images[0].Report.Zones[0]
+	z.Unencrypted, z.UnencryptedSnapshots, z.UnencryptedPaths = live, snapshots, []string{"/z/a"}
+}
+
+// TestAccepted: what the operator accepts is no problem, and the verdict records it.
+func TestAccepted(t *testing.T) {
+	in := site()
+	plain(in, 2, 1)
+	in.Images[0].Unchecked, in.AcceptUnchecked = true, true
+	in.AcceptUnencrypted = map[string]uint64{"/z": 3}
+	v := verdict.Judge(in)
+	var b strings.Builder
+	report.Verdict(&b, v)
+	for _, want := range []string{"ACCEPTED by the operator: the image fsimage_7 was not compared with an MD5 digest",
+		"ACCEPTED by the operator: zone /z has 3 files without an EDEK"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s\ndoes not contain %q", b.String(), want)
+		}
+	}
+	if v.Outcome != migrate.Granted || len(v.Accepted) != 2 {
+		t.Errorf("%+v", v)
+	}
 }
 
 // second adds an image.

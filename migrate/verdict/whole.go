@@ -1,0 +1,58 @@
+package verdict
+
+import (
+	"fmt"
+
+	"claviger"
+	"claviger/census"
+)
+
+// checkWhole checks what would be seen if EDEKs were missing in the image: the digest of its file, and files without an
+// EDEK in zones. The operator may accept both, and the verdict says so.
+func (j *judge) checkWhole(m *Image) {
+	name := claviger.Printable(m.Name)
+	switch {
+	case m.Unchecked && j.AcceptUnchecked:
+		j.accept("the image %s was not compared with an MD5 digest of the NameNode (--accept-unchecked)", name)
+	case m.Unchecked:
+		j.problem("%s was not compared with an MD5 digest, so a damaged byte may hide EDEKs: there is no file %s.md5. "+
+			"The NameNode writes that file beside each image: copy it too, or fetch the image by --namenode. If the "+
+			"file is lost, --accept-unchecked accepts the image, and the verdict says so", name, name)
+	}
+	for i := range m.Report.Zones {
+		z := &m.Report.Zones[i]
+		n := z.WithoutEDEK()
+		if n == 0 || j.old != nil && claviger.FoldName(z.Key) != claviger.FoldName(j.old.Key) {
+			continue
+		}
+		path := j.placeOf(m, z.Path)
+		what := fmt.Sprintf("zone %s has %d files without an EDEK: %d live, %d only in snapshots%s",
+			claviger.Printable(path), n, z.Unencrypted, z.UnencryptedSnapshots, examples(z))
+		if accepted, ok := j.AcceptUnencrypted[path]; ok && n <= accepted {
+			j.accept("%s (--accept-unencrypted)", what)
+			continue
+		}
+		j.problem("%s. HDFS gives each file of a zone an EDEK, so the image may have lost EDEKs of versions that are "+
+			"needed, or the files were copied there raw, without encryption. Take an image of another NameNode, and "+
+			"compare; encrypt such files by copying them within the zone (hdfs dfs -cp) and deleting the old ones, "+
+			"and their snapshots. Or accept these files: --accept-unencrypted %s", what,
+			quote(fmt.Sprintf("%s=%d", path, n)))
+	}
+}
+
+// examples names some of a zone's files without an EDEK.
+func examples(z *census.Zone) string {
+	if len(z.UnencryptedPaths) == 0 {
+		return ""
+	}
+	paths := make([]string, 0, len(z.UnencryptedPaths))
+	for _, p := range z.UnencryptedPaths {
+		paths = append(paths, claviger.Printable(p))
+	}
+	return ", for example " + few(paths)
+}
+
+// accept adds what the operator has accepted.
+func (j *judge) accept(format string, args ...any) {
+	j.v.Accepted = append(j.v.Accepted, fmt.Sprintf(format, args...))
+}
