@@ -298,6 +298,10 @@ func TestDamage(t *testing.T) {
 			t.Nodes[0].Children = []uint64{10, 99 << 20}
 		},
 		"section INODE_DIR, at byte": func(t *imagetest.Tree) { t.Nodes[0].Refs = []uint64{7} },
+		"inode 11 is a file, and section SNAPSHOT_DIFF has it as a folder": func(t *imagetest.Tree) {
+			snapshots(t, 10)
+			t.AddDiffs(11, false, imagetest.Diff{Snapshot: 2})
+		},
 		"section SNAPSHOT_DIFF, at byte": func(t *imagetest.Tree) {
 			t.AddDiffs(10, false, imagetest.Diff{Snapshot: 77, Deleted: []uint64{11}})
 		},

@@ -31,8 +31,8 @@ type counter struct {
 	seed     maphash.Seed
 	versions *versions
 
+	names              *fsimage.Names
 	fileAttr, zoneAttr fsimage.Name
-	anyEDEK, anyZone   bool
 	snapshots          map[uint32]fsimage.Snapshot
 	refs               []reference
 	header             fsimage.INodeHeader
@@ -42,6 +42,7 @@ type counter struct {
 	folders    []uint64     // ids, in their order
 	places     []place      // by inode
 	copies     []copied     // by inode: of snapshots
+	changed    []uint64     // ids, in their order: of the folders with differences from snapshots
 	own        []copied     // by inode after sortOwn: of the files with copies or several places
 	owned      atomic.Uint64
 	index      *index
@@ -125,10 +126,10 @@ func (c *counter) readSmall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.fileAttr, c.anyEDEK = names.Attr(fsimage.RawSpace, fsimage.FileAttr)
-	c.zoneAttr, c.anyZone = names.Attr(fsimage.RawSpace, fsimage.ZoneAttr)
-	deleted, marked := names.Attr(fsimage.SystemSpace, fsimage.SnapshotDeletedAttr)
-	list, err := c.image.ReadSnapshots(ctx, deleted, marked)
+	c.names = names
+	c.fileAttr, _ = names.Attr(fsimage.RawSpace, fsimage.FileAttr)
+	c.zoneAttr, _ = names.Attr(fsimage.RawSpace, fsimage.ZoneAttr)
+	list, err := c.image.ReadSnapshots(ctx, names)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 // The payload of an index entry: the number of the folder, and flags of the child.
 const (
 	seenFlag    = 1 << 31 // the child's record was read
-	copiesFlag  = 1 << 30 // a snapshot has copies of its record
+	copiesFlag  = 1 << 30 // a snapshot has copies of its record, or it is a folder that changed since a snapshot
 	placesFlag  = 1 << 29 // it has other places too
 	folderMask  = placesFlag - 1
 	noFolder    = folderMask // no folder has this number

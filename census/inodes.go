@@ -125,14 +125,23 @@ func (r *reader) flagsOf(id uint64) (flags uint32) {
 	if len(r.c.placesOf(id)) > 0 {
 		flags = placesFlag
 	}
-	if len(r.c.copiesOf(id)) > 0 {
+	if len(r.c.copiesOf(id)) > 0 || r.c.isChanged(id) {
 		flags |= copiesFlag
 	}
 	return flags
 }
 
+// isChanged reports whether SNAPSHOT_DIFF has differences of a folder with that id.
+func (c *counter) isChanged(id uint64) bool {
+	_, found := slices.BinarySearch(c.changed, id)
+	return found
+}
+
 func (r *reader) file(n *fsimage.INode, folder, flags uint32) error {
 	r.files++
+	if flags&copiesFlag != 0 && r.c.isChanged(n.ID) { // copies of its record would be read as changes of a folder
+		return fmt.Errorf("inode %d is a file, and section %s has it as a folder", n.ID, fsimage.SnapshotDiffs)
+	}
 	version, attr, err := r.edekOf(n)
 	if err != nil {
 		return err
@@ -194,10 +203,10 @@ func (r *reader) directory(n *fsimage.INode, folder uint32) error {
 		}
 		r.set(own, n.Name)
 	}
-	if !r.c.anyZone || len(n.XAttrs) == 0 {
+	if len(n.XAttrs) == 0 {
 		return nil
 	}
-	v, ok, err := n.Attr(r.c.zoneAttr)
+	v, ok, err := n.Attr(r.c.names, r.c.zoneAttr)
 	if !ok {
 		return err
 	}

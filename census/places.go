@@ -56,6 +56,7 @@ type collector struct {
 	folders []uint64
 	places  []place
 	copies  []copied
+	changed []uint64
 	counted uint64
 	run     uint32 // children in bucket that are not yet counted
 	bucket  uint64
@@ -95,10 +96,10 @@ func (g *collector) addPlaces(folder uint64, until reach, list fsimage.List, ref
 
 // edekOf returns the version of a record's EDEK, and the attribute with the EDEK; 0 without one.
 func (g *collector) edekOf(n *fsimage.INode) (version uint32, attr []byte, err error) {
-	if len(n.XAttrs) == 0 || !g.c.anyEDEK {
+	if len(n.XAttrs) == 0 {
 		return 0, nil, nil
 	}
-	attr, ok, err := n.Attr(g.c.fileAttr)
+	attr, ok, err := n.Attr(g.c.names, g.c.fileAttr)
 	if !ok {
 		return 0, nil, err
 	}
@@ -119,6 +120,7 @@ func (c *counter) readDiffs(ctx context.Context) error {
 	return c.image.ReadDiffs(ctx, c.workers, func() fsimage.Diffs {
 		g := c.newCollector()
 		return fsimage.Diffs{
+			Changed: func(id uint64) { g.changed = append(g.changed, id) },
 			Folder: func(id uint64, snapshot uint32, deleted, refs fsimage.List) error {
 				until, err := c.until(snapshot)
 				if err != nil {
@@ -241,8 +243,10 @@ func (c *counter) mergeCollectors() error {
 			c.places = append(c.places, p)
 		}
 		c.copies = append(c.copies, g.copies...)
+		c.changed = append(c.changed, g.changed...)
 	}
 	c.collectors = nil
+	slices.Sort(c.changed)
 	both(func() { slices.SortFunc(c.places, comparePlaces) }, func() { slices.SortFunc(c.copies, compareCopied) })
 	c.own = make([]copied, c.countSpecial())
 	return nil
@@ -381,7 +385,7 @@ func (c *counter) sortIndex() error {
 	return group.Wait()
 }
 
-// flagChildren marks the children that have copies or other places.
+// flagChildren marks the children that have other places, or differences from snapshots.
 func (c *counter) flagChildren() {
 	both(func() {
 		for _, p := range c.places {
@@ -392,6 +396,11 @@ func (c *counter) flagChildren() {
 	}, func() {
 		for _, r := range c.copies {
 			if e := c.index.find(r.inode.id()); e != nil {
+				atomic.OrUint32(e, copiesFlag)
+			}
+		}
+		for _, id := range c.changed {
+			if e := c.index.find(id); e != nil {
 				atomic.OrUint32(e, copiesFlag)
 			}
 		}

@@ -32,12 +32,19 @@ type INode struct {
 // Decode reads an INode.
 func (n *INode) Decode(b []byte) error {
 	*n = INode{}
+	seen := uint64(0)
 	for len(b) > 0 {
 		tag, value, data, k := next(b)
 		if k == 0 {
 			return errField
 		}
 		b = b[k:]
+		if num := tag >> 3; num <= symlinkField {
+			if seen&(1<<num) != 0 {
+				return errTwice
+			}
+			seen |= 1 << num
+		}
 		switch tag {
 		case 1<<3 | varintType:
 			n.Type = value
@@ -53,16 +60,32 @@ func (n *INode) Decode(b []byte) error {
 			if err := n.decodeDirectory(data); err != nil {
 				return err
 			}
+		case symlinkField<<3 | bytesType:
+		default:
+			if tag>>3 <= symlinkField {
+				return errType
+			}
 		}
 	}
 	if n.ID == 0 || n.Type < File || n.Type > Symlink {
 		return fmt.Errorf("an inode of type %d with id %d", n.Type, n.ID)
 	}
+	// HDFS reads the field of the type, and drops the others, in which an EDEK may be.
+	if seen>>fileField&^(1<<(n.Type-File)) != 0 {
+		return fmt.Errorf("the inode %d of type %d has fields of another type", n.ID, n.Type)
+	}
 	return nil
 }
 
+// The fields of INode that only one type of inodes has. That of folders is between them, in the order of the types.
+const (
+	fileField    = 4
+	symlinkField = 6
+)
+
 // DecodeFile reads an INodeFile, which is also a snapshot's copy of a file.
 func (n *INode) DecodeFile(b []byte) error {
+	attrs := false
 	for len(b) > 0 {
 		if t := uint64(b[0]); t&7 == varintType && t != 2<<3|varintType && t >= 8 && t < 0x80 {
 			k := skipNumber(b)
@@ -83,7 +106,10 @@ func (n *INode) DecodeFile(b []byte) error {
 		case 7<<3 | bytesType:
 			n.Open = true
 		case 9<<3 | bytesType:
-			n.XAttrs = data
+			if attrs {
+				return errTwice
+			}
+			n.XAttrs, attrs = data, true
 		}
 	}
 	return nil
@@ -91,7 +117,7 @@ func (n *INode) DecodeFile(b []byte) error {
 
 // decodeDirectory reads an INodeDirectory.
 func (n *INode) decodeDirectory(b []byte) error {
-	return fields(b, func(f field) error {
+	return fields(b, shape{numbers: 1 << 1, bytes: 1 << 6}, func(f field) error {
 		switch f.num {
 		case 1:
 			n.Modified = f.value
@@ -103,7 +129,7 @@ func (n *INode) decodeDirectory(b []byte) error {
 }
 
 // Attr returns the value of an extended attribute. id is from [Names.Attr].
-func (n *INode) Attr(id Name) (value []byte, ok bool, err error) {
+func (n *INode) Attr(names *Names, id Name) (value []byte, ok bool, err error) {
 	for b := n.XAttrs; len(b) > 0; {
 		tag, _, entry, k := next(b)
 		if k == 0 {
@@ -113,26 +139,53 @@ func (n *INode) Attr(id Name) (value []byte, ok bool, err error) {
 		if tag != 1<<3|bytesType {
 			continue
 		}
-		var name uint64
-		var data []byte
-		for len(entry) > 0 {
-			tag, v, d, k := next(entry)
-			if k == 0 {
-				return nil, false, errField
-			}
-			entry = entry[k:]
-			switch tag {
-			case 1<<3 | fixed32Type:
-				name = v
-			case 2<<3 | bytesType:
-				data = d
-			}
-		}
-		if name == uint64(id) {
-			return data, true, nil
+		name, data, err := decodeAttr(entry)
+		switch {
+		case err != nil:
+			return nil, false, err
+		case !names.known(name):
+			return nil, false, fmt.Errorf("an attribute has the name %#x, which is not in the section %s", name,
+				StringTable)
+		case name&^unusedBits != id:
+		case ok:
+			return nil, false, errors.New("an inode has two attributes with the same name")
+		default:
+			value, ok = data, true
 		}
 	}
-	return nil, false, nil
+	return value, ok, nil
+}
+
+// decodeAttr reads an XAttrCompactProto.
+func decodeAttr(b []byte) (name Name, value []byte, err error) {
+	seen := uint64(0)
+	for len(b) > 0 {
+		tag, v, data, k := next(b)
+		if k == 0 {
+			return 0, nil, errField
+		}
+		b = b[k:]
+		num := tag >> 3
+		if num > 2 {
+			continue
+		}
+		if seen&(1<<num) != 0 {
+			return 0, nil, errTwice
+		}
+		seen |= 1 << num
+		switch tag {
+		case 1<<3 | fixed32Type:
+			name = uint32(v) //nolint:gosec // 32 bits
+		case 2<<3 | bytesType:
+			value = data
+		default:
+			return 0, nil, errType
+		}
+	}
+	if seen&(1<<1) == 0 {
+		return 0, nil, errors.New("an attribute has no name")
+	}
+	return name, value, nil
 }
 
 // EDEK is the value of a file's attribute with its encrypted key. Its bytes belong to the batch.
@@ -141,12 +194,22 @@ type EDEK struct{ Key, IV, Version []byte }
 // Decode reads a PerFileEncryptionInfoProto.
 func (e *EDEK) Decode(b []byte) error {
 	*e = EDEK{}
+	seen := uint64(0)
 	for len(b) > 0 {
 		tag, _, data, k := next(b)
 		if k == 0 {
 			return errField
 		}
 		b = b[k:]
+		if num := tag >> 3; num <= 3 {
+			if tag&7 != bytesType {
+				return errType
+			}
+			if seen&(1<<num) != 0 {
+				return errTwice
+			}
+			seen |= 1 << num
+		}
 		switch tag {
 		case 1<<3 | bytesType:
 			e.Key = data
@@ -181,7 +244,7 @@ type Reencryption struct {
 // Decode reads a ZoneEncryptionInfoProto.
 func (z *Zone) Decode(b []byte) error {
 	*z = Zone{}
-	return fields(b, func(f field) error {
+	return fields(b, shape{numbers: 1<<1 | 1<<2, bytes: 1<<3 | 1<<4}, func(f field) error {
 		switch f.num {
 		case 1:
 			z.Suite = f.value
@@ -196,7 +259,7 @@ func (z *Zone) Decode(b []byte) error {
 }
 
 func (r *Reencryption) decode(b []byte) error {
-	return fields(b, func(f field) error {
+	return fields(b, shape{numbers: 1<<2 | 1<<3 | 1<<4 | 1<<5 | 1<<6, bytes: 1<<1 | 1<<7}, func(f field) error {
 		switch f.num {
 		case 1:
 			r.Version = string(f.data)
@@ -222,7 +285,7 @@ type INodeHeader struct{ LastID, Count uint64 }
 
 // Decode reads an INodeSection.
 func (h *INodeHeader) Decode(b []byte) error {
-	return fields(b, func(f field) error {
+	return fields(b, shape{numbers: 1<<1 | 1<<2}, func(f field) error {
 		switch f.num {
 		case 1:
 			h.LastID = f.value
@@ -243,7 +306,7 @@ type DirEntry struct {
 func (d *DirEntry) Decode(b []byte) error {
 	*d = DirEntry{}
 	var children, refs numbers
-	if err := fields(b, func(f field) error {
+	if err := fields(b, shape{numbers: 1 << 1, lists: 1<<2 | 1<<3}, func(f field) error {
 		switch f.num {
 		case 1:
 			d.Parent = f.value
@@ -270,7 +333,7 @@ type Reference struct {
 // Decode reads an INodeReference.
 func (r *Reference) Decode(b []byte) error {
 	*r = Reference{}
-	return fields(b, func(f field) error {
+	return fields(b, shape{numbers: 1<<1 | 1<<3 | 1<<4, bytes: 1 << 2}, func(f field) error {
 		switch f.num {
 		case 1:
 			r.ID = f.value
@@ -299,7 +362,7 @@ func (m *Image) ReadInfo(ctx context.Context) (info Info, err error) {
 			return nil
 		}
 		found = true
-		if err := fields(msg, func(f field) error {
+		if err := fields(msg, shape{numbers: 1<<1 | 1<<6 | 1<<7}, func(f field) error {
 			switch f.num {
 			case 1:
 				info.NamespaceID = uint32(f.value) //nolint:gosec // a uint32 in the message

@@ -65,8 +65,7 @@ func readAll(image []byte, workers int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	deleted, marked := names.Attr(fsimage.SystemSpace, fsimage.SnapshotDeletedAttr)
-	snapshots, err := m.ReadSnapshots(ctx, deleted, marked)
+	snapshots, err := m.ReadSnapshots(ctx, names)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +104,7 @@ func (c *content) inodes(names *fsimage.Names) func(int, *fsimage.Batch) error {
 				return b.Damaged(err)
 			}
 			line := fmt.Sprintf("inode %d type %d %q open %v", n.ID, n.Type, n.Name, n.Open)
-			if v, ok, err := n.Attr(fileAttr); err != nil {
+			if v, ok, err := n.Attr(names, fileAttr); err != nil {
 				return b.Damaged(err)
 			} else if ok {
 				var e fsimage.EDEK
@@ -114,7 +113,7 @@ func (c *content) inodes(names *fsimage.Names) func(int, *fsimage.Batch) error {
 				}
 				line += fmt.Sprintf(" edek %s %x", e.Version, e.Key[:2])
 			}
-			if v, ok, err := n.Attr(zoneAttr); err != nil {
+			if v, ok, err := n.Attr(names, zoneAttr); err != nil {
 				return b.Damaged(err)
 			} else if ok {
 				var z fsimage.Zone

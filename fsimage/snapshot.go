@@ -15,13 +15,14 @@ type Snapshot struct {
 	Deleted bool
 }
 
-// ReadSnapshots reads the section SNAPSHOT. deleted is the name of the attribute that marks a deleted snapshot.
-func (m *Image) ReadSnapshots(ctx context.Context, deleted Name, marked bool) (all []Snapshot, err error) {
+// ReadSnapshots reads the section SNAPSHOT.
+func (m *Image) ReadSnapshots(ctx context.Context, names *Names) (all []Snapshot, err error) {
+	deleted, _ := names.Attr(SystemSpace, SnapshotDeletedAttr)
 	var root INode
 	count := uint64(0)
 	err = m.Read(ctx, Snapshots, 1, func(_ int, b *Batch) error {
 		if h, ok := b.Header(); ok {
-			if err := fields(h, func(f field) error {
+			if err := fields(h, shape{numbers: 1<<1 | 1<<3, lists: 1 << 2}, func(f field) error {
 				if f.num == 3 {
 					count = f.value
 				}
@@ -32,7 +33,7 @@ func (m *Image) ReadSnapshots(ctx context.Context, deleted Name, marked bool) (a
 		}
 		for msg, ok := b.Next(); ok; msg, ok = b.Next() {
 			var s Snapshot
-			if err := fields(msg, func(f field) error {
+			if err := fields(msg, shape{numbers: 1 << 1, bytes: 1 << 2}, func(f field) error {
 				switch f.num {
 				case 1:
 					s.ID = uint32(f.value) //nolint:gosec // a uint32 in the message
@@ -44,10 +45,8 @@ func (m *Image) ReadSnapshots(ctx context.Context, deleted Name, marked bool) (a
 				return b.Damaged(err)
 			}
 			s.Root, s.Name = root.ID, string(root.Name)
-			if marked {
-				if _, s.Deleted, err = root.Attr(deleted); err != nil {
-					return b.Damaged(err)
-				}
+			if _, s.Deleted, err = root.Attr(names, deleted); err != nil {
+				return b.Damaged(err)
 			}
 			all = append(all, s)
 		}
@@ -70,6 +69,8 @@ func (m *Image) Start(section string) int64 {
 
 // Diffs gets the differences between a file or folder and its snapshots. Slices are valid during the call.
 type Diffs struct {
+	// Changed gets each folder with differences, which must be a folder in the section INODE too. It may be nil.
+	Changed func(id uint64)
 	// Folder gets what a folder has lost since a snapshot: inodes, and indexes into INODE_REFERENCE.
 	Folder func(id uint64, snapshot uint32, deleted, deletedRefs List) error
 	// File gets the copy that a snapshot holds of a file's record.
@@ -125,7 +126,7 @@ func (r *diffReader) message(msg []byte) error {
 func (r *diffReader) entry(msg []byte) error {
 	var kind uint64
 	r.id = 0
-	if err := fields(msg, func(f field) error {
+	if err := fields(msg, shape{numbers: 1<<1 | 1<<2 | 1<<3}, func(f field) error {
 		switch f.num {
 		case 1:
 			kind = f.value
@@ -142,6 +143,9 @@ func (r *diffReader) entry(msg []byte) error {
 		return fmt.Errorf("the differences of inode %d are of type %d", r.id, kind)
 	}
 	r.isFile = kind == 1
+	if !r.isFile && r.diffs > 0 && r.to.Changed != nil {
+		r.to.Changed(r.id)
+	}
 	return nil
 }
 
@@ -149,7 +153,7 @@ func (r *diffReader) entry(msg []byte) error {
 func (r *diffReader) folder(msg []byte) error {
 	var snapshot uint32
 	var deleted, refs numbers
-	if err := fields(msg, func(f field) error {
+	if err := fields(msg, shape{numbers: 1<<1 | 1<<2 | 1<<3 | 1<<6, bytes: 1<<4 | 1<<5, lists: 1<<7 | 1<<8}, func(f field) error {
 		switch f.num {
 		case 1:
 			snapshot = uint32(f.value) //nolint:gosec // a uint32 in the message
@@ -174,7 +178,7 @@ func (r *diffReader) folder(msg []byte) error {
 func (r *diffReader) file(msg []byte) error {
 	var snapshot uint32
 	copied, has := INode{Type: File, ID: r.id}, false
-	if err := fields(msg, func(f field) error {
+	if err := fields(msg, shape{numbers: 1<<1 | 1<<2, bytes: 1<<3 | 1<<4, lists: 1 << 5}, func(f field) error {
 		switch f.num {
 		case 1:
 			snapshot = uint32(f.value) //nolint:gosec // a uint32 in the message

@@ -54,7 +54,7 @@ func readSummary(file io.ReaderAt, size int64) (*summary, int64, error) {
 func decodeSummary(b []byte) (*summary, error) {
 	var s summary
 	var version uint64
-	err := fields(b, func(f field) error {
+	err := fields(b, shape{numbers: 1<<1 | 1<<2, bytes: 1 << 3, lists: 1 << 4}, func(f field) error {
 		switch f.num {
 		case 1:
 			version = f.value
@@ -64,7 +64,7 @@ func decodeSummary(b []byte) (*summary, error) {
 			s.codec = string(f.data)
 		case 4:
 			var e section
-			err := fields(f.data, func(f field) error {
+			err := fields(f.data, shape{numbers: 1<<2 | 1<<3, bytes: 1 << 1}, func(f field) error {
 				switch f.num {
 				case 1:
 					e.name = string(f.data)

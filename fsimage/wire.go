@@ -120,12 +120,33 @@ func skipNumber(b []byte) int {
 	return n + 1
 }
 
+// shape has the known fields of a message, as bits: 1<<5 is field 5. Numbers and bytes occur at most once; lists may
+// occur often. protobuf merges fields that occur twice, and skips those of another type. No NameNode writes such a
+// message, so an image with one is damaged: the bytes of a needed EDEK may be hidden in the message.
+type shape struct{ numbers, bytes, lists uint32 }
+
+var (
+	errTwice = errors.New("a field of the message is there twice")
+	errType  = errors.New("a field of the message has another type than in an image")
+)
+
 // fields calls f for each field of a message. It is for messages that are rare: the closure costs time.
-func fields(b []byte, f func(field) error) error {
+func fields(b []byte, s shape, f func(field) error) error {
+	seen := uint32(0)
 	for len(b) > 0 {
 		tag, value, data, n := next(b)
 		if n == 0 {
 			return errField
+		}
+		if num, typ := tag>>3, tag&7; num < 32 {
+			bit := uint32(1) << num
+			if seen&bit&(s.numbers|s.bytes) != 0 {
+				return errTwice
+			}
+			seen |= bit
+			if bit&s.numbers != 0 && typ != varintType || bit&s.bytes != 0 && typ != bytesType {
+				return errType
+			}
 		}
 		//nolint:gosec // checked by next
 		one := field{protowire.Number(tag >> 3), protowire.Type(tag & 7), value, data}
