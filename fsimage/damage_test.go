@@ -158,7 +158,8 @@ func TestOtherFiles(t *testing.T) {
 	mustBeDamaged(t, b.Bytes(), "an unknown compression", "com.example.Codec", "dfs.image.compression.codec")
 }
 
-// TestIndex: sections that share bytes, that are there twice, or whose parts leave a gap are refused.
+// TestIndex: sections that share bytes, that are there twice, or that leave a gap, also between their parts, are
+// refused.
 func TestIndex(t *testing.T) {
 	for _, c := range []struct {
 		want     string
@@ -168,6 +169,10 @@ func TestIndex(t *testing.T) {
 		{"two sections", []imagetest.Section{{Name: "A", Offset: 8, Length: 1}, {Name: "A", Offset: 9, Length: 1}}},
 		{"end at byte 12", []imagetest.Section{{Name: "A", Offset: 8, Length: 5}}},
 		{"end at byte 12", []imagetest.Section{{Name: "A", Offset: -1, Length: 5}}},
+		{"the bytes 8 to 8 of the file", []imagetest.Section{{Name: "A", Offset: 9, Length: 3}}},
+		{"the bytes 9 to 10 of the file", []imagetest.Section{{Name: "A", Offset: 8, Length: 1},
+			{Name: "B", Offset: 11, Length: 1}}},
+		{"the bytes 11 to 11 of the file", []imagetest.Section{{Name: "A", Offset: 8, Length: 3}}},
 		{"no \"A\"", []imagetest.Section{{Name: "A_SUB", Offset: 8, Length: 1}}},
 		{"do not cover", []imagetest.Section{{Name: "A_SUB", Offset: 9, Length: 1}, {Name: "A", Offset: 8, Length: 2}}},
 		{"at byte 9", []imagetest.Section{{Name: "A_SUB", Offset: 8, Length: 1}, {Name: "A", Offset: 8, Length: 2}}},
@@ -182,6 +187,57 @@ func TestIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustBeDamaged(t, b.Bytes(), c.want, "index", c.want)
+	}
+}
+
+// TestEmptySection: a section may be empty. It has no byte, and its offset is that of the next section.
+func TestEmptySection(t *testing.T) {
+	for _, name := range []string{"A", "Z"} { // the order of the index does not matter
+		image := rewrite(t, "SNAPSHOT_DIFF", func(b []byte) []byte { return b })
+		var b bytes.Buffer
+		w := imagetest.NewWriter(&b, imagetest.None)
+		_, sections := sample().Bytes()
+		if _, err := w.Write(image[8 : sections[len(sections)-1].Offset+sections[len(sections)-1].Length]); err != nil {
+			t.Fatal(err)
+		}
+		w.Sections = append(slices.Clone(sections), imagetest.Section{Name: name, Offset: sections[3].Offset})
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readAll(b.Bytes(), 2); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v: %q", err, got)
+		}
+	}
+}
+
+// TestEmptyStream: a NameNode writes an empty compressed stream after the last section. Other bytes there are refused.
+func TestEmptyStream(t *testing.T) {
+	for _, codec := range imagetest.Codecs[1:] {
+		for _, data := range [][]byte{nil, []byte("hidden"), bytes.Repeat([]byte("hidden"), 999)} {
+			tree := sample()
+			tree.Codec = codec
+			image, sections := tree.Bytes()
+			var b bytes.Buffer
+			w := imagetest.NewWriter(&b, codec)
+			last := sections[len(sections)-1]
+			if _, err := w.Write(image[8 : last.Offset+last.Length]); err != nil {
+				t.Fatal(err)
+			}
+			w.Begin("EMPTY")
+			if len(data) > 0 {
+				w.Message(data)
+			}
+			w.End()
+			w.Sections = sections
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if data != nil {
+				mustBeDamaged(t, b.Bytes(), codec, "belong to no section")
+			} else if got, err := readAll(b.Bytes(), 2); err != nil || !slices.Equal(got, want) {
+				t.Errorf("%s: %v: %q", codec, err, got)
+			}
+		}
 	}
 }
 

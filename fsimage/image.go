@@ -2,6 +2,7 @@ package fsimage
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -150,7 +151,8 @@ func (m *Image) Warnings() []string {
 	return nil
 }
 
-// addSections checks the index's sections: each lies before the index at end, and no two share a byte.
+// addSections checks the index's sections: they lie one after the other from the magic to the index at end, as each
+// NameNode writes them. A byte of no section may be one of a section that was made shorter in the index.
 func (m *Image) addSections(entries []section, end int64, c codec) error {
 	m.spans = map[string][]span{}
 	parts := map[string][]span{}
@@ -185,10 +187,44 @@ func (m *Image) addSections(entries []section, end int64, c codec) error {
 			return err
 		}
 	}
+	return m.noGaps(whole, end, c)
+}
+
+// maxEmptyStream is more than an empty stream of each compression has: 20 bytes for gzip.
+const maxEmptyStream = 64
+
+// noGaps checks that sections in their order cover the file from the magic to end. If the sections are compressed, a
+// NameNode has begun another stream after the last one, which is empty.
+func (m *Image) noGaps(whole []span, end int64, c codec) error {
+	at := int64(len(magic))
+	for _, s := range append(slices.Clone(whole), span{offset: end}) {
+		gap := span{offset: at, length: s.offset - at, codec: c}
+		if gap.length > 0 && (c == nil || s.offset != end || !m.emptyStream(gap)) {
+			return fmt.Errorf("the bytes %d to %d of the file belong to no section", at, s.offset-1)
+		}
+		at = s.offset + s.length
+	}
 	return nil
 }
 
-func byOffset(a, b span) int { return int(min(max(a.offset-b.offset, -1), 1)) }
+// emptyStream reports whether a span is a compressed stream without data.
+func (m *Image) emptyStream(s span) bool {
+	if s.length > maxEmptyStream {
+		return false
+	}
+	stream, err := m.open(s)
+	if err != nil {
+		return false
+	}
+	defer stream.src.Close()
+	n, err := io.Copy(io.Discard, io.LimitReader(stream.src, 1))
+	return n == 0 && err == nil
+}
+
+// byOffset orders spans. Of spans at the same byte, the empty ones are first.
+func byOffset(a, b span) int {
+	return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.length, b.length))
+}
 
 // split replaces a section by its parts, which must cover it exactly.
 func (m *Image) split(name string, parts []span) error {

@@ -153,7 +153,8 @@ func (r *diffReader) entry(msg []byte) error {
 func (r *diffReader) folder(msg []byte) error {
 	var snapshot uint32
 	var deleted, refs numbers
-	if err := fields(msg, shape{numbers: 1<<1 | 1<<2 | 1<<3 | 1<<6, bytes: 1<<4 | 1<<5, lists: 1<<7 | 1<<8}, func(f field) error {
+	known := shape{numbers: 1<<1 | 1<<2 | 1<<3 | 1<<6, bytes: 1<<4 | 1<<5, lists: 1<<7 | 1<<8}
+	if err := fields(msg, known, func(f field) error {
 		switch f.num {
 		case 1:
 			snapshot = uint32(f.value) //nolint:gosec // a uint32 in the message
