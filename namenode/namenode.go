@@ -59,7 +59,7 @@ type Image struct {
 	URL         string // of the NameNode
 	Transaction uint64
 	Size        int64
-	Digest      string // MD5, hexadecimal; "" if the NameNode does not know it
+	Digest      string // MD5, hexadecimal
 
 	client *Client
 }
@@ -141,7 +141,12 @@ func (c *Client) image(base string, resp *http.Response) (*Image, error) {
 		return nil, errors.New("the answer has no Content-Length: a proxy before the NameNode may have removed it")
 	}
 	digest := resp.Header.Get("X-MD5-Digest")
-	if b, err := hex.DecodeString(digest); err != nil || digest != "" && len(b) != md5.Size {
+	if digest == "" {
+		return nil, errors.New("the answer has no X-MD5-Digest, so a damaged image would not be found: the NameNode " +
+			"has lost the file .md5 beside its image, or a proxy has removed the header; save the namespace again " +
+			"(hdfs dfsadmin -saveNamespace, in safe mode), or ask the NameNode without the proxy")
+	}
+	if b, err := hex.DecodeString(digest); err != nil || len(b) != md5.Size {
 		return nil, fmt.Errorf("the answer's X-MD5-Digest is no MD5 digest: %.60q", digest)
 	}
 	return &Image{base, txid, resp.ContentLength, strings.ToLower(digest), c}, nil
@@ -316,7 +321,7 @@ func (m *Image) transfer(ctx context.Context, w io.Writer, progress func(int64))
 				err)}
 		}
 	}
-	if is := hex.EncodeToString(sum.Sum(nil)); got.Digest != "" && is != got.Digest {
+	if is := hex.EncodeToString(sum.Sum(nil)); is != got.Digest {
 		return &brokenError{fmt.Errorf("%s: the image was damaged on its way, or at the NameNode: its MD5 digest is "+
 			"%s, and the NameNode says %s", m.URL, is, got.Digest)}
 	}
