@@ -149,6 +149,8 @@ static CK_RV my_GetAttributeValue(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_AT
         return real->C_GetAttributeValue(s, o, a, n);
     static const CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
     static const CK_ULONG bytes = 32;
+    static const CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+    static const CK_KEY_TYPE aes = CKK_AES;
     unsigned char id[8];
     char label[64];
     id_of(o - FIRST, id);
@@ -157,6 +159,8 @@ static CK_RV my_GetAttributeValue(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_AT
     for (CK_ULONG i = 0; i < n; i++) {
         CK_RV rv = CKR_OK;
         switch (a[i].type) {
+        case CKA_CLASS: rv = fill(&a[i], &class, sizeof class); break;
+        case CKA_KEY_TYPE: rv = fill(&a[i], &aes, sizeof aes); break;
         case CKA_ID: rv = fill(&a[i], id, sizeof id); break;
         case CKA_LABEL: rv = fill(&a[i], label, length); break;
         case CKA_VALUE_LEN: rv = fill(&a[i], &bytes, sizeof bytes); break;
