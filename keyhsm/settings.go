@@ -15,6 +15,7 @@ import (
 
 	"claviger/durable"
 	"claviger/pkcs11"
+	"claviger/shellword"
 	"claviger/web"
 )
 
@@ -189,7 +190,7 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	data, err := readFile(path, maxSettings)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil, fmt.Errorf("%s does not exist; make it with: claviger keyhsm setup "+
-			"luna|ncipher|softhsm|cloudhsm|generic --conf %s --token LABEL --pin-file FILE", path, dir)
+			"luna|ncipher|softhsm|cloudhsm|generic --conf %s --token LABEL --pin-file FILE", path, shellword.Quote(dir))
 	}
 	if err != nil {
 		return s, nil, err

@@ -8,6 +8,7 @@ import (
 
 	"claviger"
 	"claviger/authz"
+	"claviger/shellword"
 )
 
 // mayBelongToSource reports whether a name here may belong to a key of a source, now or by the journal of a migration.
@@ -103,7 +104,7 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 			return claviger.Errorf(op, claviger.Invalid, name, "the name '%s' is kept for the key that %s had, whose "+
 				"migration was finished at %s: its EDEKs may come back with that source; undelete the migrated key "+
 				"if it was deleted here, choose another name, or ask an administrator to free the name with "+
-				"claviger migrate free %s", name, o.Source, stamp(o.Finished), name)
+				"claviger migrate free %s", name, o.Source, stamp(o.Finished), shellword.Quote(name))
 		}
 	}
 	return nil

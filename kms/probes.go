@@ -21,6 +21,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/keytrustee"
 	"claviger/secret"
+	"claviger/shellword"
 )
 
 // probes returns the probes of the open providers for a migration.
@@ -164,7 +165,7 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	}
 	policy, warnings, _, err := LoadPolicy(conf)
 	if err != nil {
-		return fail(err.Error(), "correct the file: claviger acl check --conf "+conf.Dir())
+		return fail(err.Error(), "correct the file: claviger acl check --conf "+shellword.Quote(conf.Dir()))
 	}
 	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
 	if err != nil {
@@ -178,7 +179,7 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	if n := len(warnings); n > 0 {
 		c.Status = migrate.Warning
 		c.Measured += fmt.Sprintf("; warnings about it: %d", n)
-		c.Cure = "read the warnings: claviger acl check --conf " + conf.Dir()
+		c.Cure = "read the warnings: claviger acl check --conf " + shellword.Quote(conf.Dir())
 	}
 	return c, func(user, request, aclName string) (may bool, by, cure string) {
 		r, _, _ := authz.FindRequest(request)

@@ -11,6 +11,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/provider"
+	"claviger/shellword"
 )
 
 // naming is how a source names versions.
@@ -264,7 +265,7 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back "+
 			"(claviger key undelete %s), and run the migration again; if it was purged, or if no file needs the EDEKs "+
 			"that were made here under %s, set %s to %s, %s",
-			why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
+			why, shellword.Quote(key), shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 	case !e.keyUsed(ctx, key):
 		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here "+
 			"(hadoop key delete) and run the migration again, which takes the next number (%s leaves room for more "+

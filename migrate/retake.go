@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"claviger"
+	"claviger/shellword"
 	"claviger/typo"
 )
 
@@ -42,11 +43,10 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 		it.State, it.Why = Planned, ""
 		return it, nil
 	}
-	key := claviger.Printable(it.Key)
 	return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt",
 		fmt.Sprintf("do not delete the key: files may be encrypted under it; if the key was migrated from this source "+
 			"before the metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); if not, "+
-			"copy the files of one of the two to a zone with another key", key)), nil
+			"copy the files of one of the two to a zone with another key", shellword.Quote(it.Key))), nil
 }
 
 // retake makes the record of an adopted key the record of a migrated key.
@@ -91,6 +91,7 @@ func (sv *survey) names() []string {
 // used.
 func (e *Engine) whyAdoptedConflict(ctx context.Context, key, version string) string {
 	value := e.oursValue(ctx, version, nil)
+	quoted := shellword.Quote(key)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
 		"too: either key %s is another key than the source's, or the source rolled its key after the migration. Do "+
@@ -99,5 +100,5 @@ func (e *Engine) whyAdoptedConflict(ctx context.Context, key, version string) st
 		"there, set %s to %s, "+
 		"run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and restart "+
 		"every node; if not, copy the files of one of the two to a zone with another key",
-		version, key, key, version, PropOurs, value, key)
+		version, key, key, version, PropOurs, value, quoted)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"claviger"
+	"claviger/shellword"
 )
 
 // NameNode is the NameNode's user, which requests the EDEKs of new files.
@@ -133,7 +134,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 	if n.partly && may == 0 && len(names) == 0 {
 		c.Status = n.bad
 		c.Cure = fmt.Sprintf("see which rule decides: claviger acl explain %s %s %s", n.user, n.request,
-			claviger.Printable(list[0].key))
+			shellword.Quote(list[0].key))
 		return c
 	}
 	if len(names) == 0 {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"claviger/shellword"
 )
 
 // RootError says that a command of root was refused, because a file belongs to another user.
@@ -22,7 +24,8 @@ type RootError struct {
 func (e *RootError) Error() string {
 	return fmt.Sprintf("this process runs as root, and %s belongs to user %s, whose server could not read what root "+
 		"makes (files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo "+
-		"-u '%s' ...), or, where root is to run the server, chown -R root %[1]s", e.File, e.User, e.sudo)
+		"-u %s ...), or, where root is to run the server, chown -R root %s", e.File, e.User, shellword.Quote(e.sudo),
+		shellword.Quote(e.File))
 }
 
 // RefuseRoot returns a *RootError if this process runs as root, and one of the files belongs to another user. For a

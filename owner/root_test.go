@@ -37,7 +37,7 @@ func TestRefuseRoot(t *testing.T) {
 		if c.refused == "" && err == nil {
 			continue
 		}
-		if !errors.As(err, &root) || root.File != c.refused || !strings.Contains(err.Error(), "sudo -u 'nobody'") {
+		if !errors.As(err, &root) || root.File != c.refused || !strings.Contains(err.Error(), "sudo -u nobody ") {
 			t.Errorf("%s: %v", c.file, err)
 		}
 		if err := refuseRoot(nobody, []string{c.file}); err != nil {

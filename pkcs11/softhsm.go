@@ -18,6 +18,7 @@ import (
 
 	"claviger"
 	"claviger/secret"
+	"claviger/shellword"
 )
 
 // isSoftHSM reports whether a module is SoftHSM 2, whose tokens are folders of files. If SoftHSM may not read the
@@ -57,7 +58,7 @@ func softHSMFault(c *Config) error {
 	}
 	maker := "softhsm2-util --init-token --free --label LABEL"
 	if c.TokenLabel != "" {
-		maker = fmt.Sprintf("softhsm2-util --init-token --free --label %q", c.TokenLabel)
+		maker = fmt.Sprintf("softhsm2-util --init-token --free --label %s", shellword.Quote(c.TokenLabel))
 	}
 	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of "+
 		"them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); "+
@@ -206,7 +207,7 @@ func (f tokenFolder) unread() error {
 // another mode of the folder or a group does not help. If the folder belongs to a user other than root, the token
 // is mostly that user's.
 func (f tokenFolder) cure() string {
-	chown := fmt.Sprintf("chown -R %s %s", secret.CurrentUser(), f.path)
+	chown := shellword.Command("chown", "-R", secret.CurrentUser(), f.path)
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return chown

@@ -119,7 +119,7 @@ func TestSoftHSMFault(t *testing.T) {
 			"SoftHSM shows a token only to users who may read its files: open"},
 		{"unreadable", func(t *testing.T, tokens string) {
 			chmod(t, 0o600, tokenOf(t, tokens, "1", "kms", "token.object"), "token.object")
-		}, by, `or it was not made yet, so make it as this user (softhsm2-util --init-token --free --label "kms")`},
+		}, by, `or it was not made yet, so make it as this user (softhsm2-util --init-token --free --label kms)`},
 		{"unreadable, by serial number", func(t *testing.T, tokens string) {
 			chmod(t, 0o700, tokenOf(t, tokens, "1", "kms", "token.object", "a.object"))
 		}, Config{Module: softHSMModule, Serial: one}, "SoftHSM cannot read the token's folder: open"},

@@ -8,6 +8,7 @@ import (
 
 	"claviger"
 	"claviger/provider/hsm"
+	"claviger/shellword"
 )
 
 // Binds reports whether the choice binds the token to this store.
@@ -114,8 +115,8 @@ func (a *Adoption) LeftOut(conf string) error {
 func decisions(conf string, c hsm.Candidate) string {
 	var b strings.Builder
 	line := func(flag string, names []string) {
-		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", conf, flag,
-			claviger.Printable(strings.Join(names, " ")))
+		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", shellword.Quote(conf), flag,
+			shellword.Command(names...))
 	}
 	if c.Why != "" {
 		line(" --aside", labels(c))

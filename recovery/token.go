@@ -13,6 +13,7 @@ import (
 	"claviger/metastore"
 	"claviger/provider"
 	"claviger/provider/hsm"
+	"claviger/shellword"
 )
 
 // Token is the result of comparing a store with the token.
@@ -131,7 +132,7 @@ func adoptCommand(ctx context.Context, conf *hadoopconf.Conf, p *hsm.Provider) (
 	if err != nil {
 		return "", err
 	}
-	command := "claviger hsm adopt --conf " + conf.Dir()
+	command := "claviger hsm adopt --conf " + shellword.Quote(conf.Dir())
 	if len(bound) > 0 && !mine {
 		command += " --rebind"
 	}

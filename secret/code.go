@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"claviger/shellword"
 )
 
 // ExposedCode returns messages about the ways in which a user other than root and u could change a file whose code a
@@ -27,7 +29,7 @@ func (u User) ExposedCode(f File) []string {
 			what, risk = "folder "+path, "which can replace "+f.name()
 		}
 		faults = append(faults, fmt.Sprintf("%s may be written by the group %s (mode %04o), %s; cure: chmod g-w %s",
-			what, group, info.Mode().Perm(), risk, path))
+			what, group, info.Mode().Perm(), risk, shellword.Quote(path)))
 	}
 	return faults
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"claviger/shellword"
 )
 
 // File is a file that other users of this machine must not read or change.
@@ -61,7 +63,7 @@ func (u User) Exposed(files ...File) []string {
 		if owner := u.otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
-					f.name(), owner, u.Name, f.Path))
+					f.name(), owner, u.Name, shellword.Quote(f.Path)))
 		}
 		for _, dir := range foldersOf(f.Path) {
 			if within[dir] == nil {
@@ -83,12 +85,12 @@ func (u User) Exposed(files ...File) []string {
 		if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 			faults = append(faults,
 				fmt.Sprintf("folder %s may be written by everybody (mode %04o), who can "+
-					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), content, dir))
+					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), content, shellword.Quote(dir)))
 		}
 		if owner := u.otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, content, u.Name, dir))
+					owner, content, u.Name, shellword.Quote(dir)))
 		}
 	}
 	return faults
@@ -127,7 +129,7 @@ func (f File) modeFault(info fs.FileInfo, u User) string {
 	if f.Risk != "" {
 		text += ", " + f.Risk
 	}
-	return text + "; cure: " + f.cure(info, u, deny, "chmod "+cure+" "+f.Path)
+	return text + "; cure: " + f.cure(info, u, deny, "chmod "+cure+" "+shellword.Quote(f.Path))
 }
 
 // cure returns the commands that correct a mode. If the user can read the file only because of the denied bits, chmod
@@ -142,10 +144,10 @@ func (f File) cure(info fs.FileInfo, u User, deny fs.FileMode, chmod string) str
 		return chmod
 	}
 	if deny&0o040 != 0 { // only the owner may read it
-		return fmt.Sprintf("chown %s %s, then %s", u.Name, f.Path, chmod)
+		return fmt.Sprintf("chown %s %s, then %s", u.Name, shellword.Quote(f.Path), chmod)
 	}
 	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(u.groups[0]),
-		f.Path, Rights(f.Path), u.Name)
+		shellword.Quote(f.Path), Rights(f.Path), u.Name)
 }
 
 // foldersOf returns the folders above a file, the nearest first. If the path has symbolic links, the folders above the

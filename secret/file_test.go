@@ -221,3 +221,16 @@ func TestExposedOwner(t *testing.T) {
 		}
 	}
 }
+
+// TestCureQuotes: a cure is a command that a shell reads as meant, also if a name in it has the characters of another
+// command.
+func TestCureQuotes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "k\t$(id)")
+	if err := os.WriteFile(path, nil, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	got := secret.Exposed(secret.File{Path: path})
+	if len(got) != 1 || !strings.HasSuffix(got[0], `; cure: chmod o= $'`+filepath.Dir(path)+`/k\x09$(id)'`) {
+		t.Errorf("%q", got)
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"claviger/shellword"
 )
 
 // Rights returns the owner, group and mode of a file, as in "root:softhsm, mode 0770". It returns "" if it cannot read
@@ -124,9 +126,9 @@ const nobody = 65534
 // mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
 // the group. If another user seems to be the server's user, the first advice is to run as that user.
 func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) string {
-	self := u.Name
+	self, quoted := u.Name, shellword.Quote(path)
 	if uid == u.uid {
-		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)
+		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), quoted)
 	}
 	first := ""
 	switch name, hasUser := u.groupsUser(gid); {
@@ -144,15 +146,15 @@ func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) stri
 	group := groupName(gid)
 	switch granted := info.Mode().Perm()>>3&need.bits == need.bits; {
 	case u.in(gid):
-		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), path))
+		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), quoted))
 	case granted && gid != 0:
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, self))
 	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
 		// Root stays the owner of configuration, because the server need not change it.
 		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(u.groups[0]),
-			letters(need.bits), path))
+			letters(need.bits), quoted))
 	}
-	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", self, path)), "; or ")
+	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", self, quoted)), "; or ")
 	if first == "" {
 		return rest
 	}

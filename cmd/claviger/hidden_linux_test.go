@@ -162,7 +162,7 @@ func TestReadOnlyToken(t *testing.T) {
 	}
 	text = run("", "keyhsm")
 	if !strings.Contains(text, others+" (of root:root, mode 0700)") ||
-		!strings.Contains(text, "or it was not made yet") || !strings.Contains(text, `--label "keyhsm"`) {
+		!strings.Contains(text, "or it was not made yet") || !strings.Contains(text, `--label keyhsm`) {
 		t.Errorf("a token that does not exist, it says:\n%s", text)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"claviger/kms"
 	"claviger/provider/hsm"
 	"claviger/recovery"
+	"claviger/shellword"
 	"claviger/terminal"
 )
 
@@ -163,7 +164,7 @@ func adoptedText(a *recovery.Adoption, conf string) string {
 	}
 	if a.Source != "" && !a.Aside && len(a.Done) > 0 {
 		text += fmt.Sprintf("next: claviger migrate plan --conf %s shows which of them the source %s has too; for "+
-			"keys that were migrated from it before, use claviger migrate run --adopted NAME\n", conf,
+			"keys that were migrated from it before, use claviger migrate run --adopted NAME\n", shellword.Quote(conf),
 			a.Source)
 	}
 	if a.Rebound {

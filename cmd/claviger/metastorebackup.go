@@ -13,6 +13,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore/sqlite"
 	"claviger/recovery"
+	"claviger/shellword"
 	"claviger/terminal"
 )
 
@@ -129,10 +130,11 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 		made = f.Made.Format(time.RFC3339)
 	}
 	fmt.Fprintf(w, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\n"+
-		"next: claviger metastore verify --conf %s\n", r.Store, file, f.Keys, f.Versions, f.Deleted, made, dir)
+		"next: claviger metastore verify --conf %s\n", r.Store, file, f.Keys, f.Versions, f.Deleted, made,
+		shellword.Quote(dir))
 	if r.MustAccept {
 		fmt.Fprintf(w, "The token was not compared, and the old store could not be read. If the token was used "+
 			"after the backup, this metastore changes no key before you run: "+
-			"claviger metastore accept --conf %s --yes\n", dir)
+			"claviger metastore accept --conf %s --yes\n", shellword.Quote(dir))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore/location"
 	"claviger/recovery"
+	"claviger/shellword"
 	"claviger/terminal"
 )
 
@@ -58,5 +59,6 @@ func copiedText(w io.Writer, c recovery.Copied, dir string) {
 	fmt.Fprintf(w, "moved %s to %s: %d keys with %d versions, %d deleted keys, %d pending "+
 		"steps, %d records of migrations, %d delegation tokens\nnext: set %s to the new metastore in kms-site.xml, "+
 		"then claviger metastore verify --conf %s\n",
-		c.From, c.To, c.Keys, c.Versions, c.Deleted, c.Pending, c.Journal, c.Tokens, hadoopconf.MetastoreURI, dir)
+		c.From, c.To, c.Keys, c.Versions, c.Deleted, c.Pending, c.Journal, c.Tokens, hadoopconf.MetastoreURI,
+		shellword.Quote(dir))
 }

@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/owner"
+	"claviger/shellword"
 	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
@@ -167,7 +168,7 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 		}
 		for _, version := range r.Aside {
 			fmt.Fprintf(w, "kept version %q, which belongs to no key: its EDEKs stay unreadable until you run, on a "+
-				"host of the KT KMS: claviger trustee adopt --conf DIR %q\n", version, version)
+				"host of the KT KMS: claviger trustee adopt --conf DIR %s\n", version, shellword.Quote(version))
 		}
 	})
 }

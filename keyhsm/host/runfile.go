@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"claviger/shellword"
 )
 
 // Process is the process that serves a folder.
@@ -42,7 +44,7 @@ func claim(dir string) (*runFile, error) {
 	if err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = fmt.Errorf("a Key HSM runs with the folder %s already; claviger keyhsm status --conf %s shows it",
-				dir, dir)
+				dir, shellword.Quote(dir))
 		}
 		return nil, errors.Join(err, f.Close())
 	}
@@ -68,7 +70,8 @@ func (r *runFile) write(url string) error {
 // Running returns the process that serves a folder now, or an error if there is none.
 func Running(dir string) (Process, error) {
 	var p Process
-	none := fmt.Errorf("no Key HSM runs with the folder %s; start it: claviger keyhsm start --conf %s", dir, dir)
+	none := fmt.Errorf("no Key HSM runs with the folder %s; start it: claviger keyhsm start --conf %s", dir,
+		shellword.Quote(dir))
 	f, err := os.Open(runPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, none

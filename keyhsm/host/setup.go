@@ -16,6 +16,7 @@ import (
 	"claviger/keyhsm"
 	"claviger/owner"
 	"claviger/pkcs11"
+	"claviger/shellword"
 )
 
 // modules are the paths where the client software of an HSM installs its library.
@@ -131,7 +132,7 @@ func (s *Setup) onToken(ctx context.Context, tok *pkcs11.Token, report func(stri
 		return err
 	}
 	report(fmt.Sprintf("wrote %s; next: claviger keyhsm trust --conf %s TRUSTEE-CERTIFICATE, then claviger keyhsm "+
-		"validate --conf %s", filepath.Join(s.Folder, keyhsm.SettingsFile), s.Folder, s.Folder))
+		"validate --conf %[2]s", filepath.Join(s.Folder, keyhsm.SettingsFile), shellword.Quote(s.Folder)))
 	return nil
 }
 

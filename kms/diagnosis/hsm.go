@@ -17,6 +17,7 @@ import (
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/secret"
+	"claviger/shellword"
 )
 
 // token returns the checks of the HSM. They come after those of the metastore, because the token is opened with it.
@@ -386,7 +387,7 @@ func (s *site) hsmUnknown(context.Context) []doctor.Finding {
 	var list []doctor.Finding
 	if len(orphans) > 0 {
 		list = append(list, doctor.Warn("keys that were to be destroyed, and are still on the token: "+some(orphans),
-			"destroy them: claviger hsm prune --conf "+s.conf.Dir())...)
+			"destroy them: claviger hsm prune --conf "+shellword.Quote(s.conf.Dir()))...)
 	}
 	if len(damaged) > 0 {
 		list = append(list, doctor.Warn("keys that are incomplete, and have encrypted nothing: "+some(damaged),

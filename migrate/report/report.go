@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/shellword"
 )
 
 // lines writes lines. The writer keeps its errors: it is a buffer, or terminal.Output's.
@@ -391,6 +392,6 @@ func Freed(w io.Writer, f *migrate.FreedNames) {
 		key, _ := claviger.KeyOfVersion(v)
 		l.line("The deleted key of version %s stays, and its files open again once it is undeleted "+
 			"(claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.",
-			claviger.Printable(v), claviger.Printable(key), claviger.Printable(v))
+			claviger.Printable(v), shellword.Quote(key), shellword.Quote(v))
 	}
 }

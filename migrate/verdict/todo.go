@@ -9,6 +9,7 @@ import (
 	"claviger"
 	"claviger/census"
 	"claviger/migrate"
+	"claviger/shellword"
 )
 
 // addToDo makes the shortest list of steps after which no EDEK of the images needs what is judged. A re-encryption
@@ -43,7 +44,7 @@ func (j *judge) zonesToDo(image int) {
 			}
 		}
 		path := claviger.Printable(j.place(image, z.Path))
-		start := "hdfs crypto -reencryptZone -start -path " + j.argument(image, z.Path)
+		start := shellword.Command("hdfs", "crypto", "-reencryptZone", "-start", "-path", j.argument(image, z.Path))
 		switch {
 		case live == 0 || z.State != "live": // else snapshotsToDo has the zone's EDEKs
 		case j.running(z):
@@ -82,7 +83,7 @@ func (j *judge) outsideToDo(image int) {
 		if n := outside.OpenForWrite; n > 0 {
 			closed = fmt.Sprintf("; wait until the %d of them that are open are closed", n)
 		}
-		j.do("claviger edek census --list "+quote(v.Version)+" "+quote(j.Images[image].Name),
+		j.do(shellword.Command("claviger", "edek", "census", "--list", v.Version, j.Images[image].Name),
 			"delete the raw copies outside of zones with EDEKs of %s, or copy them again from re-encrypted files: %d "+
 				"files%s", claviger.Printable(v.Version), outside.Live, closed)
 	}
@@ -112,7 +113,7 @@ func (j *judge) snapshotsToDo(image int) {
 				claviger.Printable(name), s.EDEKs)
 			continue
 		}
-		j.do("hdfs dfs -deleteSnapshot "+j.argument(image, folder)+" "+quote(name),
+		j.do(shellword.Command("hdfs", "dfs", "-deleteSnapshot", j.argument(image, folder), name),
 			"delete snapshot %s, and older ones of the folder that show the same files: %d EDEKs",
 			claviger.Printable(j.place(image, path)), s.EDEKs)
 	}
@@ -126,16 +127,4 @@ func splitSnapshot(path string) (folder, name string) {
 		return path, ""
 	}
 	return max(path[:i], "/"), path[i+len(between):]
-}
-
-// quote quotes a word for a shell, if that is necessary.
-func quote(word string) string {
-	special := func(r rune) bool {
-		letter := r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z'
-		return !letter && !strings.ContainsRune("/._-@:=+,%", r)
-	}
-	if word != "" && !strings.ContainsFunc(word, special) {
-		return word
-	}
-	return claviger.Printable("'" + strings.ReplaceAll(word, "'", `'\''`) + "'")
 }

@@ -401,7 +401,7 @@ func (j *judge) argument(image int, path string) string {
 	if len(j.Images) > 1 && j.Images[image].Nameservice != "" {
 		path = j.place(image, path)
 	}
-	return quote(path)
+	return path
 }
 
 // explain says of each version why it is retirable or not.

@@ -322,6 +322,19 @@ func TestToDo(t *testing.T) {
 			`hdfs dfs -deleteSnapshot / 'it'\''s s'`, func(r *census.Report) {
 				need(r, "k@0", census.Counts{SnapshotOnly: 1}, snapshot("/.snapshot/it's s", 1))
 			}},
+		{`re-encrypt zone "/pay\t$(touch x)": 1 EDEKs`, `hdfs crypto -reencryptZone -start -path $'/pay\x09$(touch x)'`,
+			func(r *census.Report) {
+				r.Zones[0].Path = "/pay\t$(touch x)"
+				need(r, "k@0", census.Counts{Live: 1})
+			}},
+		{`delete snapshot "/.snapshot/s1 $(id);x\x1b", and older ones of the folder that show the same files: 1 EDEKs`,
+			`hdfs dfs -deleteSnapshot / $'s1 $(id);x\x1b'`, func(r *census.Report) {
+				need(r, "k@0", census.Counts{SnapshotOnly: 1}, snapshot("/.snapshot/s1 $(id);x\x1b", 1))
+			}},
+		{`re-encrypt zone "/a\x00b": 1 EDEKs`, "", func(r *census.Report) { // no command can be given the path
+			r.Zones[0].Path = "/a\x00b"
+			need(r, "k@0", census.Counts{Live: 1})
+		}},
 		{"delete the snapshots of /z that are older than s1#7: 1 EDEKs. Its owner has deleted it, and the NameNode " +
 			"keeps it until the older ones are deleted", "", func(r *census.Report) {
 			need(r, "k@0", census.Counts{SnapshotOnly: 1},

@@ -5,6 +5,7 @@ import (
 
 	"claviger"
 	"claviger/census"
+	"claviger/shellword"
 )
 
 // checkWhole checks what would be seen if EDEKs were missing in the image: the digest of its file, and files without an
@@ -36,7 +37,7 @@ func (j *judge) checkWhole(m *Image) {
 			"needed, or the files were copied there raw, without encryption. Take an image of another NameNode, and "+
 			"compare; encrypt such files by copying them within the zone (hdfs dfs -cp) and deleting the old ones, "+
 			"and their snapshots. Or accept these files: --accept-unencrypted %s", what,
-			quote(fmt.Sprintf("%s=%d", path, n)))
+			shellword.Quote(fmt.Sprintf("%s=%d", path, n)))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/shellword"
 )
 
 const (
@@ -429,7 +430,7 @@ func adoptCommand(confDir, flags string) string { return commandLine("hsm adopt"
 func commandLine(command, confDir, flags string) string {
 	command = "claviger " + command
 	if confDir != "" {
-		command += " --conf " + confDir
+		command += " --conf " + shellword.Quote(confDir)
 	}
 	if flags != "" {
 		command += " " + flags

@@ -15,6 +15,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/pkcs11"
+	"claviger/shellword"
 )
 
 // Ops of intents.
@@ -258,7 +259,7 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 			"the step %q of key %q was interrupted, and the token holds what it made: %s; something may be encrypted "+
 				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
 				"attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
-			i.Op, i.Key, summarize(made), planned.Bits, len(i.Refs), i.Key)
+			i.Op, i.Key, summarize(made), planned.Bits, len(i.Refs), shellword.Quote(i.Key))
 	}
 	return p.store.Drop(ctx, i.Key)
 }

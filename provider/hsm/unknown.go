@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/pkcs11"
+	"claviger/shellword"
 )
 
 const (
@@ -346,7 +347,7 @@ func (p *Provider) refuseHidden(ctx context.Context, op, key string, known []met
 	return claviger.Errorf(op, claviger.Invalid, key,
 		"the token holds versions of key %q that this server's metastore does not know: %s; a new version would "+
 			"hide them, and what is encrypted with them; an operator must bring them back (claviger hsm adopt %s) or "+
-			"set them aside (claviger hsm adopt --aside %[3]s) first", key, summarize(hidden), key)
+			"set them aside (claviger hsm adopt --aside %[3]s) first", key, summarize(hidden), shellword.Quote(key))
 }
 
 func (p *Provider) recordUnknown(o Object) {

@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/doctor"
 	"claviger/secret"
+	"claviger/shellword"
 	"claviger/trustee"
 	"claviger/trustee/host"
 	"claviger/trustee/location"
@@ -89,7 +90,7 @@ func (s *service) certificate(context.Context) []doctor.Finding {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(s.folder.Path, trustee.TLSCert),
 		filepath.Join(s.folder.Path, trustee.TLSKey))
 	if err != nil {
-		return doctor.Error(err, "make a certificate: claviger trustee init --confdir "+s.folder.Path)
+		return doctor.Error(err, "make a certificate: claviger trustee init --confdir "+shellword.Quote(s.folder.Path))
 	}
 	now := time.Now()
 	if pair.Leaf.NotAfter.Before(now) || pair.Leaf.NotBefore.After(now) {

@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/owner"
+	"claviger/shellword"
 	"claviger/trustee"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
@@ -30,7 +31,7 @@ const FileName = "keytrustee.db"
 func Load(dir string) (*trustee.Folder, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist. Make it with: claviger trustee init --confdir %s; or copy the "+
-			"folder of the other trustee, without .ssl and %s", dir, dir, FileName)
+			"folder of the other trustee, without .ssl and %s", dir, shellword.Quote(dir), FileName)
 	}
 	f, err := trustee.LoadFolder(dir)
 	if err != nil {
@@ -46,7 +47,7 @@ func refuseClient(f *trustee.Folder) error {
 	}
 	return claviger.Refuse("%s is the folder of a KT KMS (its %s names an organization or a server), not of a Key "+
 		"Trustee Server: nothing was done. claviger trustee backup --keytrustee %s saves it",
-		f.Path, trustee.ConfFile, f.Path)
+		f.Path, trustee.ConfFile, shellword.Quote(f.Path))
 }
 
 // RefuseServer refuses the folder of a Key Trustee Server, because a backup of its files would not have the
@@ -61,7 +62,8 @@ func RefuseServer(dir string) error {
 		return nil
 	}
 	return claviger.Refuse("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in "+
-		"the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)
+		"the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir,
+		shellword.Quote(dir))
 }
 
 // file returns the path of the SQLite file of a folder.
