@@ -20,6 +20,16 @@ func (e *UsageError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *UsageError) Unwrap() error { return e.Err }
 
+// NewFile refuses the name - for a file that a command makes: in many programs it is standard output. what is the flag
+// or argument that has the name.
+func NewFile(what, name string) error {
+	if name != "-" {
+		return nil
+	}
+	return &UsageError{fmt.Errorf("%s is -, and this command does not write to standard output; name a file (./- for "+
+		"a file of that name)", what)}
+}
+
 // CheckUsage turns each error about the command line into a UsageError, which says what is wrong, missing or empty. It
 // does so for a command and all its subcommands.
 func CheckUsage(root *cobra.Command) {

@@ -44,7 +44,7 @@ func (o *Options) Define(cmd *cobra.Command) {
 	f.StringVar(&o.Out, "out", "", "write this new file")
 	f.StringVar(&o.Key, "key", "", "file of the private key that signs; claviger migrate report keygen makes one")
 	f.StringVar(&o.VerdictFile, "verdict", "", "output of an earlier claviger migrate verdict -o json")
-	f.BoolVar(&o.Overwrite, "overwrite", false, "replace the file of --out if it exists")
+	f.BoolVar(&o.Overwrite, "overwrite", false, "replace the file of --out, if it is a report")
 	_ = cmd.MarkFlagRequired("out") // the flags are defined above
 	_ = cmd.MarkFlagRequired("key")
 	cmd.AddCommand(verifyCommand(), keygenCommand())
@@ -56,7 +56,7 @@ func (o *Options) check() error {
 		return &terminal.UsageError{Err: errors.New("--verdict and the images of --image and --namenode exclude " +
 			"each other: a verdict by new images replaces the earlier one")}
 	}
-	return nil
+	return terminal.NewFile("--out", o.Out)
 }
 
 // text writes the result for people.
@@ -133,6 +133,9 @@ func keygenCommand() *cobra.Command {
 FILE.pub. Keep FILE secret, and give FILE.pub to auditors. It prints the fingerprint of the public key.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := terminal.NewFile("FILE", args[0]); err != nil {
+				return err
+			}
 			pair, err := evidence.MakeKey(args[0])
 			if err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,7 +74,11 @@ func (o *Options) write(ctx context.Context, svc *kms.Service, engine *migrate.E
 	if err != nil {
 		return nil, err
 	}
-	if err := p.Replace(); err != nil {
+	err = o.replaceable() // again, because gathering takes time
+	if err == nil {
+		err = p.Replace()
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.Discard())
 	}
 	return made, nil
@@ -103,10 +108,38 @@ func (o *Options) prepare() (ed25519.PrivateKey, error) {
 	if _, err := os.Stat(filepath.Dir(o.Out)); err != nil {
 		return nil, fmt.Errorf("--out: %w", err)
 	}
-	if _, err := os.Lstat(o.Out); err == nil && !o.Overwrite {
-		return nil, fmt.Errorf("--out: %w; --overwrite replaces it", &durable.AlreadyError{Path: o.Out})
+	if err := o.replaceable(); err != nil {
+		clear(key)
+		return nil, fmt.Errorf("--out: %w", err)
 	}
 	return key, nil
+}
+
+// replaceable returns why the file of --out cannot be written: it exists, and no report is in it, or --overwrite is
+// not given. A wrong name must not replace another file, such as the key that signs.
+func (o *Options) replaceable() error {
+	out, err := os.Stat(o.Out)
+	if err == nil {
+		for flag, names := range map[string][]string{"key": {o.Key}, "verdict": {o.VerdictFile}, "image": o.Images} {
+			for _, name := range names {
+				if read, err := os.Stat(name); err == nil && os.SameFile(read, out) {
+					return fmt.Errorf("%s is the file of --%s, too: choose another name", o.Out, flag)
+				}
+			}
+		}
+	}
+	switch _, err := os.Lstat(o.Out); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !o.Overwrite && evidence.IsReport(o.Out):
+		return fmt.Errorf("%w; --overwrite replaces it", &durable.AlreadyError{Path: o.Out})
+	case !evidence.IsReport(o.Out):
+		return fmt.Errorf("%w; it is not a report, and --overwrite replaces only a report",
+			&durable.AlreadyError{Path: o.Out})
+	}
+	return nil
 }
 
 // gather makes all parts of a report.
@@ -186,17 +219,12 @@ const maxVerdict = 64 << 20
 
 // readVerdict reads the output of claviger migrate verdict -o json.
 func readVerdict(path string) (*migrate.Verdict, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxVerdict+1))
+	data, err := durable.ReadRegular(path, maxVerdict)
 	if err != nil {
 		return nil, err
 	}
 	v := new(migrate.Verdict)
-	if err := json.Unmarshal(data, v); err != nil || v.Format != migrate.VerdictFormat || len(data) > maxVerdict {
+	if err := json.Unmarshal(data, v); err != nil || v.Format != migrate.VerdictFormat {
 		return nil, errors.New("it is not the output of claviger migrate verdict -o json")
 	}
 	return v, nil

@@ -317,20 +317,24 @@ func testRefusals(t *testing.T, l *lab) {
 	if err := os.Chmod(filepath.Join(l.dir, "open.key"), 0o640); err != nil { //nolint:gosec // the test is about it
 		t.Fatal(err)
 	}
-	sound := l.o
+	sound, fresh := l.o, filepath.Join(l.dir, "report2.zip")
 	refused := map[string]func(*Options){
-		"--overwrite replaces it": func(*Options) {},
-		"chmod go=":               func(o *Options) { o.Key = filepath.Join(l.dir, "open.key") },
-		"no such file":            func(o *Options) { o.Key = filepath.Join(l.dir, "no.key") },
-		"is not a key in PEM":     func(o *Options) { o.Key = verdict },
-		"--out: ":                 func(o *Options) { o.Out = filepath.Join(l.dir, "no", "report.zip") },
+		"it is not a report, and --overwrite": func(*Options) {},
+		"replaces only a report":              func(o *Options) { o.Overwrite = true },
+		"the file of --key, too":              func(o *Options) { o.Out, o.Overwrite = o.Key, true },
+		"does not write to standard output":   func(o *Options) { o.Out = "-" },
+		"is the public key":                   func(o *Options) { o.Key = l.public },
+		"chmod go=":                           func(o *Options) { o.Key = filepath.Join(l.dir, "open.key") },
+		"no such file":                        func(o *Options) { o.Key = filepath.Join(l.dir, "no.key") },
+		"is not a key in PEM":                 func(o *Options) { o.Key = verdict },
+		"--out: ":                             func(o *Options) { o.Out = filepath.Join(l.dir, "no", "report.zip") },
 		"damaged or cut off": func(o *Options) {
-			o.Images, o.Overwrite = []string{filepath.Join(l.dir, "cut")}, true
+			o.Images, o.Out = []string{filepath.Join(l.dir, "cut")}, fresh
 		},
 		"the journal has another verdict": func(o *Options) {
-			o.VerdictFile, o.Overwrite = verdict+".edited", true
+			o.VerdictFile, o.Out = verdict+".edited", fresh
 		},
-		"it is not the output of claviger mi": func(o *Options) { o.VerdictFile, o.Overwrite = verdict+".plan", true },
+		"it is not the output of claviger mi": func(o *Options) { o.VerdictFile, o.Out = verdict+".plan", fresh },
 		"exclude each other":                  func(o *Options) { o.VerdictFile, o.Images = verdict, []string{"x"} },
 	}
 	l.open(t, hsm.Journal, func(svc *kms.Service, e *migrate.Engine) {
@@ -347,7 +351,17 @@ func testRefusals(t *testing.T, l *lab) {
 		t.Errorf("the file was changed: %q, %v", text, err)
 	}
 	l.o = sound
-	l.o.VerdictFile, l.o.Overwrite = verdict, true
+	if err := os.Remove(l.o.Out); err != nil {
+		t.Fatal(err)
+	}
+	l.o.VerdictFile = verdict
+	if _, err := l.report(t); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.report(t); err == nil || !strings.Contains(err.Error(), "--overwrite replaces it") {
+		t.Errorf("a report exists: %v", err)
+	}
+	l.o.Overwrite = true
 	if _, err := l.report(t); err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"slices"
 
 	"claviger/durable"
 	"claviger/secret"
@@ -86,15 +85,18 @@ const (
 
 // ReadKey reads a private key, from a file that nobody else may read.
 func ReadKey(path string) (ed25519.PrivateKey, error) {
+	der, err := readBlock(path, privateBlock)
+	if errors.Is(err, errIsPublic) { // before the mode, which lets all users read a public key
+		return nil, err
+	}
+	defer clear(der)
 	if err := (secret.File{Path: path, Kind: "the signing key", Deny: 0o077,
 		Risk: "who could sign reports"}).Refuse(); err != nil {
 		return nil, err
 	}
-	der, err := readBlock(path, privateBlock)
 	if err != nil {
 		return nil, fmt.Errorf("%w; %s", err, cureKey)
 	}
-	defer clear(der)
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	key, ok := parsed.(ed25519.PrivateKey)
 	if err != nil || !ok {
@@ -114,28 +116,53 @@ func ReadPublicKey(path string) (ed25519.PublicKey, error) {
 	if err != nil || !ok {
 		return nil, fmt.Errorf("%s has no public key of Ed25519; %s", path, curePublic)
 	}
+	if lowOrder(key) {
+		return nil, fmt.Errorf("%s has a public key that belongs to no private key: anybody can make signatures that "+
+			"it verifies; %s", path, curePublic)
+	}
 	return key, nil
 }
 
+// lowOrderPoints are the encodings of the points of Ed25519 whose order is at most 8, without the bit of the sign; the
+// last two are not in the standard form. For such a public key, one signature verifies many texts, and nobody needs a
+// private key (RFC 8032 5.1.7 does not refuse them; libsodium's ge25519_has_small_order does, by this list).
+var lowOrderPoints = []string{
+	"0000000000000000000000000000000000000000000000000000000000000000",
+	"0100000000000000000000000000000000000000000000000000000000000000",
+	"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+}
+
+// lowOrder reports whether a public key is one of these points.
+func lowOrder(key ed25519.PublicKey) bool {
+	y := bytes.Clone(key)
+	y[len(y)-1] &= 0x7f
+	return slices.Contains(lowOrderPoints, hex.EncodeToString(y))
+}
+
+// errIsPublic says that a file has a public key where a private key is needed.
+var errIsPublic = errors.New("is the public key")
+
 // readBlock reads a file that has one PEM block of a type, and nothing else.
 func readBlock(path, kind string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	text, err := durable.ReadRegular(path, maxKeyFile)
 	defer clear(text)
 	if err != nil {
 		return nil, err
 	}
 	block, rest := pem.Decode(text)
 	switch {
-	case len(text) > maxKeyFile || block == nil:
+	case block == nil:
 		return nil, fmt.Errorf("%s is not a key in PEM", path)
 	case block.Type == privateBlock && kind == publicBlock:
 		clear(block.Bytes)
 		return nil, fmt.Errorf("%s is a private key: keep it secret, and give only the public key to others", path)
+	case block.Type == publicBlock && kind == privateBlock:
+		return nil, fmt.Errorf("%s %w: name the file of the private key, which has the name without .pub", path,
+			errIsPublic)
 	case block.Type != kind:
 		return nil, fmt.Errorf("%s has a block %q, and not %q", path, block.Type, kind)
 	case len(bytes.TrimSpace(rest)) > 0 || !bytes.HasPrefix(text, []byte("-----BEGIN ")):

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
 	"claviger"
 	"claviger/buildinfo"
+	"claviger/durable"
 	"claviger/migrate"
 )
 
@@ -84,21 +84,19 @@ func verify(data []byte, key ed25519.PublicKey) (*Verification, error) {
 
 // readFile reads a whole file, up to the limit.
 func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path) // before Open, which waits for the writer of a pipe
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a regular file", path)
-	case info.Size() > int64(maxContent+maxHeaders):
-		return nil, fmt.Errorf("%s has %d bytes, and a report has at most %d; it is not a report", path, info.Size(),
-			maxContent+maxHeaders)
-	}
-	f, err := os.Open(path)
+	f, err := durable.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case info.Size() > int64(maxContent+maxHeaders):
+		return nil, fmt.Errorf("%s has %d bytes, and a report has at most %d; it is not a report", path, info.Size(),
+			maxContent+maxHeaders)
+	}
 	data := make([]byte, info.Size())
 	_, err = io.ReadFull(f, data)
 	return data, err
@@ -232,6 +230,17 @@ func (v *Verification) describe(m *Manifest, r *Report) {
 			v.Lacks = append(v.Lacks, p)
 		}
 	}
+}
+
+// IsReport reports whether a file is a report of this program: a zip file with our manifest. It verifies nothing.
+func IsReport(path string) bool {
+	data, err := readFile(path)
+	if err != nil {
+		return false
+	}
+	files, _ := unpack(data)
+	m := new(Manifest)
+	return json.Unmarshal(content(files, manifestName), m) == nil && m.Format == manifestFormat
 }
 
 // Claimed returns the fingerprint of the key that a file names; "" if it cannot be read. Anybody can write a name into
