@@ -23,9 +23,10 @@ const recheckPause = time.Second
 // doubt is the record of logins in a row with one PIN that may have been wrong tries.
 type doubt struct {
 	logins int
-	last   time.Time       // when the last login failed
-	file   filestamp.Stamp // of the PIN file at that time
-	err    error           // of the last login
+	last   time.Time // when the last login failed
+	files  pinFiles  // at that time
+	err    error     // of the last login
+	token  string    // see trial.name
 }
 
 // stopped reports whether the PIN is not tried again.
@@ -51,7 +52,7 @@ func (d *doubt) holdsBack(source string, file filestamp.Stamp) error {
 	}
 	cure := "start again with the right PIN"
 	if file.Exists() {
-		if file != d.file {
+		if d.files.changed(source, file) {
 			return nil // a person has written the file again: one more try
 		}
 		cure = "write the right PIN into the file, which is read again by itself; if the PIN is right, touch the " +

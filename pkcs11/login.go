@@ -2,9 +2,6 @@ package pkcs11
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -14,7 +11,6 @@ import (
 
 	"claviger"
 	"claviger/filestamp"
-	"claviger/secret"
 )
 
 // login is one login to the token, until the token is lost. Sessions and object handles are valid in one login
@@ -204,7 +200,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	}
 	defer pin.Wipe()
 	l := &login{found: found, made: time.Now(), generation: t.module.current()}
-	tried := trial{t.module.name.resolved, found, pin, t.cfg.PINSource, file}
+	tried := trial{t.module.name.resolved, found, pin, t.cfg.PINSource, file, t.module.startedAt()}
 	err = triedPINs.try(ctx, tried, func(doubted bool) (accepted bool, _ error) {
 		if err := pinFault(found, t.cfg.Careful || doubted, then); err != nil {
 			return false, err
@@ -230,18 +226,25 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		_ = t.b.CloseSession(session) // only the login's error matters
 		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
 	})
-	switch {
-	case err == nil:
-		return l, nil
-	case isPIN(err) && isOneOf(err, p11.CKR_PIN_LOCKED):
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
-			"security officer must reset it, then start again", name, codeOf(err)), true}
-	case isPIN(err):
-		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
-			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),
-			t.loginCure(", then start again", "; this server reads a corrected PIN file by itself")), true}
+	if err != nil {
+		return nil, t.withCure(name, err)
 	}
-	return nil, err
+	return l, nil
+}
+
+// withCure adds the cure to an error about the PIN of the token of that name.
+func (t *Token) withCure(name string, err error) error {
+	switch {
+	case isPIN(err) && isOneOf(err, p11.CKR_PIN_LOCKED):
+		return refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
+			"security officer must reset it, %s", name, codeOf(err),
+			t.loginCure("then start again", "then "+t.cfg.touchCure())), true}
+	case isPIN(err):
+		return refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
+			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),
+			t.loginCure(", then start again", t.cfg.refusedCure())), true}
+	}
+	return err
 }
 
 // beginLogin must be called before C_Login, and the function ended after C_Login. Once the token is closed, no login
@@ -289,6 +292,23 @@ func (t *Token) loginCure(startAgain, byItself string) string {
 	return startAgain
 }
 
+// refusedCure ends the advice to correct the PIN, for a running server. See pinTrials.
+func (c *Config) refusedCure() string {
+	if c.PINFile == "" {
+		return ", then " + c.touchCure()
+	}
+	return "; this server reads a corrected PIN file by itself; if the PIN of the file is right by now, " +
+		c.touchCure()
+}
+
+// touchCure says how a running server tries a refused PIN once more.
+func (c *Config) touchCure() string {
+	if c.PINFile == "" {
+		return "restart this server"
+	}
+	return "touch the file, and this server tries the PIN once more"
+}
+
 // loginError is an error of C_Login.
 type loginError struct{ error }
 
@@ -319,82 +339,4 @@ func codeOf(err error) error {
 		return code
 	}
 	return err
-}
-
-// triedPINs are the PINs that were tried at tokens in this process.
-var triedPINs = newPINTrials()
-
-// pinTrials remembers the PINs that a token refused, and those that it may have refused. After a few wrong PINs a token
-// locks, and a process opens one token many times: at each reload, for each provider, and after each loss of the token.
-// It holds no PIN, but a keyed hash of each. The key of the hash exists only in this process.
-type pinTrials struct {
-	once    sync.Once
-	key     [sha256.Size]byte
-	mu      sync.Mutex
-	running map[[sha256.Size]byte]*flight // running, or ended with a refusal
-	doubts  map[[sha256.Size]byte]*doubt
-}
-
-func newPINTrials() *pinTrials {
-	return &pinTrials{running: map[[sha256.Size]byte]*flight{}, doubts: map[[sha256.Size]byte]*doubt{}}
-}
-
-// trial is the trial of a PIN at a token.
-type trial struct {
-	module string
-	token  candidate
-	pin    secret.Bytes
-	source string          // place of the PIN, for messages
-	file   filestamp.Stamp // of the PIN file, before the PIN was read; zero if the PIN is in no file
-}
-
-// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. It does not call
-// attempt either while the PIN is in doubt, see doubt.holdsBack. Of several callers with one PIN, one calls attempt and
-// the others wait for its result. attempt gets whether the last login with the PIN may have been a wrong try, and
-// returns whether the token has compared the PIN and accepted it.
-func (b *pinTrials) try(ctx context.Context, t trial, attempt func(doubted bool) (accepted bool, _ error)) error {
-	b.once.Do(func() { _, _ = rand.Read(b.key[:]) }) // it never fails
-	h := hmac.New(sha256.New, b.key[:])
-	fmt.Fprintf(h, "%q %q %q ", t.module, t.token.info.SerialNumber, t.token.info.Label)
-	h.Write(t.pin)
-	name := [sha256.Size]byte(h.Sum(nil))
-	for {
-		b.mu.Lock()
-		f, ok := b.running[name]
-		if ok {
-			b.mu.Unlock()
-			if err := f.wait(ctx); isPIN(err) || ctx.Err() != nil {
-				return err
-			}
-			continue
-		}
-		before := b.doubts[name]
-		if before != nil {
-			if err := before.holdsBack(t.source, t.file); err != nil {
-				b.mu.Unlock()
-				return err
-			}
-		}
-		f = newFlight()
-		b.running[name] = f
-		b.mu.Unlock()
-		accepted, err := attempt(before != nil)
-		b.mu.Lock()
-		switch {
-		case MayBeWrongPIN(err):
-			d := &doubt{logins: 1, last: time.Now(), file: t.file, err: err}
-			if before != nil {
-				d.logins += before.logins
-			}
-			b.doubts[name] = d
-		case accepted || isPIN(err):
-			delete(b.doubts, name)
-		}
-		if !isPIN(err) {
-			delete(b.running, name)
-		}
-		b.mu.Unlock()
-		f.finish(err)
-		return err
-	}
 }

@@ -66,7 +66,7 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 	other := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "2"}}
 	label := candidate{info: p11.TokenInfo{Label: "old", SerialNumber: "1"}}
 	try := func(module string, c candidate, pin string) error {
-		of := trial{module: module, token: c, pin: secret.Bytes(pin)}
+		of := trial{module: module, token: c, pin: secret.Bytes(pin), started: time.Now()}
 		return refused.try(t.Context(), of, func(bool) (bool, error) {
 			tries++
 			return false, loginError{p11.Error(p11.CKR_PIN_INCORRECT)}

@@ -44,7 +44,8 @@ type module struct {
 
 	mu         sync.Mutex
 	users      int
-	generation uint64 // number of initialisations; sessions and handles are valid in one generation only
+	generation uint64    // number of initialisations; sessions and handles are valid in one generation only
+	started    time.Time // before the last initialisation
 
 	// Each call is between enter and leave, because some libraries crash if C_Finalize runs at the same time as
 	// another call. While resetting is not nil, no call enters: a reset sets it, waits until active is 0, and sets it
@@ -147,7 +148,7 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a "+
 			"library that it needs is missing (ldd %s shows which)", path, path)
 	}
-	m := &module{path: path, name: name, b: b, users: 1, generation: 1}
+	m := &module{path: path, name: name, b: b, users: 1, generation: 1, started: time.Now()}
 	inTime := context.AfterFunc(ctx, func() { m.kill("it did not initialise its library in time") })
 	err = initialize(b)
 	inTime()
@@ -232,6 +233,13 @@ func (m *module) current() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.generation
+}
+
+// startedAt returns a time before the last initialisation. All that the library reads at its start was read since.
+func (m *module) startedAt() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.started
 }
 
 // enter must be called before C calls. It waits while a reset runs. Pass its result to leave.
@@ -322,12 +330,19 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 		}
 		m.mu.Unlock()
 	}
+	return m.initializeAgain(r, b)
+}
+
+// initializeAgain is the last step of a reset. No call is in the library.
+func (m *module) initializeAgain(r *pendingReset, b Boundary) error {
 	_ = b.Finalize() // the library may have lost its state already
+	started := time.Now()
 	err := initialize(b)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err == nil {
 		m.generation++
+		m.started = started
 	}
 	m.endReset(r, err)
 	return err

@@ -28,7 +28,7 @@ func wrongPIN(t *testing.T) (c Config, file, right string, m *Meter) {
 	file = filepath.Join(t.TempDir(), "pin")
 	writePIN(t, file, "87654321")
 	c, m = config(made), new(Meter)
-	c.PIN, c.PINSource, c.Wrap = pinFile(file), "file "+file, m.Wrap
+	c.PIN, c.PINSource, c.PINFile, c.Wrap = pinFile(file), "file "+file, file, m.Wrap
 	return c, file, string(pin), m
 }
 
@@ -105,7 +105,7 @@ func TestPINChanged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if m.Count("Login") != 1 || m.Count("Initialize") != 0 {
+	if m.Count("Login") != 1 || m.Count("Initialize") != 1 {
 		t.Errorf("%d logins, initialised %d times", m.Count("Login"), m.Count("Initialize"))
 	}
 	writePIN(t, file, right)

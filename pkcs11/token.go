@@ -171,8 +171,8 @@ func openInTime(ctx context.Context, c *Config) (*module, error) {
 	})
 }
 
-// firstLogin logs in. If SoftHSM read the token's file while another process wrote it, firstLogin initialises the
-// library again, since the library reads tokens only then.
+// firstLogin logs in. If SoftHSM read the token's file while another process wrote it, or if the library may know an
+// old PIN only, firstLogin initialises the library again, since the library reads tokens only then.
 func (t *Token) firstLogin(ctx context.Context) error {
 	until := time.Now().Add(writeTimeout)
 	for pause := firstPause; ; pause *= 2 {
@@ -183,13 +183,16 @@ func (t *Token) firstLogin(ctx context.Context) error {
 		seen := t.module.current()
 		_, err = t.loggedIn(ctx)
 		t.module.leave(visit)
-		if err == nil || time.Now().Add(pause).After(until) || !readDuringWrite(&t.cfg, err) {
+		stale := errors.As(err, new(staleLibrary))
+		if err == nil || time.Now().Add(pause).After(until) || !stale && !readDuringWrite(&t.cfg, err) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
+		if !stale {
+			select {
+			case <-ctx.Done():
+				return err
+			case <-time.After(pause):
+			}
 		}
 		if failed := t.module.reset(ctx, seen, t.b); failed != nil {
 			return errors.Join(err, failed)
