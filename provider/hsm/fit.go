@@ -53,6 +53,8 @@ type fitState struct {
 	// watchNames are the names of the last check, read at namesRead.
 	watchNames []string
 	namesRead  time.Time
+	// wrong has the versions whose check value was wrong when it was last compared.
+	wrong sync.Map
 	// onLost is called with the name of each key that has lost a version.
 	onLost func(key string)
 }
@@ -254,9 +256,9 @@ func (p *Provider) giveUp(ctx context.Context) error {
 }
 
 // checkFit checks that token and store still fit together: the token has the object that binds them, the store has the
-// same id as before, and a few keys are on the token. If one of these fails, or scope is allKeys, it compares the whole
-// store. If only the object is missing, it writes the object again. The error is a misfit, or says that the token or
-// the store did not answer.
+// same id as before, and a few keys are on the token, with the right check values. If one of these fails, or scope is
+// allKeys, it compares the whole store, and the check values of a sample. If only the object is missing, it writes the
+// object again. The error is a misfit, or says that the token or the store did not answer.
 func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 	f := &p.fit
 	f.mu.Lock()
@@ -307,7 +309,11 @@ func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit 
 		return false, err
 	}
 	p.recordComparison(holdings)
-	return true, p.assess(ctx, bound, b.tokenOlder, &holdings)
+	found, err := p.compareValues(ctx, &holdings)
+	if err != nil {
+		return false, err
+	}
+	return true, p.assess(ctx, bound, b.tokenOlder, &holdings, &found)
 }
 
 // bindingHolds compares the ids and the incarnations again. mine is empty if the object is gone, or if the token keeps
@@ -369,10 +375,12 @@ func (p *Provider) recordComparison(has Holdings) {
 
 // assess says what a comparison means. If the token lacks only the object, or the newest incarnation, assess writes it
 // again.
-func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) error {
+func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings, v *values) error {
 	switch {
 	case bound && older && len(h.All()) > 0:
 		return p.olderToken(h)
+	case (older || !bound) && len(v.wrong) > 0 && len(h.All()) == 0, v.mostWrong(h) && !h.mostLost():
+		return p.wrongValues(v)
 	case bound && older && p.access != Serve: // see claimToken
 		return nil
 	case bound && older:

@@ -13,13 +13,17 @@ import (
 )
 
 // sampleDiffers compares a few keys. It reports whether one of them is in another state than the last comparison found:
-// the token has newly lost a version, or has a lost version again.
+// the token has newly lost a version, or has a lost version again, or a check value is newly wrong, or right again.
 func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, error) {
 	keys, err := p.sampleKeys(ctx, scope)
 	if err != nil {
 		return false, err
 	}
 	lost := p.LastHoldings().Lost
+	values := watchValues // the number of check values that are still to be compared
+	if scope == randomKeys {
+		values = stepValues
+	}
 	for _, k := range keys {
 		if k == nil || len(k.List) == 0 {
 			continue
@@ -37,6 +41,12 @@ func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, 
 				given, err := p.givenUp(ctx)
 				if err != nil || !given[v.Object] {
 					return err == nil, err
+				}
+			}
+			if values--; onToken && values >= 0 {
+				differs, err := p.valueDiffers(ctx, claviger.VersionName(k.Name, v.ID))
+				if err != nil || differs {
+					return differs, err
 				}
 			}
 		}
