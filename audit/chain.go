@@ -77,7 +77,10 @@ type Chain struct {
 	headTried time.Time // when a head was last stored, or storing it failed
 	headErr   error     // of the last try
 	buf       []byte
-	begin     *Record // the record to write before all others
+	begin     *Record   // the record to write before all others
+	marked    uint64    // the number in the file of UnwrittenFileOf
+	markTried time.Time // when that number was last stored, or storing it failed
+	markErr   error     // of the last try
 }
 
 var (
@@ -104,6 +107,9 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 		done: make(chan struct{}),
 	}
 	if err := c.findEnd(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.openUnwritten(); err != nil {
 		return nil, err
 	}
 	// Start even if the disk is full. Then only operations that must be recorded are refused, and Err returns the
@@ -274,6 +280,7 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 		err = &laterError{err: c.headErr}
 	}
 	var later *laterError
+	var unwritten uint64
 	c.mu.Lock()
 	if err != nil && !errors.As(err, &later) {
 		room := max(c.cfg.MaxQueue-len(queue), 0)
@@ -281,11 +288,13 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 			c.queue, lost = c.queue[:room], lost+uint64(over)
 		}
 		c.queue, c.lost = append(queue, c.queue...), c.lost+lost
+		unwritten = uint64(len(c.queue)) + c.lost
 	}
 	if !c.closed {
 		c.err = err
 	}
 	c.mu.Unlock()
+	c.markUnwritten(now, unwritten, sync)
 	if err != nil && (earlier == nil || earlier.Error() != err.Error()) {
 		c.cfg.Log.Error("the audit log cannot be written", "err", err)
 	}
@@ -527,8 +536,8 @@ func (c *Chain) Close() error {
 	err := c.closeSinks()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := len(c.queue); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d records of the audit log could not be written", n))
+	if n := uint64(len(c.queue)) + c.lost; n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d records of the audit log could not be written%s", n, c.markNote(n)))
 	}
 	c.err = errClosed
 	return err

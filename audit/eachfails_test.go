@@ -157,7 +157,8 @@ func fileOperations() []stepOperation {
 				err = c.Close()
 			}
 			return err
-		}, "write sync close"},
+			// The first steps make the file of UnwrittenFileOf; without it the log is written too.
+		}, "(open) (write) (sync) (close) (remove) (folder) write sync close"},
 		{"chain's reopen", func(t *testing.T, f *File) error {
 			renameFile(t, f)
 			return (&Chain{cfg: ChainConfig{File: f}, urgent: make(chan struct{}, 1)}).Reopen()

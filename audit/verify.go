@@ -36,7 +36,8 @@ type Report struct {
 	First   uint64   `json:"first"` // seq of the first record
 	Last    uint64   `json:"last"`  // seq of the last record
 	Node    string   `json:"node"`
-	Keyed   bool     `json:"keyed"` // the hashes were made, and checked, with a key
+	Keyed   bool     `json:"keyed"`          // the hashes were made, and checked, with a key
+	Lost    uint64   `json:"lost,omitempty"` // events that the log could not take
 	// Findings are problems: records that were removed, changed or reordered.
 	Findings []Finding `json:"findings"`
 	// Notes are remarks: for example, where a chain begins, or the rest of a record after a crash.
@@ -75,6 +76,9 @@ func Verify(paths []string, cfg VerifyConfig) (*Report, error) {
 		if err := v.file(f); err != nil {
 			return nil, err
 		}
+	}
+	if err := v.unwritten(); err != nil {
+		return nil, err
 	}
 	v.end()
 	return &v.report, nil
@@ -305,6 +309,7 @@ func missing(from, to uint64) string {
 func (v *verifier) aboutLog(at Finding, r *Record) {
 	switch {
 	case r.Kind == LostRecord:
+		v.report.Lost += r.Count
 		at.What = fmt.Sprintf("%d events before this record were not recorded because the log could not be written",
 			r.Count)
 	case r.Missing > 0:
@@ -318,6 +323,22 @@ func (v *verifier) aboutLog(at Finding, r *Record) {
 		return
 	}
 	v.addNote(at)
+}
+
+// unwritten adds a note for events that a process could not write, and of which the chain has no record yet.
+func (v *verifier) unwritten() error {
+	for _, path := range v.report.Files {
+		n, err := readUnwritten(path)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			v.report.Lost += n
+			v.addNote(Finding{File: path, What: fmt.Sprintf("%d events at the end could not be written, or wait to be "+
+				"written; no record says so yet", n)})
+		}
+	}
+	return nil
 }
 
 // end compares the chain's end with the heads.

@@ -293,6 +293,17 @@ func OpenLog(path string, mode fs.FileMode) (File, error) {
 	return f, nil
 }
 
+// Overwrite overwrites the first bytes of an existing file in place, and syncs them. Most file systems do that on a
+// full disk too. A crash can leave old and new bytes, so data must be one short line.
+func Overwrite(path string, data []byte) error {
+	f, err := system(path).OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 // SyncFile syncs a file that another library has written.
 func SyncFile(path string) error {
 	f, err := system(path).OpenFile(path, os.O_RDWR, 0)

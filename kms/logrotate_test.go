@@ -114,7 +114,7 @@ func filesOf(t *testing.T, log string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, ".head") })
+	return slices.DeleteFunc(names, audit.IsBeside)
 }
 
 // TestRotatesByDefault: by default audit files are rotated, and none is removed.

@@ -58,13 +58,12 @@ Exit status: 0 nothing was found; 1 a file cannot be read; 2 the command line is
 }
 
 func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags, out *terminal.Output) error {
-	isHead := func(path string) bool { return strings.HasSuffix(path, ".head") }
 	for _, path := range paths { // audit.json* in a shell includes heads
-		if isHead(path) {
+		if strings.HasSuffix(path, ".head") {
 			f.heads = append(f.heads, path)
 		}
 	}
-	if paths = slices.DeleteFunc(slices.Clone(paths), isHead); len(paths) == 0 {
+	if paths = slices.DeleteFunc(slices.Clone(paths), audit.IsBeside); len(paths) == 0 {
 		return &exitError{exitUsage, errors.New("only heads are given: name a file of the log too")}
 	}
 	var cfg audit.VerifyConfig
@@ -102,6 +101,8 @@ func printReport(w io.Writer, r *audit.Report, heads int) {
 	switch {
 	case len(r.Findings) > 0:
 		fmt.Fprintf(w, "%d findings\n", len(r.Findings)+r.More)
+	case r.Lost > 0:
+		fmt.Fprintf(w, "an unbroken chain, but %d events were not recorded\n", r.Lost)
 	case heads == 0:
 		fmt.Fprint(w, "an unbroken chain; there is no head, so records may be missing at the end\n")
 	default:

@@ -1,0 +1,107 @@
+package audit
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/logtest"
+)
+
+// copyOf copies the log and the files beside it to another folder, as a process that is killed now leaves them.
+func copyOf(t *testing.T, path string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, file := range []string{path, path + ".head", UnwrittenFileOf(path)} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(file)), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, filepath.Base(path))
+}
+
+// TestUnwrittenAtTheEnd: a process that ends with a full disk, or is killed meanwhile, loses records. Verify says how
+// many at once. The next process writes their number to the chain, once.
+func TestUnwrittenAtTheEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	every := func(cfg *ChainConfig) { cfg.HeadEvery = time.Microsecond }
+	c := chainAt(t, path, every)
+	if err := c.Begin(t.Context(), event("k")); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := fullDisk(t, uint64(st.Size()))
+	for range 24 {
+		c.Log(t.Context(), event("k"))
+	}
+	if err := c.Begin(t.Context(), event("k")); err == nil { // it returns after the number was stored
+		t.Fatal("written to a full disk")
+	}
+	killed := copyOf(t, path)
+	if err := c.Close(); err == nil || !strings.Contains(err.Error(), "25 records of the audit log could not be "+
+		"written; the next process that opens the log makes a record of their number") {
+		t.Errorf("closed: %v", err)
+	}
+	free()
+	for _, path := range []string{path, killed} {
+		r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+		if r.Lost != 25 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "25 events at the end") {
+			t.Errorf("before the next start: %+v", r)
+		}
+		for range 2 {
+			closeChain(t, chainAt(t, path, nil))
+			r = verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+			if r.Lost != 25 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "25 events before this record") {
+				t.Errorf("after it: %+v", r)
+			}
+		}
+	}
+}
+
+// TestUnwrittenFileFails: a file that is no number is refused. A file that cannot be overwritten is logged, and the
+// last message does not say that the number is kept.
+func TestUnwrittenFileFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	log := new(logtest.Buffer)
+	c := chainAt(t, path, func(cfg *ChainConfig) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	if err := os.Remove(UnwrittenFileOf(path)); err != nil {
+		t.Fatal(err)
+	}
+	free := fullDisk(t, 1)
+	c.Log(t.Context(), event("k"))
+	err := c.Close()
+	free()
+	if err == nil || !strings.Contains(err.Error(), "1 records of the audit log could not be written") ||
+		strings.Contains(err.Error(), "the next process") {
+		t.Errorf("closed: %v", err)
+	}
+	if !strings.Contains(log.String(), "cannot be stored") {
+		t.Errorf("the log says %s", log)
+	}
+	if err := os.WriteFile(UnwrittenFileOf(path), bytes.Repeat([]byte("x"), 21), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Verify([]string{path}, VerifyConfig{}); err == nil ||
+		!strings.Contains(err.Error(), "audit.json.lost") {
+		t.Errorf("verify: %v", err)
+	}
+	f, err := OpenExclusiveFile(path, Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenChain(t.Context(), ChainConfig{File: f}); err == nil ||
+		!strings.Contains(err.Error(), "audit.json.lost") {
+		t.Errorf("opened: %v", err)
+	}
+}
