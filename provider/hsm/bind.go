@@ -426,11 +426,20 @@ func (p *Provider) verifyOneLater(ctx context.Context, v string) bool {
 	case claviger.Is(err, claviger.Unavailable) && !isUnusable(err):
 		p.log.Warn("a key version could not be verified; it is verified before its first use", "version", v, "err",
 			err)
+	case p.wasGivenUp(ctx, v):
+		p.log.Info("a key version that was given up on this token is still not there; it is not used", "version", v)
 	default:
 		p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err",
 			err)
 	}
 	return true
+}
+
+// wasGivenUp reports whether an operator has given a version up on this token. If that cannot be read, it returns
+// false.
+func (p *Provider) wasGivenUp(ctx context.Context, version string) bool {
+	given, err := p.GivenUp(ctx, []string{version})
+	return err == nil && len(given) > 0
 }
 
 // Latency measures short calls of the HSM: encryptions of one block if there is a key, else requests for the state of

@@ -148,3 +148,25 @@ func TestStoreReadOnce(t *testing.T) {
 	}
 	mustClose(t, p)
 }
+
+// TestGivenUpIsNoError: versions that an operator has given up are mentioned at a start, and are no error.
+func TestGivenUpIsNoError(t *testing.T) {
+	b := newSite(t)
+	for _, key := range []string{"a", "b", "c"} {
+		b.create(t, key)
+	}
+	b.destroyObjects(t, "a@0", "b@0")
+	b.rebind(t)
+	log := new(logtest.Buffer)
+	b.log = slog.New(slog.NewTextHandler(log, nil))
+	p := b.mustOpen(t)
+	for deadline := time.Now().Add(30 * time.Second); strings.Count(log.String(), "was given up on this token") < 2; {
+		if time.Sleep(10 * time.Millisecond); time.Now().After(deadline) {
+			t.Fatalf("the versions are not mentioned: %s", log)
+		}
+	}
+	mustClose(t, p)
+	if text := log.String(); strings.Contains(text, "level=ERROR") {
+		t.Errorf("given up on purpose, and yet an error: %s", text)
+	}
+}
