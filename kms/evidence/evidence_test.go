@@ -4,11 +4,13 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"crypto/md5" //nolint:gosec // Hadoop's digest of images
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -162,6 +164,8 @@ func (l *lab) image(t *testing.T, edek string) string {
 	kmstest.WriteFile(t, filepath.Join(l.dir, "hdfs-site.xml"), "<configuration/>")
 	file := filepath.Join(l.dir, "fsimage_"+edek)
 	kmstest.WriteFile(t, file, string(data))
+	//nolint:gosec // Hadoop's digest of images
+	kmstest.WriteFile(t, file+".md5", fmt.Sprintf("%x *%s\n", md5.Sum(data), filepath.Base(file)))
 	return file
 }
 
