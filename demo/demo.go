@@ -65,6 +65,7 @@ type run struct {
 	files  []file
 	// deleted is a file that was deleted before the re-encryption, and that a snapshot still holds.
 	deleted     file
+	transaction uint64           // of the last fsimage
 	reencrypted map[string]times // by zone
 }
 

@@ -92,7 +92,8 @@ func (r *run) stepEvidence(ctx context.Context) error {
 
 // writeImage writes the namespace of the demo as an fsimage, and the file with its digest, as a NameNode does.
 func (r *run) writeImage(path string) error {
-	tree := &imagetest.Tree{Nodes: []imagetest.Node{{ID: imagetest.Root, Folder: true}}}
+	r.transaction++
+	tree := &imagetest.Tree{Nodes: []imagetest.Node{{ID: imagetest.Root, Folder: true}}, Transaction: r.transaction}
 	next := uint64(firstINode)
 	add := func(n imagetest.Node) uint64 {
 		n.ID = next

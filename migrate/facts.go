@@ -43,6 +43,8 @@ type EDEKFacts struct {
 	Conflicts []VersionConflict
 	// Clocks is why times of uses are not certain; nil: they are.
 	Clocks error
+	// Images are the newest images that verdicts have counted, by the id of the namespace.
+	Images map[uint32]SeenImage
 	// Journal is the digest of the journal's keys and versions.
 	Journal string
 }
@@ -87,6 +89,9 @@ func (e *Engine) EDEKFacts(ctx context.Context, keys, versions []string) (*EDEKF
 		return nil, err
 	}
 	f.Clocks = clocks.Check()
+	if f.Images, err = e.seenImages(ctx); err != nil {
+		return nil, err
+	}
 	return f, e.addUses(ctx, f, h)
 }
 

@@ -82,6 +82,9 @@ func (e *Engine) CheckRecorded(ctx context.Context, v *Verdict) error {
 			return claviger.Errorf(op, claviger.Internal, r.Item, "the journal's record of a verdict is damaged: %w; "+
 				"restore the metastore from a backup", err)
 		}
+		if err := v.Consistent(); err != nil {
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "%w; make a new verdict", err)
+		}
 		if !bytes.Equal(withoutPaths(v), withoutPaths(recorded)) {
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "the journal has another verdict of this name: the "+
 				"file was changed, or is from another metastore; make a new verdict")

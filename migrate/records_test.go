@@ -56,7 +56,7 @@ func TestCheckRecorded(t *testing.T) {
 		t.Error(err)
 	}
 	for want, change := range map[string]func(*migrate.Verdict){
-		"has another verdict of this name": func(v *migrate.Verdict) { v.Outcome = migrate.Granted },
+		"has another verdict of this name": func(v *migrate.Verdict) { v.Outcome = migrate.NoVerdict },
 		"the file was changed": func(v *migrate.Verdict) {
 			v.Versions = []migrate.VersionVerdict{{Version: "k@1", EDEKs: 2}}
 		},
@@ -67,6 +67,12 @@ func TestCheckRecorded(t *testing.T) {
 		if err := e.CheckRecorded(t.Context(), &other); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q: %v", want, err)
 		}
+	}
+	edited := printed
+	edited.Outcome = migrate.Granted
+	err := e.CheckRecorded(t.Context(), &edited)
+	if err == nil || !strings.Contains(err.Error(), "contradicts itself") {
+		t.Errorf("a verdict that contradicts itself: %v", err)
 	}
 	if len(printed.Versions[0].Paths) != 1 {
 		t.Error("the comparison has changed the verdict")

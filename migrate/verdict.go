@@ -220,6 +220,19 @@ func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error
 		return nil
 	}
 	refused := len(f.Refusals)
+	if err := v.Consistent(); err != nil {
+		f.refuse("%s: %v; %s", v.Name, err, again)
+	}
+	seen, err := e.seenImages(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range v.Images {
+		m := &v.Images[i]
+		if why := seen[m.Namespace].Older(m.Image, m.Transaction); why != "" {
+			f.refuse("%s: %s", v.Name, why)
+		}
+	}
 	switch v.Outcome {
 	case Granted:
 	case Needed:

@@ -91,7 +91,7 @@ func newVerdictMigration(t *testing.T) *verdictMigration {
 		Journal: b.facts(t, nil, nil).Journal,
 		Images: []migrate.VerdictImage{{Image: "fsimage_7", Namespace: 4711, Transaction: 7,
 			AsOf: ptr(noon.Add(-time.Minute))}},
-		Versions: []migrate.VersionVerdict{{Version: "k@0", Paths: []string{"/secret"}}}}
+		Versions: []migrate.VersionVerdict{{Version: "k@0", Retirable: true, Paths: []string{"/secret"}}}}
 	return b
 }
 
@@ -166,6 +166,32 @@ func TestVerdictDoesNotCount(t *testing.T) {
 			b.v.Journal = "0123"
 			return nil
 		}, "keys or versions in the journal have changed since verdict-"},
+		"edited: an EDEK": {func(_ context.Context, b *verdictMigration) error {
+			b.v.Versions[0].EDEKs = 3
+			return nil
+		}, "contradicts itself: version k@0 is needed by 3 EDEKs"},
+		"edited: a version": {func(_ context.Context, b *verdictMigration) error {
+			b.v.Versions[0].Retirable = false
+			return nil
+		}, "contradicts itself: version k@0 is not retirable"},
+		"edited: a problem": {func(_ context.Context, b *verdictMigration) error {
+			b.v.Problems = []string{"a namespace is missing"}
+			return nil
+		}, "contradicts itself: it has the problem: a namespace is missing"},
+		"edited: a step": {func(_ context.Context, b *verdictMigration) error {
+			b.v.ToDo = []migrate.Step{{Do: "re-encrypt zone /z"}}
+			return nil
+		}, "contradicts itself: it says what is to be done: re-encrypt zone /z"},
+		"edited: no image": {func(_ context.Context, b *verdictMigration) error {
+			b.v.Images = nil
+			return nil
+		}, "contradicts itself: it has no image"},
+		"older than an image that was counted": {func(_ context.Context, b *verdictMigration) error {
+			newer := *b.v
+			newer.Outcome, newer.Images = migrate.Needed, []migrate.VerdictImage{{Image: "fsimage_9", Namespace: 4711,
+				Transaction: 9}}
+			return b.engine(t).RecordVerdict(t.Context(), &newer)
+		}, "has counted a newer image (fsimage_9, transaction 9)"},
 		"in the future": {func(_ context.Context, b *verdictMigration) error {
 			b.v.At = noon.Add(time.Hour)
 			return nil

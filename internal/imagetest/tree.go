@@ -90,6 +90,8 @@ type Tree struct {
 	SubEvery  int    // messages in a sub-section; 0 for no sub-sections
 	Count     uint64 // in the header of INODE; 0 is the number of Nodes
 	Namespace uint32 // 0 is 4711
+	// Transaction is the last one that the image contains; 0 is the number of Nodes.
+	Transaction uint64
 }
 
 // AddDiffs adds the differences of an inode, the newest first.
@@ -123,7 +125,7 @@ func (t *Tree) Write(to io.Writer) ([]Section, error) {
 	if t.Layout != 0 {
 		w.Layout = t.Layout
 	}
-	w.start(cmp.Or(t.Namespace, 4711), uint64(len(t.Nodes)))
+	w.start(cmp.Or(t.Namespace, 4711), cmp.Or(t.Transaction, uint64(len(t.Nodes))))
 	w.inodes(t)
 	w.folders(t)
 	w.empty("FILES_UNDERCONSTRUCTION")

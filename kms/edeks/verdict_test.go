@@ -128,6 +128,12 @@ func TestVerdict(t *testing.T) {
 		t.Errorf("%q", f.Refusals)
 	}
 	v, err = judge(t, e, conf, VerdictOptions{Images: []string{write(t, zoneTree())}})
+	if err != nil || v.Outcome != migrate.NoVerdict || !strings.Contains(verdictText(v), "has counted a newer image") {
+		t.Fatalf("an older image: %v\n%s", err, verdictText(v))
+	}
+	later := zoneTree()
+	later.Transaction = 99
+	v, err = judge(t, e, conf, VerdictOptions{Images: []string{write(t, later)}})
 	if err != nil || v.Outcome != migrate.Granted || v.Name == "" || len(v.Images[0].Digest) != 64 {
 		t.Fatalf("%v\n%s", err, verdictText(v))
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"claviger/migrate"
 )
 
 // packed packs members as a report is packed.
@@ -161,6 +163,20 @@ func TestTampering(t *testing.T) {
 		if v.Text(&text); !strings.HasPrefix(text.String(), "NOT VERIFIED") || strings.Contains(text.String(), "kms1") {
 			t.Errorf("%s:\n%s", name, text.String())
 		}
+	}
+}
+
+// TestContradiction: a report is not verified if its verdict is granted and names EDEKs that need the source, also if
+// the holder of the key has signed it.
+func TestContradiction(t *testing.T) {
+	public, _ := testKeys(1)
+	r := full()
+	r.Verdict.Outcome = migrate.Granted
+	_, data := write(t, r)
+	v, err := Verify(save(t, data), public)
+	if err != nil || v.Verified || !strings.Contains(strings.Join(v.Findings, "\n"), "verdict.json: the verdict says "+
+		"that no EDEK needs what it judged, and contradicts itself") {
+		t.Errorf("%+v, %v", v, err)
 	}
 }
 

@@ -203,6 +203,11 @@ func (v *Verification) report(m *Manifest, files []file) (*Report, error) {
 	if !m.Made.Equal(r.About.Made) || m.Host != r.About.Host || m.Signer != r.About.Signer {
 		v.find("%s and %s name another time, host or key", manifestName, aboutName)
 	}
+	if r.Verdict != nil {
+		if err := r.Verdict.Consistent(); err != nil {
+			v.find("verdict.json: %v", err)
+		}
+	}
 	claims := r.About.Parts
 	if err := r.listParts(); err != nil || !slices.Equal(claims, r.About.Parts) {
 		v.find("%s does not name the parts that the report has", aboutName)

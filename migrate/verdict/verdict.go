@@ -256,6 +256,9 @@ func (j *judge) checkImage(m *Image) {
 		j.problem("the census of %s warns: %s; take an image when that is over, or with a claviger that knows the "+
 			"image's layout", name, w)
 	}
+	if why := j.Facts.Images[r.Image.Namespace].Older(m.Name, r.Image.Transaction); why != "" {
+		j.problem("%s", why)
+	}
 	j.checkWhole(m)
 	j.checkKeys(m)
 	switch {

@@ -188,6 +188,10 @@ var problems = map[string]struct {
 		in.Images[0].Report.Zones[0].Reencryption.Submitted = rfc(noon.AddDate(0, 0, -30))
 		in.Images[0].Report.Zones[0].Reencryption.Completed = ""
 	}, "shows the state of 2026-10-24T12:00:00Z"},
+	"an image older than one that was counted": {func(in *verdict.Input) {
+		in.Facts.Images = map[uint32]migrate.SeenImage{4711: {Transaction: 8, Image: "fsimage_8", Verdict: "verdict-1"}}
+	}, "fsimage_7 shows transaction 7 of its namespace, and verdict-1 has counted a newer image (fsimage_8, " +
+		"transaction 8): give that image, or a newer one"},
 	"no digest": {func(in *verdict.Input) { in.Images[0].Unchecked = true },
 		"there is no file fsimage_7.md5. The NameNode writes that file beside each image: copy it too"},
 	"files in a zone without an EDEK": {func(in *verdict.Input) {
