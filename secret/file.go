@@ -88,9 +88,13 @@ func (u User) Exposed(files ...File) []string {
 					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), content, shellword.Quote(dir)))
 		}
 		if owner := u.otherOwner(info); owner != "" {
+			cure := fmt.Sprintf("chown %s %s", u.Name, shellword.Quote(dir))
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok && commonFolder(dir, int(stat.Uid)) {
+				cure = "move the files to a folder that " + u.Name + " or root owns, and leave this folder as it is"
+			}
 			faults = append(faults,
-				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, content, u.Name, shellword.Quote(dir)))
+				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: %s", dir, owner, content,
+					cure))
 		}
 	}
 	return faults

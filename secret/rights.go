@@ -142,6 +142,13 @@ func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) stri
 	if u.uid == nobody {
 		return first
 	}
+	if commonFolder(path, uid) {
+		if first != "" {
+			first += "; or "
+		}
+		return first + "leave the folder as it is, because other users and programs rely on it: name a file " +
+			"elsewhere (SoftHSM reads SOFTHSM2_CONF, and otherwise a file below HOME), or move the file"
+	}
 	var list []string
 	group := groupName(gid)
 	switch granted := info.Mode().Perm()>>3&need.bits == need.bits; {
@@ -159,6 +166,23 @@ func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) stri
 		return rest
 	}
 	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, self, rest)
+}
+
+// systemFolders are folders that no single service may own or open.
+var systemFolders = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt",
+	"/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64",
+	"/usr/local", "/usr/local/bin", "/usr/local/lib", "/usr/sbin", "/usr/share", "/var", "/var/cache", "/var/lib",
+	"/var/log", "/var/run", "/var/spool", "/var/tmp"}
+
+// commonFolder reports whether a path is a folder of the system, or the home folder of its owner. Whoever owns such a
+// folder, or may enter it, gets far more than the file that is wanted.
+func commonFolder(path string, uid int) bool {
+	path = filepath.Clean(path)
+	if slices.Contains(systemFolders, path) || filepath.Dir(path) == "/home" {
+		return true
+	}
+	owner, err := user.LookupId(strconv.Itoa(uid))
+	return err == nil && filepath.Clean(owner.HomeDir) == path
 }
 
 // groupsUser returns the name of a group. ok is true if there is a user of that name other than root and u.
