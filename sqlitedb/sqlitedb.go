@@ -20,12 +20,14 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite" of database/sql
 
 	"claviger"
 	"claviger/owner"
+	"claviger/shellword"
 )
 
 // Driver is the name of SQLite's driver in database/sql. A test may set the name of a driver that wraps it.
@@ -177,12 +179,46 @@ func OpenReadOnly(path string, c Config) (*DB, error) {
 	params := []string{"mode=ro"}
 	if d.alone() {
 		params = append(params, "immutable=1")
+	} else if err := keepsOwners(abs, os.Geteuid()); err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s: %w", c.What, err)
 	}
 	if d.Writer, err = Connect(abs, c.Busy, params...); err != nil {
 		return nil, d.Fail(op, "", err)
 	}
 	d.Reader = d.Writer // a second Close of a pool does nothing
 	return d, nil
+}
+
+// keepsOwners returns an error if SQLite would change the owner of a file: a process of root gives the -wal and -shm
+// that it opens to the owner of the database (robustFchown in SQLite's os_unix.c). Then the server cannot open them.
+func keepsOwners(path string, uid int) error {
+	if uid != 0 {
+		return nil
+	}
+	database, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	owner, ok := database.Sys().(*syscall.Stat_t)
+	for _, beside := range []string{path + "-wal", path + "-shm"} {
+		info, err := os.Stat(beside)
+		if err != nil || !ok {
+			continue
+		}
+		other, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || other.Uid == owner.Uid && other.Gid == owner.Gid {
+			continue
+		}
+		right := other
+		if right.Uid == 0 {
+			right = owner
+		}
+		return fmt.Errorf("%s belongs to the user %d and the group %d, and %s to %d and %d; SQLite, when root runs "+
+			"it, would change that, so it was not opened; cure: chown %d:%d %s, if that is the server's user", path,
+			owner.Uid, owner.Gid, beside, other.Uid, other.Gid, right.Uid, right.Gid,
+			shellword.Command(path, path+"-wal", path+"-shm"))
+	}
+	return nil
 }
 
 // alone reports whether no other process has the file open, so that all changes are in the file. Then the file can be

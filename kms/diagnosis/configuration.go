@@ -16,6 +16,8 @@ import (
 	"claviger/owner"
 	"claviger/provider/builtin"
 	"claviger/secret"
+	"claviger/shellword"
+	"claviger/sqlitedb"
 )
 
 // configuration returns the checks of the configuration's files.
@@ -160,11 +162,14 @@ func (s *site) confFiles(context.Context) []doctor.Finding {
 		folder, why := filepath.Dir(path), " ("+property+")"
 		if _, err := os.Stat(folder); err != nil {
 			list = append(list, doctor.Finding{Status: doctor.Failure, Measured: err.Error() + why,
-				Cure: fmt.Sprintf("install -d -o %s -m 0700 %s", s.user.Name, folder)})
+				Cure: fmt.Sprintf("install -d -o %s -m 0700 %s", s.user.Name, shellword.Quote(folder))})
 			continue
 		}
 		add(s.user.LacksMake(folder), why)
 		add(s.user.LacksWrite(path), why)
+		for _, beside := range existing(sqlitedb.Files(path)[1:]) { // only a metastore has such files
+			add(s.user.LacksWrite(beside), why)
+		}
 	}
 	if len(list) == 0 {
 		return doctor.Pass("user %s may read %d files, and write %d", s.user.Name, len(existing(read)), len(written))
