@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/owner"
 	"claviger/secret"
 	"claviger/terminal"
 	"claviger/typo"
@@ -96,6 +98,37 @@ func (o *Options) ServiceUser() (secret.User, error) {
 		return u, &terminal.UsageError{Err: fmt.Errorf("--user: %w", err)}
 	}
 	return u, nil
+}
+
+// UserOf returns the user whose rights count for the files of a service: that of --user, else the owner of the files if
+// this process runs as root and they belong to another user, else the user of this process. findings says so.
+func (o *Options) UserOf(files ...string) (u secret.User, findings []Finding, err error) {
+	u, err = o.ServiceUser()
+	var other *owner.RootError
+	if err != nil || o.User != "" || !errors.As(owner.RefuseRoot(files...), &other) {
+		return u, nil, err
+	}
+	if u, err = secret.UserNamed(other.User); err != nil {
+		return u, nil, err
+	}
+	return u, Warn(fmt.Sprintf("this process runs as root, and %s belongs to user %s; rights are judged for %[2]s",
+		other.File, other.User), fmt.Sprintf("run the doctor as that user (sudo -u %s claviger doctor ...), or give "+
+		"--user %[1]s", other.User)), nil
+}
+
+// Secrets is Exposed for the user of UserOf.
+func (o *Options) Secrets(files []secret.File) []Finding {
+	var paths []string
+	for _, f := range files {
+		if _, err := os.Stat(f.Path); err == nil {
+			paths = append(paths, f.Path)
+		}
+	}
+	u, judged, err := o.UserOf(paths...)
+	if err != nil {
+		return Error(err, "name a user of this host with --user")
+	}
+	return append(judged, Exposed(u, files)...)
 }
 
 func roleNames(roles []Role) (names []string) {

@@ -86,11 +86,7 @@ func (s *service) read(context.Context) []doctor.Finding {
 }
 
 func (s *service) secrets(context.Context) []doctor.Finding {
-	u, err := s.options.ServiceUser()
-	if err != nil {
-		return doctor.Error(err, "name a user of this host with --user")
-	}
-	return doctor.Exposed(u, s.settings.SecretFiles(s.options.Conf))
+	return s.options.Secrets(s.settings.SecretFiles(s.options.Conf))
 }
 
 func (s *service) token(ctx context.Context) []doctor.Finding {

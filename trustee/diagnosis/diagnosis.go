@@ -79,11 +79,7 @@ func (s *service) read(context.Context) []doctor.Finding {
 }
 
 func (s *service) secrets(context.Context) []doctor.Finding {
-	u, err := s.options.ServiceUser()
-	if err != nil {
-		return doctor.Error(err, "name a user of this host with --user")
-	}
-	return doctor.Exposed(u, host.SecretFiles(s.folder))
+	return s.options.Secrets(host.SecretFiles(s.folder))
 }
 
 func (s *service) certificate(context.Context) []doctor.Finding {
