@@ -28,7 +28,9 @@ func TestEmptyValues(t *testing.T) {
 		if err := cmd.MarkFlagRequired("conf"); err != nil {
 			t.Fatal(err)
 		}
+		cmd.Flags().StringSlice("only", nil, "")
 		terminal.AllowEmpty(cmd, "secret")
+		terminal.AllowEmpty(cmd, "groups")
 		terminal.CheckUsage(root)
 		root.SetArgs(args)
 		ran = false
@@ -46,6 +48,7 @@ func TestEmptyValues(t *testing.T) {
 		{[]string{"check", "k", "--conf", "d", "--peer="}, "--peer is empty: give a value, or leave the flag out"},
 		{[]string{"check", "k", "--conf", "d", "--hostname", "h", "--hostname", ""},
 			"--hostname is empty: give a value, or leave the flag out"},
+		{[]string{"check", "k", "--conf", "d", "--only", ""}, "--only is empty: give a value, or leave the flag out"},
 		{[]string{"adopt", "k"}, ""},
 		{[]string{"adopt", "k", ""}, "argument 2 is empty; usage: tool adopt [NAME]... [flags]"},
 	} {

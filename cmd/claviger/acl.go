@@ -81,6 +81,7 @@ Exit status: 0 allowed; 1 not allowed; 2 the command line is wrong; 3 no answer,
 	out.Flag(cmd)
 	flags.StringVar(&f.real, "real-user", "", "the user who impersonates USER with doAs, as Oozie or Hive does")
 	flags.StringSliceVar(&f.groups, "groups", nil, "USER's groups, instead of those of the group mapping")
+	terminal.AllowEmpty(cmd, "groups") // a user who is in no group
 	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of the one in the metastore")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
