@@ -31,7 +31,8 @@ func (e *Engine) auditEnd(ctx context.Context, key string, versions []string, er
 		for _, v := range versions {
 			event.Version = v
 		}
-		event.Message = "Source:" + e.cfg.Source.URI() + " Versions:" + strings.Join(versions, ",")
+		event.Message = "Source:" + e.cfg.Source.URI() + " Versions:" +
+			claviger.Escape(strings.Join(versions, ","), "") // a line end in a key's name would end the line of the log
 	}
 	e.cfg.Audit.Log(context.WithoutCancel(ctx), event)
 }

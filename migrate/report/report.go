@@ -20,7 +20,10 @@ import (
 // lines writes lines. The writer keeps its errors: it is a buffer, or terminal.Output's.
 type lines struct{ w io.Writer }
 
-func (l lines) line(format string, args ...any) { fmt.Fprintf(l.w, format+"\n", args...) }
+// line writes one line. A name, or an error's text from the source, may hold line ends; they are escaped.
+func (l lines) line(format string, args ...any) {
+	fmt.Fprintln(l.w, claviger.Escape(fmt.Sprintf(format, args...), "\t"))
+}
 
 // table writes rows in aligned columns. Under row i it writes the lines of after(i), indented.
 func (l lines) table(header []string, rows [][]string, after func(i int) []string) {
