@@ -63,6 +63,20 @@ func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog
 	return s, RefuseMisfit(err)
 }
 
+// OpenCarefully is Open for work that can be left out: a PIN is not tried at a token that reports a wrong try, because
+// the token locks after a few.
+func OpenCarefully(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*Service, error) {
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access, careful: true}
+	if err := s.open(ctx); err != nil {
+		return nil, RefuseMisfit(errors.Join(err, s.Close()))
+	}
+	return s, nil
+}
+
 // RefuseMisfit makes a claviger.RefusedError of an error which says that a token and
 // a metastore do not fit together: a person must decide what to do.
 func RefuseMisfit(err error) error {

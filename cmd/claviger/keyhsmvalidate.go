@@ -36,7 +36,7 @@ This user must be able to read the folder; the folder may belong to another user
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
 			return printChecks(&out, keyhsmhost.Validate(ctx, &set, keyhsmhost.Validation{
-				Deposits: trusteehost.Deposits(dir)}))
+				Careful: true, Deposits: trusteehost.Deposits(dir)}))
 		},
 	}
 	keyHSMConf(cmd, &conf)

@@ -17,6 +17,7 @@ import (
 	"claviger/internal/imagetest"
 	"claviger/kms"
 	"claviger/kms/kmstest"
+	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/hsm"
 )
@@ -127,5 +128,25 @@ func TestKeysUnknown(t *testing.T) {
 			!strings.Contains(out, "Whether the keys exist was not checked: ") || !strings.Contains(out, want) {
 			t.Errorf("%q: %v, want %q in\n%s", dir, err, want, out)
 		}
+	}
+}
+
+// TestPINOfOptionalPart: a census without the names of keys is still a census, so no PIN is tried for them at a token
+// that reports a wrong try.
+func TestPINOfOptionalPart(t *testing.T) {
+	dir := keySite(t)
+	token, _, err := hsm.TokenConfig("cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(token.PINFile, []byte("87654321"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pkcs11.Open(t.Context(), token); !pkcs11.IsPINRefused(err) {
+		t.Fatalf("the wrong PIN: %v", err)
+	}
+	out, err := run(Options{Conf: dir}, write(t, keyTree()))
+	if err != nil || !strings.Contains(out, "a wrong PIN was tried at token") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
