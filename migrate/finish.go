@@ -131,7 +131,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	if last.State == Finished {
 		return f, nil
 	}
-	last.Completed, last.EDEKs = last.Ended, f.EDEKs
+	last.Completed, last.EDEKs, last.NotUsedSince = last.Ended, f.EDEKs, &f.Since
 	last.State, last.Ended = Finished, ptr(e.now())
 	if err := e.putRun(ctx, *last); err != nil {
 		return nil, err

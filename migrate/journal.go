@@ -83,10 +83,21 @@ type Run struct {
 	Completed *time.Time `json:"completed,omitempty"`
 	// EDEKs is the proof by which Finish ended it; nil if it is not finished, and in records of older releases.
 	EDEKs *EDEKProof `json:"edeks,omitempty"`
+	// NotUsedSince is the start of the time in which Finish demanded no use of the source (--unused-for); nil if the
+	// run is not finished, and in records of older releases.
+	NotUsedSince *time.Time `json:"notUsedSince,omitempty"`
 	// Compared is the time at which Finish last found that every key of the source was taken over.
 	Compared *time.Time `json:"compared,omitempty"`
 	// Resumed counts the later processes that continued it.
 	Resumed int `json:"resumed,omitempty"`
+}
+
+// Unused says for how long the source had not been used when Finish ended the run; "" if the record does not say it.
+func (r *Run) Unused() string {
+	if r.NotUsedSince == nil || r.Ended == nil {
+		return ""
+	}
+	return fmt.Sprintf("no use of the source in the %v before", r.Ended.Sub(*r.NotUsedSince).Round(time.Second))
 }
 
 // Item is the journal's record of one key in a run.

@@ -146,4 +146,13 @@ func TestStatusAndFinish(t *testing.T) {
 	if err != nil || s.Runs[len(s.Runs)-1].State != migrate.Finished {
 		t.Errorf("%+v, %v", s, err)
 	}
+	last := s.Runs[len(s.Runs)-1]
+	if last.NotUsedSince == nil || !last.NotUsedSince.Equal(opts.Since) || last.Unused() == "" ||
+		!strings.Contains(textOf(report.Status, s), last.Unused()) {
+		t.Errorf("the journal and the status do not say since when the source was not used: %+v", last)
+	}
+	last.NotUsedSince = nil // as in a record of an older release
+	if last.Unused() != "" {
+		t.Error(last.Unused())
+	}
 }

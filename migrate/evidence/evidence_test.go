@@ -234,3 +234,16 @@ func TestStandardForm(t *testing.T) {
 		t.Error("the signature is not that of the manifest")
 	}
 }
+
+// TestUnused: the page says for how long the source had not been used when the migration was ended.
+func TestUnused(t *testing.T) {
+	r := full()
+	run := &r.Status.Runs[0]
+	since := run.Ended.Add(-time.Second)
+	run.NotUsedSince = &since
+	_, data := write(t, r)
+	page := string(content(filesOf(t, data), pageName))
+	if !strings.Contains(page, "no use of the source in the 1s before") {
+		t.Error(page)
+	}
+}

@@ -99,7 +99,16 @@ func earlier(journal []migrate.JournalRecord) (list []*migrate.Verdict) {
 }
 
 // proof says by what a run was ended.
-func proof(p *migrate.EDEKProof) string {
+func proof(r migrate.Run) string {
+	text := edekProof(r.EDEKs)
+	if unused := r.Unused(); unused != "" {
+		text += "; " + unused
+	}
+	return text
+}
+
+// edekProof says by what it is known that no EDEK needs the source.
+func edekProof(p *migrate.EDEKProof) string {
 	switch {
 	case p == nil:
 		return "-"

@@ -183,7 +183,8 @@ func (l lines) runs(runs []migrate.Run) {
 		rows = append(rows, []string{run.Name, string(run.State), run.Started.Format(time.DateTime), ended,
 			strconv.Itoa(run.Resumed), run.Host, run.Source})
 	}
-	l.table([]string{"RUN", "STATE", "STARTED (UTC)", "ENDED", "RESUMED", "ON", "SOURCE"}, rows, nil)
+	l.table([]string{"RUN", "STATE", "STARTED (UTC)", "ENDED", "RESUMED", "ON", "SOURCE"}, rows,
+		func(i int) []string { return nonEmpty(runs[i].Unused()) })
 }
 
 // keyStates writes a row for each version of each key, and the reason of its state under the key's last row.
