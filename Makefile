@@ -13,7 +13,7 @@ UNIT := $$(go list ./... | grep -v '/test/')
 # `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
 LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
   ./test/hsmfaults ./pkcs11 ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
-# Three packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside
+# Four packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside
 # the tests of others (-vet=all), so that no core waits for the others at the beginning.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
@@ -55,7 +55,7 @@ test: ## set up what is missing and run everything: vet, all tests with the race
 	CLAVIGER_TEST_WORKER=1 go test -race -vet=off -count 1 -timeout 20m -skip '$(ONE_MODE)' ./pkcs11 & in_worker=$$!; \
 	status=0; \
 	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) \
-	  go test -race -vet=all -p 3 -count 1 -timeout 20m $(LONGEST) ./... || status=$$?; \
+	  go test -race -vet=all -p 4 -count 1 -timeout 20m $(LONGEST) ./... || status=$$?; \
 	wait $$in_worker || status=$$?; \
 	exit $$status
 
