@@ -101,7 +101,7 @@ func Census(ctx context.Context, o *Options, args []string, log io.Writer) error
 		return err
 	}
 	if len(o.NameNodes) == 0 {
-		f, err := os.Open(args[0])
+		f, err := durable.OpenRegular(args[0])
 		if err != nil {
 			return err
 		}
@@ -238,10 +238,6 @@ func (o *Options) counted(ctx context.Context, f *os.File, log io.Writer) (*cens
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("this is not a regular file: an image is read in any order, so a pipe or folder " +
-			"cannot be read")
 	}
 	image, err := fsimage.Open(f, info.Size())
 	if err != nil {

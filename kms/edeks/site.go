@@ -44,7 +44,14 @@ func readSite(dir string) (*site, error) {
 	}
 	s.conf = conf
 	for _, property := range []string{"dfs.internal.nameservices", "dfs.nameservices"} {
-		if s.names = s.list(property); len(s.names) > 0 {
+		text := s.get(property)
+		s.names = s.list(property)
+		odd := func(name string) bool { return strings.ContainsAny(name, "${} \t\n") }
+		if text != "" && len(s.names) == 0 || slices.ContainsFunc(s.names, odd) {
+			return nil, fmt.Errorf("--hdfs-conf: %s: %q is no list of nameservices, or has a variable that is not set "+
+				"there: use the configuration of the NameNodes", property, text)
+		}
+		if len(s.names) > 0 {
 			break
 		}
 	}

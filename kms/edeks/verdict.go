@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/durable"
 	"claviger/kms"
 	"claviger/migrate"
 	"claviger/migrate/verdict"
@@ -171,7 +172,7 @@ func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Wr
 
 // readImage counts the image in a file.
 func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*verdict.Image, error) {
-	f, err := os.Open(file)
+	f, err := durable.OpenRegular(file)
 	if err != nil {
 		return nil, err
 	}
@@ -249,10 +250,13 @@ func (o *Options) image(ctx context.Context, f *os.File, stored string, log io.W
 	return image, nil
 }
 
+// maxBeside is the greatest size of the files beside an image, in bytes.
+const maxBeside = 64 << 10
+
 // storedDigest reads the MD5 digest that a NameNode stores beside an image: the digest, a blank, and "*" with the name
 // of the image. The result is "" if there is no such file.
 func storedDigest(file string) (string, error) {
-	text, err := os.ReadFile(file)
+	text, err := durable.ReadRegular(file, maxBeside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -269,7 +273,7 @@ func storedDigest(file string) (string, error) {
 // readVersion reads the ids in the file VERSION, which is beside the image in a NameNode's folder. Both are "" if there
 // is no such file.
 func readVersion(file string) (cluster, namespace string, err error) {
-	text, err := os.ReadFile(file)
+	text, err := durable.ReadRegular(file, maxBeside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", "", nil
 	}

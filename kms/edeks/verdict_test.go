@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -309,6 +310,28 @@ func TestFetchedImages(t *testing.T) {
 	}
 }
 
+// TestPipes: a named pipe without a writer, and a device, are refused at once, as an image and beside one.
+func TestPipes(t *testing.T) {
+	pipe, image := filepath.Join(t.TempDir(), "pipe"), write(t, zoneTree())
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Remove(image+".md5"),
+		syscall.Mkfifo(image+".md5", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{pipe, "/dev/null", image} {
+		const want = "a pipe, device or folder cannot be read"
+		if _, err := judge(t, nil, hdfsConf(t), VerdictOptions{Images: []string{file}}); err == nil ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("verdict of %s: %v", file, err)
+		}
+		if file == image {
+			continue
+		}
+		if _, err := run(Options{}, file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("census of %s: %v", file, err)
+		}
+	}
+}
+
 // TestServiceOf: a NameNode's address in hdfs-site.xml, or the default one of its RPC server's host.
 func TestServiceOf(t *testing.T) {
 	ha := []string{"dfs.nameservices", "a,b", "dfs.ha.namenodes.a", "n1,n2", "dfs.namenode.rpc-address.a.n1", "h1:8020",
@@ -337,6 +360,11 @@ func TestServiceOf(t *testing.T) {
 	if s, err := readSite(hdfsConf(t, "dfs.nameservices", "far,near", "dfs.internal.nameservices", "near", propQueue,
 		"86400000")); err != nil || len(s.names) != 1 || s.queue != 24*time.Hour {
 		t.Errorf("%+v, %v", s, err)
+	}
+	for _, names := range []string{" , ", "${no.such.property}", "ns1,${none}", "ns1 ns2"} {
+		if s, err := readSite(hdfsConf(t, "dfs.nameservices", names)); err == nil {
+			t.Errorf("nameservices %q: %q", names, s.names)
+		}
 	}
 	if _, err := readSite(hdfsConf(t, propQueue, "soon")); err == nil {
 		t.Error("a queue that is no number")
@@ -377,7 +405,7 @@ func TestVerdictFaults(t *testing.T) {
 		{"hdfs-site.xml", broken, VerdictOptions{Images: []string{write(t, zoneTree())}}},
 		{"is no number of milliseconds", hdfsConf(t, propQueue, "-1"),
 			VerdictOptions{Images: []string{write(t, zoneTree())}}},
-		{"a pipe or folder cannot be read", conf, VerdictOptions{Images: []string{t.TempDir()}}},
+		{"a pipe, device or folder cannot be read", conf, VerdictOptions{Images: []string{t.TempDir()}}},
 	} {
 		if v, err := judge(t, e, c.conf, c.options); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, %+v, want %q", err, v, c.want)
