@@ -38,7 +38,9 @@ type Verdict struct {
 	// Problems are the reasons why there is no verdict, each with its cure.
 	Problems []string `json:"problems"`
 	// Accepted are faults of images that the operator has accepted. Without the flag, each one is a problem.
-	Accepted []string         `json:"accepted,omitempty"`
+	Accepted []string `json:"accepted,omitempty"`
+	// Lost are EDEKs of versions that were destroyed here: nobody can read their files. They need no source.
+	Lost     []string         `json:"lost,omitempty"`
 	Versions []VersionVerdict `json:"versions"`
 	// ToDo is what makes the source retirable, in order.
 	ToDo []Step `json:"toDo"`

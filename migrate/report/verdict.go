@@ -63,13 +63,16 @@ func VersionVerdict(w io.Writer, v *migrate.Verdict) {
 	l.rest(v, "the version")
 }
 
-// faults writes the problems, and what the operator has accepted.
+// faults writes the problems, what the operator has accepted, and EDEKs that nobody can decrypt.
 func (l lines) faults(v *migrate.Verdict) {
 	for _, p := range v.Problems {
 		l.line("  PROBLEM: %s", p)
 	}
 	for _, a := range v.Accepted {
 		l.line("  ACCEPTED by the operator: %s", a)
+	}
+	for _, e := range v.Lost {
+		l.line("  WARNING: %s", e)
 	}
 }
 

@@ -260,6 +260,7 @@ func (j *judge) checkImage(m *Image) {
 		j.problem("%s", why)
 	}
 	j.checkWhole(m)
+	j.addLost(m)
 	j.checkKeys(m)
 	switch {
 	case asOf.IsZero():

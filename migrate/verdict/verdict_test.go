@@ -75,6 +75,9 @@ func TestGranted(t *testing.T) {
 		!v.Images[0].AsOf.Equal(noon.Add(-time.Hour)) {
 		t.Errorf("%+v", v)
 	}
+	if len(v.Lost) != 1 || !strings.Contains(v.Lost[0], "1 EDEKs of fsimage_7 have version gone@0, which was here") {
+		t.Errorf("EDEKs of a destroyed version: %q", v.Lost)
+	}
 	for _, of := range v.Versions {
 		if !of.Retirable || of.EDEKs != 0 {
 			t.Errorf("%+v", of)

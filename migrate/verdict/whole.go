@@ -5,6 +5,7 @@ import (
 
 	"claviger"
 	"claviger/census"
+	"claviger/migrate"
 	"claviger/shellword"
 )
 
@@ -38,6 +39,17 @@ func (j *judge) checkWhole(m *Image) {
 			"compare; encrypt such files by copying them within the zone (hdfs dfs -cp) and deleting the old ones, "+
 			"and their snapshots. Or accept these files: --accept-unencrypted %s", what,
 			shellword.Quote(fmt.Sprintf("%s=%d", path, n)))
+	}
+}
+
+// addLost names EDEKs of versions that were destroyed here.
+func (j *judge) addLost(m *Image) {
+	for i := range m.Report.Versions {
+		v := &m.Report.Versions[i]
+		if n := edeks(&v.Counts); n > 0 && j.Facts.EDEKs[v.Version] == migrate.Destroyed {
+			j.v.Lost = append(j.v.Lost, fmt.Sprintf("%d EDEKs of %s have version %s, which was here and has been "+
+				"destroyed: nobody can read their files", n, claviger.Printable(m.Name), claviger.Printable(v.Version)))
+		}
 	}
 }
 
