@@ -56,6 +56,11 @@ type notShown struct{ error }
 
 func (e notShown) Unwrap() error { return e.error }
 
+// blankToken marks an error which means that a token is not initialised.
+type blankToken struct{ error }
+
+func (e blankToken) Unwrap() error { return e.error }
+
 // findToken returns the one token that the configuration names. If there is none, it checks whether file rights
 // hide the token from this user.
 func findToken(b Boundary, c *Config) (candidate, error) {
@@ -86,9 +91,9 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 		if info.Flags&flagTokenInitialized == 0 {
 			blank = append(blank, fmt.Sprint(slot))
 			if c.Slot != nil && *c.Slot == slot {
-				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, "+
+				return candidate{}, notShown{blankToken{fmt.Errorf("the token in slot %d of %s is not initialised%s, "+
 					"initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d "+
-					"--label LABEL), then name it by its label", slot, c.Module, c.settingsHint(), slot)}
+					"--label LABEL), then name it by its label", slot, c.Module, c.settingsHint(), slot)}}
 			}
 			continue
 		}
@@ -131,9 +136,9 @@ func noneFits(b Boundary, c *Config, slots []uint, silent map[uint]error, all []
 	}
 	switch {
 	case len(all) == 0 && len(blank) > 0:
-		return notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
+		return notShown{blankToken{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
 			"initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)",
-			c.Module, strings.Join(blank, ", "), c.settingsHint())}
+			c.Module, strings.Join(blank, ", "), c.settingsHint())}}
 	case len(all) == 0:
 		return notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client "+
 			"configured for this user?",

@@ -249,12 +249,21 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		if err != nil {
 			return err
 		}
+		if len(found) == 0 && label == nil && t.heldKeys.Load() {
+			return emptyToken{judged{errListEmpty}}
+		}
 		keys, err := t.readFound(ctx, s, found, match, infoAttributes...)
 		for _, attrs := range keys {
 			list = append(list, keyInfo(attrs))
 		}
+		if len(list) > 0 {
+			t.heldKeys.Store(true)
+		}
 		return err
 	})
+	if errors.Is(err, errListEmpty) {
+		return nil, nil // also after a new start of the library
+	}
 	if err != nil {
 		return nil, err // without the result, as in Find
 	}
@@ -270,6 +279,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		name := keyName{string(id), label}
 		l.handles.Delete(name)
 		t.gather.Delete(name)
+		t.heldKeys.Store(false) // it may have been the last key
 		t.reduced.drop(name)
 		t.maxData.drop(name)
 		w.login = l
@@ -443,8 +453,10 @@ func (t *Token) handle(l *login, s p11.SessionHandle, name keyName) (p11.ObjectH
 	}
 	switch len(found) {
 	case 0:
-		return 0, claviger.E("pkcs11.key", claviger.KeyNotFound, label, t.notShown(id, label))
+		err := claviger.E("pkcs11.key", claviger.KeyNotFound, label, t.notShown(id, label))
+		return 0, t.showsNoKey(s, err)
 	case 1:
+		t.heldKeys.Store(true)
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}

@@ -183,7 +183,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	t.closeRetired()
 	found, err := findToken(t.b, &t.cfg)
 	if err != nil {
-		return nil, err
+		return nil, t.notShownAgain(err)
 	}
 	name := found.String()
 	then := t.loginCure(", then start again", "; this server then logs in by itself")

@@ -216,6 +216,11 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 				return err
 			}
 			continue
+		case t.mayBeStale(err):
+			if failed := t.reset(ctx, generation, err); failed != nil {
+				return claviger.E("pkcs11.Token", claviger.Unavailable, s.name, failed)
+			}
+			continue
 		case damageOf(err) == none || settled(err):
 			return err
 		case t.isBusy(err):

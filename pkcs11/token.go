@@ -60,6 +60,8 @@ type Token struct {
 	busySince atomic.Int64   // first result of a busy HSM since the last success, in UnixNano; 0: none
 	successes atomic.Uint64  // calls that encrypted with a key
 	progress  progress       // of the calls that encrypt
+	heldKeys  atomic.Bool    // a key was seen on the token since this process destroyed one
+	emptied   emptied        // guarded by mu
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
 	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
 

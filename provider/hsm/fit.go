@@ -422,7 +422,8 @@ func (p *Provider) CureLost() string {
 	if hidden := p.tok.Hidden(); hidden != nil {
 		return "they may be in these files: " + hidden.Error()
 	}
-	return "restore the HSM from its backup, or name the right token in the keystore file; if these keys are lost " +
+	return "if the HSM was away, bring it back and restart the server; otherwise restore the HSM from its backup, or " +
+		"name the right token in the keystore file and restart the server; if these keys are lost " +
 		"for good, " + p.adoptCommandLine("--rebind") + " gives them up by name"
 }
 
