@@ -32,7 +32,7 @@ func (t *Token) hungAlone(ctx context.Context, s subject, begun time.Time, worke
 	if !known {
 		f.failures++
 		f.hangs++
-		f.last, f.successes = time.Now(), t.successes.Load()
+		f.last, f.successes, f.cause = time.Now(), t.successes.Load(), err
 		f.until = f.last.Add(min(firstPauseOfHungKey<<min(f.hangs-1, 10), maxPauseOfHungKey))
 	}
 	pause := time.Until(f.until)

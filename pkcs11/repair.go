@@ -40,6 +40,7 @@ func keySubject(label string) subject { return subject{label, true} }
 // fault is the record of a subject whose operations fail. It is guarded by Token.mu.
 type fault struct {
 	failures  int       // failed operations without a success between them
+	cause     error     // of the last failure
 	last      time.Time // of the last failure
 	until     time.Time // no operation before this time
 	successes uint64    // Token.successes at the last failure
@@ -60,7 +61,8 @@ func (t *Token) paused(s subject) error {
 	}
 	if wait := time.Until(f.until); wait > 0 {
 		return claviger.Errorf("pkcs11.Token", claviger.Unavailable, s.name,
-			"%d calls in a row failed on the HSM; the next try is in %v", f.failures, wait.Round(time.Millisecond))
+			"%d calls in a row failed on the HSM, the last with: %v; the next try is in %v", f.failures, f.cause,
+			wait.Round(time.Millisecond))
 	}
 	return nil
 }
@@ -84,7 +86,7 @@ func (t *Token) succeeded(s subject) {
 
 // failed records a failed operation that began at that time. Operations that began before the last failure was
 // recorded count as one failure with it.
-func (t *Token) failed(s subject, begun time.Time) {
+func (t *Token) failed(s subject, begun time.Time, cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.faultOf(s)
@@ -93,7 +95,7 @@ func (t *Token) failed(s subject, begun time.Time) {
 	}
 	now := time.Now()
 	f.failures++
-	f.last, f.successes = now, t.successes.Load()
+	f.last, f.successes, f.cause = now, t.successes.Load(), cause
 	if f.failures > 1 && s.key {
 		f.until = now.Add(min(firstPauseOfKey<<min(f.failures-2, 10), maxPauseOfKey))
 	}
@@ -225,7 +227,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			return err
 		case t.isBusy(err):
 			if !t.awaitBusy(ctx, busy) {
-				t.failed(s, begun)
+				t.failed(s, begun, err)
 				return err
 			}
 			busy++
@@ -239,7 +241,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		}
 		var failed error
 		if step, failed = t.repair(ctx, s, step, l, generation, err); failed != nil {
-			t.failed(s, begun)
+			t.failed(s, begun, failed)
 			return failed
 		}
 		if ctx.Err() != nil {

@@ -289,7 +289,7 @@ func TestCallLimits(t *testing.T) {
 	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang})
 	within(t, "the call", func() {
 		_, err := c.GetSlotList(true)
-		isGone(t, err, "C_GetSlotList did not return in 1s")
+		isGone(t, err, "C_GetSlotList did not return in 1s, the call-limit of the keystore file")
 	})
 }
 

@@ -299,7 +299,7 @@ func (p *process) watchState() {
 func (p *process) call(q *Request, limit time.Duration) (*Response, error) {
 	begun := time.Now()
 	timer := time.AfterFunc(limit, func() {
-		p.killFor(killing{fmt.Sprintf("%s did not return in %v", nameOf(q), limit), true})
+		p.killFor(killing{fmt.Sprintf("%s did not return in %v%s", nameOf(q), limit, limitCure(q)), true})
 	})
 	defer timer.Stop()
 	l, err := p.take()
@@ -326,6 +326,15 @@ func (p *process) call(q *Request, limit time.Duration) (*Response, error) {
 	}
 	k := p.killed.Load()
 	return nil, GoneError{p.status, k != nil && k.overdue && took >= limit/2}
+}
+
+// limitCure says which setting limits a call in the library.
+func limitCure(q *Request) string {
+	if q.Function == loadLibrary || q.Function == ping || q.Function == "Finalize" || slow[q.Function] {
+		return ""
+	}
+	return ", the call-limit of the keystore file; if the library needs longer for this call, set a longer " +
+		"call-limit and restart"
 }
 
 // nameOf names the function of a request as PKCS #11 does.
