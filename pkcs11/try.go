@@ -14,7 +14,19 @@ func Try(ctx context.Context, cfg Config) (TokenInfo, error) {
 	if err != nil {
 		return TokenInfo{}, err
 	}
-	return tok.Info(), errors.Join(TryKey(ctx, tok), tok.Close())
+	info := tok.Info()
+	if cfg.Standby != nil && cfg.Module == cfg.Standby.Module && cfg.Standby.names(&info) {
+		return info, errors.Join(fmt.Errorf("token %q (serial %s, slot %d) is the first token itself; the line "+
+			"standby of the keystore file must name another token, which has copies of its keys", info.Label,
+			info.Serial, info.Slot), tok.Close())
+	}
+	return info, errors.Join(TryKey(ctx, tok), tok.Close())
+}
+
+// names reports whether the configuration names this token of its library.
+func (c *Config) names(t *TokenInfo) bool {
+	return (c.Slot == nil || *c.Slot == t.Slot) && (c.TokenLabel == "" || c.TokenLabel == t.Label) &&
+		(c.Serial == "" || c.Serial == t.Serial)
 }
 
 // KeyMaker is a token that makes keys.

@@ -24,6 +24,29 @@ func TestTry(t *testing.T) {
 	}
 }
 
+// TestTryStandby: a standby that is the first token itself is refused, however its file names it.
+func TestTryStandby(t *testing.T) {
+	made := softhsmtest.New(t)
+	first := config(made)
+	info, err := Try(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]Config{"label": {TokenLabel: info.Label}, "serial": {Serial: info.Serial},
+		"slot": {Slot: &info.Slot}} {
+		c.Module = first.Module
+		first.Standby = &c
+		if _, err := Try(t.Context(), first); err == nil ||
+			!strings.Contains(err.Error(), "is the first token itself") {
+			t.Errorf("by its %s: %v", name, err)
+		}
+	}
+	first.Standby = &Config{Module: first.Module, TokenLabel: "another"}
+	if _, err := Try(t.Context(), first); err != nil {
+		t.Errorf("another token: %v", err)
+	}
+}
+
 // idRecorder is a library that keeps the CKA_ID of each new key.
 type idRecorder struct {
 	Boundary
