@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/filestamp"
+	"claviger/secret"
 )
 
 // login is one login to the token, until the token is lost. Sessions and object handles are valid in one login
@@ -227,24 +229,32 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
 	})
 	if err != nil {
-		return nil, t.withCure(name, err)
+		return nil, t.withCure(name, pin, err)
 	}
 	return l, nil
 }
 
 // withCure adds the cure to an error about the PIN of the token of that name.
-func (t *Token) withCure(name string, err error) error {
+func (t *Token) withCure(name string, pin secret.Bytes, err error) error {
 	switch {
 	case isPIN(err) && isOneOf(err, p11.CKR_PIN_LOCKED):
 		return refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
 			"security officer must reset it, %s", name, codeOf(err),
 			t.loginCure("then start again", "then "+t.cfg.touchCure())), true}
 	case isPIN(err):
-		return refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
+		return refusal{fmt.Errorf("token %s refuses the PIN of %s (%w)%s; it was tried once and is not tried "+
 			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),
-			t.loginCure(", then start again", t.cfg.refusedCure())), true}
+			blankHint(pin), t.loginCure(", then start again", t.cfg.refusedCure())), true}
 	}
 	return err
+}
+
+// blankHint says, of a PIN that was refused, that it begins or ends with a blank, which an editor does not show.
+func blankHint(pin secret.Bytes) string {
+	if len(bytes.TrimSpace(pin)) == len(pin) {
+		return ""
+	}
+	return ", which begins or ends with a blank"
 }
 
 // beginLogin must be called before C_Login, and the function ended after C_Login. Once the token is closed, no login

@@ -81,6 +81,20 @@ func TestWrongPINOnce(t *testing.T) {
 	}
 }
 
+// TestPINWithBlank: the error of a PIN that begins or ends with a blank says so, and does not show the PIN.
+func TestPINWithBlank(t *testing.T) {
+	c, file, right, _ := wrongPIN(t)
+	right = strings.TrimSpace(right)
+	for pin, hint := range map[string]bool{right + " ": true, " " + right: true, "1122 3344": false} {
+		writePIN(t, file, pin)
+		_, err := Open(t.Context(), c)
+		if err == nil || strings.Contains(err.Error(), "begins or ends with a blank") != hint ||
+			strings.Contains(err.Error(), strings.TrimSpace(pin)) {
+			t.Errorf("hint %t: %v", hint, err)
+		}
+	}
+}
+
 // TestPINChanged: the PIN becomes wrong while the token is open. It is tried once, callers get the reason, and the
 // library is not initialised again for it. The right PIN is accepted without a restart.
 func TestPINChanged(t *testing.T) {
