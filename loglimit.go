@@ -11,13 +11,18 @@ import (
 const (
 	limitWindow = time.Minute
 	limitBurst  = 5
+	// limitQuiet: after so long without a message, the next one is written. It may be news.
+	limitQuiet = 10 * time.Second
+	// limitReasons is how many other errors of one message are written in limitWindow, beside limitBurst.
+	limitReasons = 10
 	// limitMessages bounds the messages that are remembered. A program has fewer.
 	limitMessages = 1000
 )
 
 // LimitLog returns a log for faults of a part that each request may use, such as an HSM. It writes a message, whatever
-// its attributes are, at most limitBurst times in limitWindow. The next line with the message says in the attribute
-// notShown how many lines were left out. Lines of level debug are not limited.
+// its attributes are, at most limitBurst times in limitWindow. It also writes the first line after limitQuiet, and the
+// first line with each text of the attribute err, up to limitReasons. The next line with the message says in the
+// attribute notShown how many lines were left out. Lines of level debug are not limited.
 func LimitLog(log *slog.Logger) *slog.Logger {
 	if _, limited := log.Handler().(limitHandler); limited {
 		return log
@@ -39,12 +44,14 @@ type logLimits struct {
 
 // logLimit counts the lines of one message.
 type logLimit struct {
-	began           time.Time
+	began, last     time.Time // of the window; of the last line, shown or not
 	shown, notShown int
+	reasons         map[string]struct{} // texts of the attribute err in this window
 }
 
-// due reports whether to write the message now, and how many lines were left out before.
-func (l *logLimits) due(message string, now time.Time) (notShown int, ok bool) {
+// due reports whether to write the message now, with that text of the attribute err, and how many lines were left out
+// before.
+func (l *logLimits) due(message, reason string, now time.Time) (notShown int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m := l.of[message]
@@ -56,9 +63,15 @@ func (l *logLimits) due(message string, now time.Time) (notShown int, ok bool) {
 		l.of[message] = m
 	}
 	if now.Sub(m.began) >= limitWindow {
-		m.began, m.shown = now, 0
+		m.began, m.shown, m.reasons = now, 0, map[string]struct{}{}
 	}
-	if m.shown >= limitBurst {
+	quiet := now.Sub(m.last) >= limitQuiet
+	m.last = now
+	_, known := m.reasons[reason]
+	if known = known || len(m.reasons) >= limitReasons; !known {
+		m.reasons[reason] = struct{}{}
+	}
+	if m.shown >= limitBurst && known && !quiet {
 		m.notShown++
 		return 0, false
 	}
@@ -73,7 +86,7 @@ func (h limitHandler) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level < slog.LevelInfo {
 		return h.next.Handle(ctx, r)
 	}
-	notShown, ok := h.limits.due(r.Message, time.Now())
+	notShown, ok := h.limits.due(r.Message, reasonOf(r), time.Now())
 	if !ok {
 		return nil
 	}
@@ -82,6 +95,17 @@ func (h limitHandler) Handle(ctx context.Context, r slog.Record) error {
 		r.AddAttrs(slog.Int("notShown", notShown))
 	}
 	return h.next.Handle(ctx, r)
+}
+
+// reasonOf returns the text of a line's attribute err; "" if it has none.
+func reasonOf(r slog.Record) (reason string) {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "err" {
+			reason = a.Value.String()
+		}
+		return true
+	})
+	return reason
 }
 
 func (h limitHandler) WithAttrs(attrs []slog.Attr) slog.Handler {

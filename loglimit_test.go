@@ -37,6 +37,21 @@ func TestLimitLog(t *testing.T) {
 			!strings.HasSuffix(got[1], "key=k401") {
 			t.Errorf("after a minute: %q", got)
 		}
+		time.Sleep(time.Minute)
+		for n := range 20 { // reason 0 takes the burst; of the other 29 reasons, 9 are written
+			log.Warn("ended", "err", "reason 0")
+			if n > 4 {
+				log.Warn("ended", "err", fmt.Sprint("reason ", n))
+			}
+		}
+		if got := lines(); len(got) != 5+9 || !strings.Contains(got[5], `err="reason 5"`) {
+			t.Errorf("other reasons: %q", got)
+		}
+		time.Sleep(10 * time.Second)
+		log.Warn("ended", "err", "reason 0")
+		if got := lines(); len(got) != 1 || !strings.HasPrefix(got[0], "time=") {
+			t.Errorf("after a quiet time: %q", got)
+		}
 		for range 10 {
 			log.Debug("detail")
 		}
