@@ -154,14 +154,23 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 	inTime()
 	if err != nil {
 		b.Destroy()
-		if fault := softHSMFault(&Config{Module: path}); fault != nil {
-			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
-		}
-		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check "+
-			"program says more", path, err)
+		return nil, notInitialized(path, err)
 	}
 	modules[name] = m
 	return m, nil
+}
+
+// notInitialized explains err, the result of C_Initialize of the library at path.
+func notInitialized(path string, err error) error {
+	fault := softHSMFault(&Config{Module: path})
+	switch {
+	case errors.Is(fault, fs.ErrNotExist): // a missing folder may come back, as a device that does not answer
+		return fmt.Errorf("PKCS#11 module %s cannot be initialised (%w): %w", path, err, fault)
+	case fault != nil:
+		return fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
+	}
+	return fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check program says "+
+		"more", path, err)
 }
 
 // load loads the library, into this process or into a worker. It returns nil if the library cannot be loaded.

@@ -35,6 +35,10 @@ func softHSMFault(c *Config) error {
 	}
 	folders, unreadable, err := tokenFolders()
 	if err != nil {
+		var missing *fileFault
+		if errors.As(err, &missing) {
+			return missing
+		}
 		if !errors.Is(err, fs.ErrPermission) {
 			return nil
 		}
@@ -48,9 +52,9 @@ func softHSMFault(c *Config) error {
 	}
 	for _, f := range folders {
 		if f.damaged() && (c.Serial == "" || serialOf(f.path) == c.Serial) {
-			return fmt.Errorf("the SoftHSM token in %s is damaged: its token.object is empty or gone, as SoftHSM "+
-				"leaves it when a process is killed while it writes that file; the keys beside it are whole. Put "+
-				"token.object back from a backup of the folder; make no new token", f.path)
+			return &fileFault{fmt.Sprintf("the SoftHSM token in %s is damaged: its token.object is empty or gone, as "+
+				"SoftHSM leaves it when a process is killed while it writes that file; the keys beside it are whole",
+				f.path), "Put token.object back from a backup of the folder; make no new token", nil}
 		}
 	}
 	if len(unreadable) == 0 {
@@ -64,6 +68,24 @@ func softHSMFault(c *Config) error {
 		"them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); "+
 		"or it was not made yet, so make it as this user (%s)",
 		unreadable[0].err, strings.Join(named(unreadable), ", "), secret.Admit(unreadable[0].err), maker)
+}
+
+// fileFault is a fault of the files of SoftHSM's tokens, with its cure.
+type fileFault struct {
+	fault, cure string
+	err         error // of the system; nil if there is none
+}
+
+func (f *fileFault) Error() string { return f.fault + ". " + f.cure }
+func (f *fileFault) Unwrap() error { return f.err }
+
+// CureOf returns the cure of an error that this package explains by the files of SoftHSM's tokens; "" of others.
+func CureOf(err error) string {
+	var f *fileFault
+	if errors.As(err, &f) {
+		return f.cure
+	}
+	return ""
 }
 
 const (
@@ -280,6 +302,10 @@ func tokenFolders() (all, unreadable []tokenFolder, err error) {
 	defer file.Close()
 	tokens := tokenDirectory(file)
 	entries, err := os.ReadDir(tokens)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = &fileFault{fmt.Sprintf("SoftHSM's folder of tokens %s does not exist%s", tokens, softHSMSeen()),
+			"Put the folder back, or mount its file system, or correct directories.tokendir", err}
+	}
 	if err != nil {
 		return nil, nil, err
 	}

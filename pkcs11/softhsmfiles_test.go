@@ -114,7 +114,7 @@ func TestSoftHSMFault(t *testing.T) {
 			if err := os.Remove(tokens); err != nil {
 				t.Fatal(err)
 			}
-		}, by, ""},
+		}, by, "does not exist, by the settings that SOFTHSM2_CONF names"},
 		{"closed folder of tokens", func(t *testing.T, tokens string) { chmod(t, 0o700, tokens) }, by,
 			"SoftHSM shows a token only to users who may read its files: open"},
 		{"unreadable", func(t *testing.T, tokens string) {
@@ -177,6 +177,13 @@ func TestSoftHSMSettingsClosed(t *testing.T) {
 	}
 	if err := softHSMFault(by); err == nil || !strings.Contains(err.Error(), "is damaged") {
 		t.Errorf("%v", err)
+	}
+	if err := os.RemoveAll(tokens); err != nil {
+		t.Fatal(err)
+	}
+	if err := softHSMFault(by); err == nil || !strings.Contains(err.Error(), tokens+" does not exist") ||
+		!strings.Contains(CureOf(err), "directories.tokendir") {
+		t.Errorf("no folder of tokens: %v", err)
 	}
 	t.Setenv("SOFTHSM2_CONF", conf+".none")
 	if err := softHSMFault(by); err != nil {
@@ -408,9 +415,17 @@ func TestSoftHSMDoesNotInitialize(t *testing.T) {
 	if err := opened(); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
 		t.Errorf("the files have no fault: %v", err)
 	}
-	tokenOf(t, tokenFiles(t), "1", "", "a.object")
+	tokens := tokenFiles(t)
+	tokenOf(t, tokens, "1", "", "a.object")
 	if err := opened(); err == nil || !strings.HasPrefix(err.Error(), "PKCS#11 module "+module+
 		" cannot be initialised: the SoftHSM token in ") || !strings.Contains(err.Error(), "is damaged") {
 		t.Errorf("a damaged token: %v", err)
+	}
+	if err := os.RemoveAll(tokens); err != nil {
+		t.Fatal(err)
+	}
+	if err := opened(); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) || // so that a server waits for the folder
+		!strings.Contains(err.Error(), "SoftHSM's folder of tokens "+tokens+" does not exist") {
+		t.Errorf("no folder of tokens: %v", err)
 	}
 }
