@@ -22,6 +22,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
 	"claviger/metastore"
@@ -201,6 +202,18 @@ var hsmFailures = []failure{
 	}},
 	{"no keystore file", "D-hsm-library", false, func(l *lab) { l.must(os.Remove(l.path("luna.keystore"))) }},
 	{"no such token", "D-hsm-token", false, token(func(c *pkcs11.FileConfig) { c.Token = "other" })},
+	{"a damaged token", "D-hsm-token", true, func(l *lab) {
+		module, err := softhsm.Module() // the name of the library says that the token is SoftHSM's
+		l.must(err)
+		token(func(c *pkcs11.FileConfig) { c.Module = module })(l)
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(l.token.PINFile), "tokens", "*", "token.object"))
+		l.must(err)
+		for _, f := range files {
+			if strings.HasSuffix(strings.ReplaceAll(filepath.Dir(f), "-", ""), l.token.Serial) {
+				l.must(os.Truncate(f, 0))
+			}
+		}
+	}},
 	{"an HSM that hangs", "D-hsm-token", false, func(l *lab) {
 		token(func(c *pkcs11.FileConfig) { c.CallLimit = time.Second })(l)
 		l.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})

@@ -201,7 +201,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 		return list
 	}
 	if s.library, err = pkcs11.OpenLibrary(ctx, c); err != nil {
-		return doctor.Error(err, "")
+		return doctor.Error(err, pkcs11.CureOf(err))
 	}
 	s.closers = append(s.closers, s.library.Close)
 	list = doctor.Pass("%s is loaded", c.Module)
@@ -214,7 +214,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 func (s *site) hsmToken(ctx context.Context) []doctor.Finding {
 	var err error
 	if s.tokenState, err = s.library.Token(ctx); err != nil {
-		return doctor.Error(err, "")
+		return doctor.Error(err, pkcs11.CureOf(err))
 	}
 	return doctor.Pass("%s", s.tokenState.Name)
 }

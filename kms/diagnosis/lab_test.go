@@ -191,6 +191,7 @@ func (l *lab) check(ids ...string) (string, error) {
 
 // changing are the parts of a text that differ in each run.
 var changing = []struct{ from, to string }{
+	{`TOKENS/tokens/[0-9a-f-]{36}`, "TOKENS/tokens/FOLDER"}, {`by /\S+softhsm2\.so`, "by SOFTHSM"},
 	{`serial [0-9a-f]{16}`, "serial SERIAL"}, {`slot \d+`, "slot SLOT"}, {`\d+\.\d\d ms`, "TIME"},
 	{`\d+\.\d MB`, "SIZE"}, {`(127\.0\.0\.1|localhost):\d\d\d+`, "$1:PORT"},
 	{`is -?\d+[hm][0-9hms]+ behind`, "is AGE behind"}, {`version \d+`, "version N"}, {`id [0-9a-f]{32}`, "id ID"},
