@@ -32,6 +32,7 @@ type Config struct {
 	// PINFile is the path of the file that holds the PIN; "" if an environment variable or a credential of
 	// systemd holds it.
 	PINFile string
+	used    string // serial number of the token of an earlier login; it decides between tokens of one label
 	// Files are the files that other users must not change, or must not read.
 	Files   []secret.File
 	Profile Profile

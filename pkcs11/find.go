@@ -104,6 +104,11 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 		}
 		fit = append(fit, t)
 	}
+	if len(fit) > 1 && c.used != "" { // another token got the label while this process runs
+		if i := slices.IndexFunc(fit, func(t candidate) bool { return t.info.SerialNumber == c.used }); i >= 0 {
+			return fit[i], nil
+		}
+	}
 	byName(fit) // the order of slots may change whenever a library is loaded
 	byName(all)
 	switch len(fit) {

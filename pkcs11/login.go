@@ -183,7 +183,11 @@ func (t *Token) closeRetired() {
 // connect finds the token and logs in. The caller is between enter and leave.
 func (t *Token) connect(ctx context.Context) (*login, error) {
 	t.closeRetired()
-	found, err := findToken(t.b, &t.cfg)
+	cfg := t.cfg
+	t.mu.Lock()
+	cfg.used = t.found.info.SerialNumber
+	t.mu.Unlock()
+	found, err := findToken(t.b, &cfg)
 	if err != nil {
 		return nil, t.notShownAgain(err)
 	}
