@@ -64,15 +64,15 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringArrayVar(&o.Images, "image", nil, "the fsimage of a namespace; may be given several times")
 	f.StringArrayVar(&o.NameNodes, "namenode", nil,
-		"fetch the newest image of these NameNodes of one namespace, as in https://HOST:9871,https://HOST2:9871; may "+
-			"be given several times")
+		"fetch the newest image of these NameNodes of one namespace, separated by commas, as in "+
+			"https://HOST:9871; may be given several times")
 	f.IntVar(&o.Paths, "paths", 3, "how many of the oldest files of each version are named")
 	f.IntVar(&o.Workers, "workers", runtime.NumCPU(), "how many processors are used")
 	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
 	f.BoolVar(&o.AcceptUnchecked, "accept-unchecked", false, "accept images without the file IMAGE.md5 that the "+
 		"NameNode writes; the verdict records it")
 	f.StringArrayVar(&o.AcceptUnencrypted, "accept-unencrypted", nil, "accept at most N files without an EDEK in a "+
-		"zone, as in /zone=N; may be given several times; the verdict records it")
+		"zone, as in `/zone=N`; may be given several times; the verdict records it")
 }
 
 // accepted reads the flag --accept-unencrypted.
