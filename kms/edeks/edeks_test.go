@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"claviger"
@@ -22,6 +23,7 @@ import (
 
 // server answers as a NameNode does, with faults. test/hadoop fetches from a real one.
 type server struct {
+	mu      sync.Mutex // a client that gave up may have a request under way
 	image   []byte
 	txid    uint64
 	digest  string // "" is the right one, "none" is an answer without a digest
@@ -53,6 +55,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.fetches++
 	if s.breaks > 0 {
 		s.breaks--

@@ -265,7 +265,7 @@ func TestRollCrashes(t *testing.T) {
 		{"before FinishRoll", func() { store.at = 2 }, 2},
 		{"after FinishRoll", func() { store.at, store.after = 2, true }, 3},
 		{"GenerateKey", func() { b.meter.Fail("GenerateKey", 1, errKilled) }, 2},
-		{"Encrypt", func() { b.meter.Fail("Encrypt", 1, errKilled) }, 2},
+		{"Encrypt", func() { b.meter.Fail("Encrypt", 20, errKilled) }, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := t.Context()

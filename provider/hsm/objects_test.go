@@ -122,7 +122,7 @@ func TestMarks(t *testing.T) {
 	if err := p.Delete(t.Context(), "deleted"); err != nil {
 		t.Fatal(err)
 	}
-	b.meter.Fail("Encrypt", 1, errKilled)
+	b.meter.Fail("Encrypt", 20, errKilled)
 	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher,
 		BitLength: 256}); err == nil {
 		t.Fatal("created")

@@ -165,7 +165,7 @@ func TestEndSteps(t *testing.T) {
 		b.create(t, key)
 	}
 	p := b.mustOpen(t)
-	b.meter.Fail("Encrypt", 1, errKilled)
+	b.meter.Fail("Encrypt", 20, errKilled)
 	if _, err := p.Create(ctx, provider.Spec{Name: "made", Cipher: claviger.DefaultCipher,
 		BitLength: 256}); err == nil {
 		t.Fatal("created")
