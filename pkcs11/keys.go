@@ -407,10 +407,7 @@ func keyInfo(attrs []*p11.Attribute) KeyInfo {
 		case p11.CKA_LABEL:
 			k.Label = string(a.Value)
 		case p11.CKA_VALUE_LEN:
-			for i := len(a.Value) - 1; i >= 0; i-- { // CK_ULONG, little-endian on all that Go and HSM clients share
-				k.Bits = k.Bits<<8 | int(a.Value[i])
-			}
-			k.Bits *= 8
+			k.Bits = int(ulong(a.Value)) * 8 //nolint:gosec // the length of an AES key
 		case p11.CKA_SENSITIVE:
 			k.Sensitive = yes
 		case p11.CKA_EXTRACTABLE:
@@ -426,6 +423,14 @@ func keyInfo(attrs []*p11.Attribute) KeyInfo {
 		}
 	}
 	return k
+}
+
+// ulong reads a CK_ULONG, which is little-endian on all that Go and HSM clients share.
+func ulong(value []byte) (n uint) {
+	for i := len(value) - 1; i >= 0; i-- {
+		n = n<<8 | uint(value[i])
+	}
+	return n
 }
 
 // notShown returns the error for a key that is missing, or that this user may not read.

@@ -51,18 +51,11 @@ func (t *Token) Protection(ctx context.Context, id []byte, label string) ([]Prot
 	err := t.do(ctx, "pkcs11.Protection", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		list = nil
-		found, err := t.find(s, id, &label)
-		if err != nil {
-			return err
-		}
-		for _, o := range found {
-			attrs, err := t.attributes(s, o, protectionAttributes...)
-			if err != nil {
-				return err
-			}
+		found, err := t.readObjects(ctx, s, keyTemplate(id, &label), protectionAttributes...)
+		for _, attrs := range found {
 			list = append(list, protectionOf(attrs))
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err // without the result, as in Find
@@ -78,10 +71,7 @@ func protectionOf(attrs []*p11.Attribute) Protection {
 		if len(a.Value) == 0 {
 			continue
 		}
-		number := uint(0) // CK_ULONG is little-endian on all that Go and HSM clients share
-		for i := len(a.Value) - 1; i >= 0; i-- {
-			number = number<<8 | uint(a.Value[i])
-		}
+		number := ulong(a.Value)
 		switch flag := flags[a.Type]; {
 		case flag != nil:
 			yes := a.Value[0] != 0
