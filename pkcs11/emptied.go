@@ -27,7 +27,7 @@ func (t *Token) showsNoKey(s p11.SessionHandle, err error) error {
 		return err
 	}
 	unlock := t.objects()
-	found, failed := t.find(s, nil, nil)
+	found, failed := t.searchUntil(s, keyTemplate(nil, nil), 1)
 	unlock()
 	if failed != nil || len(found) > 0 {
 		return err

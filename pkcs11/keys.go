@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -352,6 +353,11 @@ func keyTemplate(id []byte, label *string) []*p11.Attribute {
 
 // search returns the handles of all objects that match the template.
 func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.ObjectHandle, error) {
+	return t.searchUntil(s, template, math.MaxInt)
+}
+
+// searchUntil is search, but ends when it has found at least that number of objects.
+func (t *Token) searchUntil(s p11.SessionHandle, template []*p11.Attribute, enough int) ([]p11.ObjectHandle, error) {
 	before := t.module.loginsEnded.Load()
 	if err := t.b.FindObjectsInit(s, template); err != nil {
 		return nil, err
@@ -364,7 +370,7 @@ func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.Ob
 			return nil, errors.Join(err, t.b.FindObjectsFinal(s))
 		}
 		all = append(all, batch...)
-		if len(batch) < page {
+		if len(batch) < page || len(all) >= enough {
 			break
 		}
 	}
