@@ -23,7 +23,7 @@ type target struct {
 	match []*p11.Attribute // what a search finds the objects by; each object must show all of them
 	value []byte           // CKA_VALUE of a data object; nil: any
 	most  int              // the largest number of objects to destroy
-	login *login           // if it is set, a search that finds nothing is repeated in another session
+	login *login           // if it is set, a search that finds nothing is repeated in another session of it
 
 	destroyed bool // whether an object was destroyed, and the objects were not searched since
 	left      int  // the number of objects that the next search may find, if destroyed
@@ -89,13 +89,11 @@ func unsteady(name string, err error) error {
 
 // matching returns the handles of the target's objects, or errOtherObject.
 func (t *Token) matching(s p11.SessionHandle, w *target) ([]p11.ObjectHandle, error) {
-	search := t.search
-	if w.login != nil && !w.destroyed {
-		search = func(s p11.SessionHandle, match []*p11.Attribute) ([]p11.ObjectHandle, error) {
-			return t.searchTwice(w.login, s, match)
-		}
+	again := w.login
+	if w.destroyed {
+		again = nil
 	}
-	found, err := search(s, w.match)
+	found, err := t.searchTwice(again, s, w.match)
 	if err != nil || w.value == nil {
 		return found, err
 	}

@@ -240,13 +240,11 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		defer t.objects()()
 		list = nil
 		match := keyTemplate(nil, label)
-		search := t.search
+		var again *login
 		if label == nil { // each key that is missing from the list counts as lost
-			search = func(s p11.SessionHandle, match []*p11.Attribute) ([]p11.ObjectHandle, error) {
-				return t.searchTwice(l, s, match)
-			}
+			again = l
 		}
-		found, err := search(s, match)
+		found, err := t.searchTwice(again, s, match)
 		if err != nil {
 			return err
 		}

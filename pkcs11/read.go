@@ -158,10 +158,10 @@ func unread(types ...uint) []*p11.Attribute {
 	return list
 }
 
-// searchTwice is search, but repeats a search that finds nothing in another session.
+// searchTwice is search, but repeats a search that finds nothing in another session of l, unless l is nil.
 func (t *Token) searchTwice(l *login, s p11.SessionHandle, match []*p11.Attribute) ([]p11.ObjectHandle, error) {
 	found, err := t.search(s, match)
-	if err != nil || len(found) > 0 {
+	if err != nil || len(found) > 0 || l == nil {
 		return found, err
 	}
 	err = t.inOwnSession(l, s, func(other p11.SessionHandle) (err error) {
