@@ -25,8 +25,8 @@ type Counts struct {
 	Unreachable uint64 `json:"unreachable"`
 }
 
-// sum returns how many EDEKs hold a version.
-func (c *Counts) sum() uint64 { return c.Live + c.SnapshotOnly + c.Unreachable }
+// Sum returns how many EDEKs have a version.
+func (c *Counts) Sum() uint64 { return c.Live + c.SnapshotOnly + c.Unreachable }
 
 func (c *Counts) add(o *Counts) {
 	c.Live += o.Live
@@ -180,7 +180,7 @@ func timeText(ms uint64) string {
 func (s *Census) keysOf() map[string]bool {
 	keys := map[string]bool{}
 	for i := range s.report.Versions {
-		if v := &s.report.Versions[i]; v.sum() > 0 {
+		if v := &s.report.Versions[i]; v.Sum() > 0 {
 			keys[v.Key] = true
 		}
 	}
@@ -256,7 +256,7 @@ func (s *Census) addVersions(t *tally) {
 	}
 	for _, v := range all {
 		n, numbered := numberOf(v.Version)
-		v.Retirable = s.report.Complete && v.sum() == 0 && numbered && n < newest[v.Key] && !unclear[v.Key]
+		v.Retirable = s.report.Complete && v.Sum() == 0 && numbered && n < newest[v.Key] && !unclear[v.Key]
 		s.report.Versions = append(s.report.Versions, *v)
 	}
 	slices.SortFunc(s.report.Versions, func(a, b Version) int { return compareVersions(a.Version, b.Version) })

@@ -104,8 +104,7 @@ func comparedWith(facts *migrate.EDEKFacts, r *census.Report, keys, versions []s
 	}
 	for i := range r.Versions {
 		v := &r.Versions[i]
-		n := v.Live + v.SnapshotOnly + v.Unreachable
-		if h := facts.EDEKs[v.Version]; n > 0 && lost(h) {
+		if h, n := facts.EDEKs[v.Version], v.Sum(); n > 0 && lost(h) {
 			check.LostVersions = append(check.LostVersions, lostVersion{v.Version, n, h})
 		}
 	}

@@ -70,7 +70,7 @@ func Names(images []Image) (keys, versions []string) {
 			}
 		}
 		for i := range m.Report.Versions {
-			if v := &m.Report.Versions[i]; edeks(&v.Counts) > 0 {
+			if v := &m.Report.Versions[i]; v.Sum() > 0 {
 				versions = append(versions, v.Version)
 			}
 		}
@@ -79,9 +79,6 @@ func Names(images []Image) (keys, versions []string) {
 	slices.Sort(versions)
 	return slices.Compact(keys), slices.Compact(versions)
 }
-
-// edeks returns how many EDEKs need a version.
-func edeks(c *census.Counts) uint64 { return c.Live + c.SnapshotOnly + c.Unreachable }
 
 // judge makes a verdict.
 type judge struct {
@@ -286,11 +283,11 @@ func (j *judge) checkKeys(m *Image) {
 	}
 	for i := range m.Report.Versions {
 		switch v := &m.Report.Versions[i]; {
-		case edeks(&v.Counts) == 0:
+		case v.Sum() == 0:
 		case j.Facts.EDEKs[v.Version] != migrate.Nobody:
 			known = true
 		default:
-			unknown = append(unknown, fmt.Sprintf("%d EDEKs have version %s", edeks(&v.Counts),
+			unknown = append(unknown, fmt.Sprintf("%d EDEKs have version %s", v.Sum(),
 				claviger.Printable(v.Version)))
 		}
 	}
@@ -364,7 +361,7 @@ func (j *judge) countVersions(of func(version string) *migrate.VersionVerdict) {
 	for i := range j.Images {
 		for n := range j.Images[i].Report.Versions {
 			c := &j.Images[i].Report.Versions[n]
-			if edeks(&c.Counts) == 0 || !j.judged(c.Version) {
+			if c.Sum() == 0 || !j.judged(c.Version) {
 				continue
 			}
 			j.count(of(c.Version), c, i)
@@ -374,7 +371,7 @@ func (j *judge) countVersions(of func(version string) *migrate.VersionVerdict) {
 
 // count adds the EDEKs of one image.
 func (j *judge) count(v *migrate.VersionVerdict, c *census.Version, image int) {
-	v.EDEKs += edeks(&c.Counts)
+	v.EDEKs += c.Sum()
 	v.Live += c.Live
 	v.InTrash += c.InTrash
 	v.OpenForWrite += c.OpenForWrite

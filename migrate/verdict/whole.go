@@ -46,7 +46,7 @@ func (j *judge) checkWhole(m *Image) {
 func (j *judge) addLost(m *Image) {
 	for i := range m.Report.Versions {
 		v := &m.Report.Versions[i]
-		if n := edeks(&v.Counts); n > 0 && j.Facts.EDEKs[v.Version] == migrate.Destroyed {
+		if n := v.Sum(); n > 0 && j.Facts.EDEKs[v.Version] == migrate.Destroyed {
 			j.v.Lost = append(j.v.Lost, fmt.Sprintf("%d EDEKs of %s have version %s, which was here and has been "+
 				"destroyed: nobody can read their files", n, claviger.Printable(m.Name), claviger.Printable(v.Version)))
 		}
