@@ -3,8 +3,6 @@ package census
 import (
 	"context"
 	"errors"
-
-	"claviger/fsimage"
 )
 
 // errEnough ends the reading of INODE when each zone has enough paths.
@@ -24,8 +22,8 @@ func (s *Census) addUnencryptedPaths(ctx context.Context) error {
 	if missing == 0 || s.c.config.Paths == 0 {
 		return nil
 	}
-	u := &unencrypted{c: s.c, edek: &collector{c: s.c, version: s.c.versions.local()}}
-	u.add = func(zone uint32, path func() string) error {
+	add := func(folder uint32, path func() string) error {
+		zone, _ := s.c.tree.zone(folder) // the number + 1; 0 for none
 		if zone == 0 {
 			return nil
 		}
@@ -42,65 +40,8 @@ func (s *Census) addUnencryptedPaths(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := s.c.image.Read(ctx, fsimage.INodes, 1, u.batch); !errors.Is(err, errEnough) {
+	if err := s.c.eachPath(ctx, 0, add); !errors.Is(err, errEnough) {
 		return err
-	}
-	return nil
-}
-
-// unencrypted reads the records of INODE, and calls add for each file without an EDEK that a path reaches.
-type unencrypted struct {
-	c    *counter
-	edek *collector
-	sp   special
-	add  func(zone uint32, path func() string) error // zone is the number + 1; 0 for none
-}
-
-func (u *unencrypted) batch(_ int, b *fsimage.Batch) error {
-	b.Header()
-	var n fsimage.INode
-	for msg, ok := b.Next(); ok; msg, ok = b.Next() {
-		err := n.Decode(msg)
-		if err == nil && n.Type == fsimage.File {
-			err = u.file(&n)
-		}
-		if errors.Is(err, errEnough) {
-			return err
-		}
-		if err != nil {
-			return b.Damaged(err)
-		}
-	}
-	return nil
-}
-
-func (u *unencrypted) file(n *fsimage.INode) error {
-	c, folder, flags := u.c, uint32(noFolder), uint32(0)
-	if e := c.index.find(n.ID); e != nil {
-		folder, flags = *e&folderMask, *e&(placesFlag|copiesFlag)
-	}
-	if folder != noFolder && flags == 0 {
-		version, _, err := u.edek.edekOf(n)
-		far := c.tree.reach(folder)
-		if err != nil || version != 0 || far == 0 {
-			return err
-		}
-		zone, _ := c.tree.zone(folder)
-		return u.add(zone, func() string { return c.path(folder, string(n.Name), far) })
-	}
-	own := c.ownOf(n.ID)
-	if len(own) == 0 {
-		return nil
-	}
-	u.sp.fill(c, n.ID, c.placesOf(n.ID), c.copiesOf(n.ID), own)
-	zone, _ := c.tree.zone(u.sp.place.folder)
-	for _, e := range u.sp.edeks {
-		if e.version == 0 {
-			path := func() string { return c.where(n.ID, u.sp.parent, string(n.Name), e.until) }
-			if err := u.add(zone, path); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }
