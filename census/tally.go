@@ -96,7 +96,7 @@ func (c *counter) tallyAll() *tally {
 
 // survey counts inodes.
 func (c *counter) survey() *survey {
-	s := &survey{live: 1} // the root is nobody's child
+	s := &survey{live: 1} // the root folder, which no other folder has as a child
 	for _, r := range c.readers {
 		s.twice, s.lost, s.special = s.twice+r.twice, s.lost+r.lost, s.special+r.special
 	}
