@@ -65,8 +65,8 @@ func (e *Engine) UseCounters(ctx context.Context) ([]UseCounter, error) {
 	return list, nil
 }
 
-// CheckRecorded returns an error if the journal does not have this verdict, or has another one of its name. Paths of
-// files and snapshots are not compared, because the journal does not keep them.
+// CheckRecorded returns an error if the journal does not have this verdict, or has another one of its name. The paths
+// of files and snapshots that need a version are not compared, because the journal does not keep them.
 func (e *Engine) CheckRecorded(ctx context.Context, v *Verdict) error {
 	const op = "migrate.Verdict"
 	records, err := e.cfg.Store.Records(ctx, verdictsRun)
@@ -79,13 +79,12 @@ func (e *Engine) CheckRecorded(ctx context.Context, v *Verdict) error {
 		}
 		recorded := new(Verdict)
 		if err := json.Unmarshal(r.Data, recorded); err != nil {
-			return claviger.Errorf(op, claviger.Internal, r.Item, "the journal's record of a verdict is damaged: %w; "+
-				"restore the metastore from a backup", err)
+			return damagedVerdict(r.Item, err)
 		}
 		if err := v.Consistent(); err != nil {
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "%w; make a new verdict", err)
 		}
-		if !bytes.Equal(withoutPaths(v), withoutPaths(recorded)) {
+		if !bytes.Equal(v.normalForm(), recorded.normalForm()) {
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "the journal has another verdict of this name: the "+
 				"file was changed, or is from another metastore; make a new verdict")
 		}
@@ -95,16 +94,14 @@ func (e *Engine) CheckRecorded(ctx context.Context, v *Verdict) error {
 		"the KMS that made the verdict, or make a new verdict")
 }
 
-// withoutPaths returns the JSON of a verdict without paths of files and snapshots, and with empty lists for nil ones.
-func withoutPaths(v *Verdict) []byte {
-	c := *v
-	c.Images, c.Problems, c.Versions = append([]VerdictImage{}, v.Images...), append([]string{}, v.Problems...),
-		append([]VersionVerdict{}, v.Versions...)
-	c.ToDo, c.UnusedKeys, c.NotReached = append([]Step{}, v.ToDo...), append([]string{}, v.UnusedKeys...),
-		append([]string{}, v.NotReached...)
-	for i := range c.Versions {
-		c.Versions[i].Snapshots, c.Versions[i].Paths = nil, nil
-	}
+// normalForm returns the JSON of a verdict as CheckRecorded compares it: as the journal keeps it, but with empty lists
+// for nil ones.
+func (v *Verdict) normalForm() []byte {
+	c := v.withoutPaths()
+	c.Images, c.Problems, c.Versions = append([]VerdictImage{}, c.Images...), append([]string{}, c.Problems...),
+		append([]VersionVerdict{}, c.Versions...)
+	c.ToDo, c.UnusedKeys, c.NotReached = append([]Step{}, c.ToDo...), append([]string{}, c.UnusedKeys...),
+		append([]string{}, c.NotReached...)
 	text, err := json.Marshal(c)
 	if err != nil {
 		panic(err) // the type has no value that JSON cannot have

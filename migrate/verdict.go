@@ -106,8 +106,8 @@ const verdictsRun = "verdicts"
 // versionVerdictsRun is the same for verdicts on single versions here, which Finish does not use.
 const versionVerdictsRun = "version-verdicts"
 
-// RecordVerdict writes a verdict into the journal, and gives it a name. Paths of files and snapshots are left out of
-// the record.
+// RecordVerdict writes a verdict into the journal, and gives it a name. The record does not have the paths of files and
+// snapshots that need a version. Problems, accepted faults and steps keep the paths that they name.
 func (e *Engine) RecordVerdict(ctx context.Context, v *Verdict) error {
 	run := verdictsRun
 	if v.Format != VerdictFormat {
@@ -123,12 +123,17 @@ func (e *Engine) RecordVerdict(ctx context.Context, v *Verdict) error {
 	if clockSetBack {
 		v.Name = fmt.Sprintf("%s-%d", v.Name, len(records)+1)
 	}
-	record := *v
-	record.Versions = slices.Clone(v.Versions)
-	for i := range record.Versions {
-		record.Versions[i].Snapshots, record.Versions[i].Paths = nil, nil
+	return e.put(ctx, run, v.Name, v.withoutPaths())
+}
+
+// withoutPaths returns a copy without the paths of files and snapshots that need a version.
+func (v *Verdict) withoutPaths() Verdict {
+	c := *v
+	c.Versions = slices.Clone(v.Versions)
+	for i := range c.Versions {
+		c.Versions[i].Snapshots, c.Versions[i].Paths = nil, nil
 	}
-	return e.put(ctx, run, v.Name, record)
+	return c
 }
 
 // lastVerdict returns the verdict that was recorded last, or nil.
