@@ -46,9 +46,15 @@ func TestCheckRecorded(t *testing.T) {
 	b := newTestMigration(t)
 	e := b.engine(t)
 	v := &migrate.Verdict{Format: migrate.VerdictFormat, At: noon, Outcome: migrate.Needed, Source: "kms://x",
-		Versions: []migrate.VersionVerdict{{Version: "k@1", EDEKs: 3, Paths: []string{"/z/f"}}}}
+		Versions: []migrate.VersionVerdict{{Version: "k@1", EDEKs: 3, Paths: []string{"/z/f"}}},
+		Accepted: []string{"zone /z has 1 files without an EDEK, for example /z/g"}}
 	if err := e.RecordVerdict(t.Context(), v); err != nil {
 		t.Fatal(err)
+	}
+	kept, err := e.Journal(t.Context())
+	if err != nil || len(kept) != 1 || strings.Contains(string(kept[0].Record), "/z/f") ||
+		!strings.Contains(string(kept[0].Record), "/z/g") {
+		t.Errorf("the record must have the accepted faults, and no paths of a version: %s, %v", kept, err)
 	}
 	printed := *v
 	printed.Problems, printed.ToDo, printed.UnusedKeys = []string{}, []migrate.Step{}, []string{}
@@ -70,7 +76,7 @@ func TestCheckRecorded(t *testing.T) {
 	}
 	edited := printed
 	edited.Outcome = migrate.Granted
-	err := e.CheckRecorded(t.Context(), &edited)
+	err = e.CheckRecorded(t.Context(), &edited)
 	if err == nil || !strings.Contains(err.Error(), "contradicts itself") {
 		t.Errorf("a verdict that contradicts itself: %v", err)
 	}
