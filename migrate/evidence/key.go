@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -69,8 +68,7 @@ func fingerprint(key ed25519.PublicKey) string {
 	if err != nil {
 		panic(err) // each public key of Ed25519 can be encoded
 	}
-	sum := sha256.Sum256(der)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return "sha256:" + digest(der)
 }
 
 // fingerprintOf returns the fingerprint of the public key that belongs to a private key.

@@ -39,14 +39,7 @@ func (v *Verification) Text(w io.Writer) {
 		{"members", fmt.Sprint(len(v.Members))}} {
 		fmt.Fprintf(w, "%-10s  %s\n", line[0], line[1])
 	}
-	lacking(w, v.Lacks)
-}
-
-// lacking lists the parts that a report does not have.
-func lacking(w io.Writer, parts []Part) {
-	for _, p := range parts {
-		if !p.Made {
-			fmt.Fprintf(w, "It does not have %s: %s\n", p.What, p.Why)
-		}
+	for _, p := range v.Lacks {
+		fmt.Fprintf(w, "It does not have %s: %s\n", p.What, p.Why)
 	}
 }

@@ -238,27 +238,22 @@ func (v *Verification) describe(m *Manifest, r *Report) {
 }
 
 // IsReport reports whether a file is a report of this program: a zip file with our manifest. It verifies nothing.
-func IsReport(path string) bool {
-	data, err := readFile(path)
-	if err != nil {
-		return false
-	}
-	files, _ := unpack(data)
-	m := new(Manifest)
-	return json.Unmarshal(content(files, manifestName), m) == nil && m.Format == manifestFormat
-}
+func IsReport(path string) bool { return manifestIn(path).Format == manifestFormat }
 
 // Claimed returns the fingerprint of the key that a file names; "" if it cannot be read. Anybody can write a name into
 // a file, so it is for messages only.
-func Claimed(path string) string {
+func Claimed(path string) string { return manifestIn(path).Signer }
+
+// manifestIn returns the manifest of a file without a check; an empty one if it cannot be read.
+func manifestIn(path string) Manifest {
+	var m Manifest
 	data, err := readFile(path)
 	if err != nil {
-		return ""
+		return m
 	}
 	files, _ := unpack(data)
-	m := new(Manifest)
-	if json.Unmarshal(content(files, manifestName), m) != nil {
-		return ""
+	if json.Unmarshal(content(files, manifestName), &m) != nil {
+		return Manifest{}
 	}
-	return m.Signer
+	return m
 }
