@@ -58,7 +58,7 @@ func (o *Options) write(ctx context.Context, svc *kms.Service, engine *migrate.E
 	if err != nil {
 		return nil, err
 	}
-	made := &Written{File: o.Out, Signer: r.About.Signer}
+	made := &Written{File: o.Out}
 	content := func(w io.Writer) error {
 		count := &counter{to: w}
 		m, err := r.Write(count, key)
@@ -133,11 +133,11 @@ func (o *Options) replaceable() error {
 		return nil
 	case err != nil:
 		return err
-	case !o.Overwrite && evidence.IsReport(o.Out):
-		return fmt.Errorf("%w; --overwrite replaces it", &durable.AlreadyError{Path: o.Out})
 	case !evidence.IsReport(o.Out):
 		return fmt.Errorf("%w; it is not a report, and --overwrite replaces only a report",
 			&durable.AlreadyError{Path: o.Out})
+	case !o.Overwrite:
+		return fmt.Errorf("%w; --overwrite replaces it", &durable.AlreadyError{Path: o.Out})
 	}
 	return nil
 }
