@@ -130,8 +130,5 @@ func (r *run) writeImage(path string) error {
 	}); err != nil {
 		return err
 	}
-	return durable.CreateFrom(path+".md5", 0o600, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%x *%s\n", sum.Sum(nil), filepath.Base(path))
-		return err
-	})
+	return durable.Create(path+".md5", fmt.Appendf(nil, "%x *%s\n", sum.Sum(nil), filepath.Base(path)), 0o600)
 }
