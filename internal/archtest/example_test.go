@@ -45,6 +45,7 @@ var noExample = map[string]string{
 	"provider/providertest":    "a suite, which each provider runs",
 	"recovery":                 "the scripts of cmd/claviger show it",
 	"sqlitedb":                 "metastore/sqlite shows how a store uses it",
+	"doctor/doctortest":        "it serves tests of checks",
 	"durable/durabletest":      "a suite, which writers run",
 	"trustee/backup":           "it needs a store with deposits",
 	"trustee/location":         "it chooses between stores that have tests",

@@ -229,6 +229,7 @@ var rules = []rule{
 		"it answers questions about rules, and prints nothing"},
 	{"doctor", []string{"", "owner", "secret", "terminal", "typo"},
 		"it runs checks and shows their results, and knows no service"},
+	{"doctor/doctortest", []string{"doctor", "terminal"}, "tests of checks run the doctor by it"},
 	{"kms/diagnosis", []string{"", "authz", "doctor", "hadoopconf", "kms", "kms/acls", "metastore/location",
 		"metastore/sqlite", "migrate", "namenode", "owner", "pkcs11", "provider", "provider/builtin", "provider/hsm",
 		"recovery", "secret", "sqlitedb", "terminal", "web"}, "it checks a KMS with the code of the rooms below it"},

@@ -1,27 +1,22 @@
 package diagnosis
 
 import (
-	"bytes"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	"claviger/doctor"
+	"claviger/doctor/doctortest"
+	"claviger/internal/golden"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/keyhsm"
 	"claviger/keyhsm/host"
 	"claviger/pkcs11"
 	"claviger/pkcs11/worker"
-	"claviger/terminal"
 )
-
-var update = flag.Bool("update", false, "rewrite testdata")
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
@@ -29,7 +24,7 @@ func TestMain(m *testing.M) {
 }
 
 // changing are the parts of a text that differ in each run.
-var changing = []struct{ from, to string }{{`/\S*/softhsm/`, "TOKENS/"}, {`(serial|slot) "?[0-9a-f]+"?`, "$1 ID"},
+var changing = []golden.Mask{{`/\S*/softhsm/`, "TOKENS/"}, {`(serial|slot) "?[0-9a-f]+"?`, "$1 ID"},
 	{`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}, {`until \d{4}-\d\d-\d\d`, "until DAY"}, {`\b[0-9a-f]{32}\b`, "KEYID"},
 	{`with SHA-\d+`, "with SHA-N"}}
 
@@ -73,24 +68,15 @@ func TestFailures(t *testing.T) {
 				KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
 		must(setup.Complete())
 		must(setup.Run(t.Context(), func(string) {}))
-		var out bytes.Buffer
-		o := doctor.Options{Conf: setup.Folder, Only: []string{f.id}, Out: *terminal.To(&out)}
+		o := doctor.Options{Conf: setup.Folder, Only: []string{f.id}}
 		f.provoke(setup.Folder, &setup.Settings, &o)
-		if err := doctor.Run(t.Context(), &o, []doctor.Role{Role()}, io.Discard); err == nil {
+		text, err := doctortest.Run(t, o, Role())
+		if err == nil {
 			t.Errorf("%s: no check failed", f.name)
 		}
-		_, text, _ := strings.Cut(out.String(), "\n\n")
+		_, text, _ = strings.Cut(text, "\n\n")
 		text = strings.ReplaceAll(strings.ReplaceAll(text, setup.Folder, "DIR"), tok.Module, "MODULE")
-		for _, c := range changing {
-			text = regexp.MustCompile(c.from).ReplaceAllString(text, c.to)
-		}
-		fmt.Fprintf(&b, "# %s\n%s\n", f.name, text)
+		fmt.Fprintf(&b, "# %s\n%s\n", f.name, golden.Masked(text, changing))
 	}
-	const path = "testdata/keyhsm.golden"
-	if *update {
-		must(os.WriteFile(path, []byte(b.String()), 0o644)) //nolint:gosec // no secret
-	}
-	if want, err := os.ReadFile(path); err != nil || string(want) != b.String() {
-		t.Errorf("%s differs, %v; run with -update and read the diff:\n%s", path, err, b.String())
-	}
+	golden.Compare(t, "testdata/keyhsm.golden", b.String())
 }

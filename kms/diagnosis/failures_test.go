@@ -22,6 +22,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/golden"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
@@ -425,7 +426,7 @@ func provokeAll(t *testing.T, file string, list []failure) {
 			sections[f.name] = got
 		})
 	}
-	golden(t, file, sections, len(sections) == len(list))
+	golden.Sections(t, "testdata/"+file, sections, len(sections) == len(list))
 }
 
 // replace sets a variable for the rest of a test.

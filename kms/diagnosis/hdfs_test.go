@@ -10,6 +10,7 @@ import (
 
 	"claviger/doctor"
 	"claviger/hadoopconf"
+	"claviger/internal/golden"
 	"claviger/kms"
 )
 
@@ -125,7 +126,7 @@ func TestNodesOfServer(t *testing.T) {
 	}
 	l.hdfs(hdfsPath, "kms://http@192.0.2.7:"+port+"/kms")
 	text, _ = l.check("D-hdfs-nodes")
-	golden(t, "nodes.golden", map[string]string{"a node that is not in the URI": strings.ReplaceAll(
+	golden.Sections(t, "testdata/nodes.golden", map[string]string{"a node that is not in the URI": strings.ReplaceAll(
 		l.lines(text, "D-hdfs-nodes"), " "+host+" ", " HOST ")}, true)
 }
 
@@ -136,5 +137,5 @@ func TestOtherVersions(t *testing.T) {
 		{Name: "process 1 on kms-2", Version: "1.1.0"}, {Name: "process 1 on kms-3"}}) {
 		fmt.Fprintf(&b, "  %s  %s\n", f.Status, f.Measured)
 	}
-	golden(t, "versions.golden", map[string]string{"three versions": b.String()}, true)
+	golden.Sections(t, "testdata/versions.golden", map[string]string{"three versions": b.String()}, true)
 }

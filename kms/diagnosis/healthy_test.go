@@ -14,6 +14,7 @@ import (
 	"claviger/doctor"
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/golden"
 	"claviger/internal/pgtest"
 	"claviger/pkcs11"
 )
@@ -115,7 +116,7 @@ func TestRoomAndSessions(t *testing.T) {
 	put("room: little", room(99, true, nil))
 	put("room: none", room(0, true, nil))
 	put("room: no answer", room(0, false, errors.New("the token does not answer")))
-	golden(t, "room.golden", sections, true)
+	golden.Sections(t, "testdata/room.golden", sections, true)
 }
 
 // state returns the content of each file of the site and of the token. A login writes token.object anew, and a key that
@@ -188,5 +189,5 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 		}
 		sections[run.name] = l.lines(text, run.id)
 	}
-	golden(t, "pin.golden", sections, true)
+	golden.Sections(t, "testdata/pin.golden", sections, true)
 }

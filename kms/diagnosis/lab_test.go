@@ -1,17 +1,12 @@
 package diagnosis
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"flag"
-	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,8 +14,10 @@ import (
 
 	"claviger"
 	"claviger/doctor"
+	"claviger/doctor/doctortest"
 	"claviger/hadoopconf"
 	"claviger/internal/faultmodule"
+	"claviger/internal/golden"
 	"claviger/internal/pgtest"
 	"claviger/internal/porttest"
 	"claviger/internal/softhsm"
@@ -31,10 +28,7 @@ import (
 	"claviger/pkcs11/worker"
 	"claviger/provider"
 	"claviger/provider/hsm"
-	"claviger/terminal"
 )
-
-var update = flag.Bool("update", false, "rewrite testdata")
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
@@ -181,73 +175,31 @@ func serve(t *testing.T, dir string) (url string) {
 // check runs the doctor, and returns its text without the first line.
 func (l *lab) check(ids ...string) (string, error) {
 	l.t.Helper()
-	var b bytes.Buffer
 	o := l.o
-	o.Conf, o.Only, o.Out = l.dir, ids, *terminal.To(&b)
-	err := doctor.Run(l.t.Context(), &o, []doctor.Role{Role()}, io.Discard)
-	_, text, _ := strings.Cut(b.String(), "\n")
+	o.Conf, o.Only = l.dir, ids
+	text, err := doctortest.Run(l.t, o, Role())
+	_, text, _ = strings.Cut(text, "\n")
 	return text, err
 }
 
 // changing are the parts of a text that differ in each run.
-var changing = []struct{ from, to string }{
+var changing = []golden.Mask{
 	{`TOKENS/tokens/[0-9a-f-]{36}`, "TOKENS/tokens/FOLDER"}, {`by /\S+softhsm2\.so`, "by SOFTHSM"},
 	{`serial [0-9a-f]{16}`, "serial SERIAL"}, {`slot \d+`, "slot SLOT"}, {`\d+\.\d\d ms`, "TIME"},
 	{`\d+\.\d MB`, "SIZE"}, {`(127\.0\.0\.1|localhost):\d\d\d+`, "$1:PORT"},
 	{`is -?\d+[hm][0-9hms]+ behind`, "is AGE behind"}, {`version \d+`, "version N"}, {`id [0-9a-f]{32}`, "id ID"},
-	{`try [0-9a-f]{16}`, "try ID"}, {`since \d{4}-\d\d-\d\d`, "since " +
-		"DAY"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}, {`process \d+ on \S+,`, "process PID on HOST,"},
+	{`try [0-9a-f]{16}`, "try ID"}, {`since \d{4}-\d\d-\d\d`, "since DAY"},
+	{`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}, {`process \d+ on \S+,`, "process PID on HOST,"},
 	{`/[^ :;,]*softhsm/tokens/[0-9a-f-]{36}`, "TOKEN"}, {`uid \d+`, "uid UID"},
 	{`client [0-9A-F]{40}`, "client FINGERPRINT"}, {`0x[0-9A-F]{8,}`, "CODE"},
+	{`(?m)^(  \w+ +D-\S+) +`, "$1  "}, // the longest ID of the run decides how wide the column is
 }
 
 // lines returns the lines of the check in the text, without what differs in each run.
 func (l *lab) lines(text, id string) string {
-	var kept []string
-	keep := false
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) > 1 && strings.HasPrefix(fields[1], "D-") || !strings.HasPrefix(line, "   ") {
-			keep = len(fields) > 1 && fields[1] == id
-		}
-		if keep {
-			kept = append(kept, line)
-		}
-	}
-	text = strings.Join(kept, "")
+	text = doctortest.Lines(text, id)
 	for _, path := range [][2]string{{l.dir, "DIR"}, {l.Path, "MODULE"}, {filepath.Dir(l.token.PINFile), "TOKENS"}} {
 		text = strings.ReplaceAll(text, path[0], path[1])
 	}
-	for _, c := range changing {
-		text = regexp.MustCompile(c.from).ReplaceAllString(text, c.to)
-	}
-	return regexp.MustCompile(`(?m)^(  \w+ +D-\S+) +`).ReplaceAllString(text, "$1  ")
-}
-
-// golden compares texts with a file of testdata, in sections by name. whole says that no test of the file was left out;
-// only then -update writes the file, and the file must have no other section.
-func golden(t *testing.T, file string, sections map[string]string, whole bool) {
-	t.Helper()
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(sections)) {
-		fmt.Fprintf(&b, "# %s\n%s\n", name, sections[name])
-	}
-	path := filepath.Join("testdata", file)
-	if *update && whole {
-		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil { //nolint:gosec // no secret
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range sections {
-		if !strings.Contains(string(want), "# "+name+"\n"+text+"\n") {
-			t.Errorf("%s is not as %s says:\n%s", name, path, text)
-		}
-	}
-	if whole && b.String() != string(want) {
-		t.Errorf("%s differs; run with -update and read the diff", path)
-	}
+	return golden.Masked(text, changing)
 }

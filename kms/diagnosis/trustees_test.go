@@ -16,6 +16,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
+	"claviger/internal/golden"
 	"claviger/kms/kmstest"
 	"claviger/trustee"
 	"claviger/trustee/host"
@@ -159,7 +160,8 @@ func TestOtherSources(t *testing.T) {
 	l.set(hadoopconf.ProviderURI, strings.Join([]string{l.props[hadoopconf.ProviderURI], "kms://https@127.0.0.1:1/kms",
 		"jceks://file@" + l.path("old.jceks"), "kms://" + strings.Replace(late.URL, "://", "@", 1) + "/kms"}, ","))
 	text, _ := l.check("D-source-others")
-	golden(t, "others.golden", map[string]string{"three other sources": l.lines(text, "D-source-others")}, true)
+	golden.Sections(t, "testdata/others.golden",
+		map[string]string{"three other sources": l.lines(text, "D-source-others")}, true)
 	l.set(hadoopconf.ProviderURI, strings.Split(l.props[hadoopconf.ProviderURI], ",")[0])
 	if text, _ := l.check("D-source-others"); !strings.Contains(text, "one source is configured") {
 		t.Errorf("%s", text)

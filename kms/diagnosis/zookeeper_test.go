@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger/internal/golden"
 	"claviger/internal/kdctest"
 	"claviger/internal/zktest"
 )
@@ -41,7 +42,7 @@ func TestZooKeeperWithoutLogin(t *testing.T) {
 		if err != nil || strings.Count(text, nothing) != 2 || !strings.Contains(text, "1 warning (D-zk-login)") {
 			t.Errorf("%v\n%s", err, text)
 		}
-		golden(t, "zklogin.golden", map[string]string{"no login": l.lines(text, "D-zk-login")}, true)
+		golden.Sections(t, "testdata/zklogin.golden", map[string]string{"no login": l.lines(text, "D-zk-login")}, true)
 	}
 	l.serve() // it makes signer secrets; keys of tokens are made for the first token
 	if text, err := l.check("D-zk-nodes"); err != nil || strings.Count(text, nothing) != 1 {

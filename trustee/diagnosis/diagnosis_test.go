@@ -1,27 +1,23 @@
 package diagnosis
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
-	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"claviger/doctor"
+	"claviger/doctor/doctortest"
 	"claviger/internal/certtest"
+	"claviger/internal/golden"
 	"claviger/internal/hosttest"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
@@ -29,7 +25,6 @@ import (
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/pkcs11"
 	"claviger/pkcs11/worker"
-	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/host"
 	"claviger/trustee/location"
@@ -37,8 +32,6 @@ import (
 	"claviger/trustee/server/sqlite"
 	"claviger/web"
 )
-
-var update = flag.Bool("update", false, "rewrite testdata")
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
@@ -132,32 +125,17 @@ func (l *lab) deposit() {
 }
 
 // changing are the parts of a text that differ in each run.
-var changing = []struct{ from, to string }{{`127\.0\.0\.1:\d\d\d+`, "127.0.0.1:PORT"}, {`\d+\.\d\d ms`, "TIME"},
+var changing = []golden.Mask{{`127\.0\.0\.1:\d\d\d+`, "127.0.0.1:PORT"}, {`\d+\.\d\d ms`, "TIME"},
 	{`key [0-9a-f]{16,}`, "key ID"}, {`pair [0-9a-f]{16,}`, "pair ID"},
 	{`"[0-9a-f]{32}"`, "UUID"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}}
 
 // check runs the doctor, and returns the lines of one check.
 func (l *lab) check(id string) string {
 	l.t.Helper()
-	var b bytes.Buffer
 	o := l.o
-	o.Conf, o.Out = l.dir, *terminal.To(&b)
-	_ = doctor.Run(l.t.Context(), &o, []doctor.Role{Role()}, io.Discard) // the text has the failures
-	var kept strings.Builder
-	keep := false
-	for line := range strings.Lines(b.String()) {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], "D-") || !strings.HasPrefix(line, "   ") {
-			keep = len(f) > 1 && f[1] == id
-		}
-		if keep {
-			kept.WriteString(line)
-		}
-	}
-	text := strings.ReplaceAll(kept.String(), l.base, "BASE")
-	for _, c := range changing {
-		text = regexp.MustCompile(c.from).ReplaceAllString(text, c.to)
-	}
-	return text
+	o.Conf = l.dir
+	text, _ := doctortest.Run(l.t, o, Role()) // the text has the failures
+	return golden.Masked(strings.ReplaceAll(doctortest.Lines(text, id), l.base, "BASE"), changing)
 }
 
 // TestFailures provokes each finding about a trustee, and compares the texts with testdata.
@@ -174,7 +152,7 @@ func TestFailures(t *testing.T) {
 			}
 		})
 	}
-	compare(t, "trustee.golden", sections)
+	golden.Sections(t, "testdata/trustee.golden", sections, true)
 }
 
 // failure provokes what one check finds.
@@ -219,23 +197,5 @@ func failures(tok softhsm.Token) []failure {
 			stop()
 			l.o.KeyHSM = ""
 		}},
-	}
-}
-
-// compare compares texts with a file of testdata, in sections by name.
-func compare(t *testing.T, file string, sections map[string]string) {
-	t.Helper()
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(sections)) {
-		fmt.Fprintf(&b, "# %s\n%s\n", name, sections[name])
-	}
-	path := filepath.Join("testdata", file)
-	if *update {
-		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil { //nolint:gosec // no secret
-			t.Fatal(err)
-		}
-	}
-	if want, err := os.ReadFile(path); err != nil || string(want) != b.String() {
-		t.Errorf("%s differs, %v; run with -update and read the diff:\n%s", path, err, b.String())
 	}
 }
