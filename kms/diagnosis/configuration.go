@@ -2,7 +2,6 @@ package diagnosis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -13,7 +12,6 @@ import (
 	"claviger/doctor"
 	"claviger/hadoopconf"
 	"claviger/kms"
-	"claviger/owner"
 	"claviger/provider/builtin"
 	"claviger/secret"
 	"claviger/shellword"
@@ -82,21 +80,15 @@ func (s *site) confRead(context.Context) []doctor.Finding {
 }
 
 func (s *site) confUser(context.Context) []doctor.Finding {
+	var judged []doctor.Finding
 	var err error
-	if s.user, err = s.options.ServiceUser(); err != nil {
-		return doctor.Error(err, "name a user of this host with --user")
+	if s.user, judged, err = s.options.UserOf(builtin.Files(s.conf)...); err != nil {
+		return doctor.Error(err, "")
 	}
 	self := secret.Self()
-	other := s.otherOwner()
 	switch {
-	case s.options.User == "" && other != nil:
-		s.user, err = secret.UserNamed(other.User)
-		if err != nil {
-			return doctor.Error(err, "")
-		}
-		return doctor.Warn(fmt.Sprintf("this process runs as root, and %s belongs to user %s; rights are judged for "+
-			"%[2]s", other.File, other.User), fmt.Sprintf("run the doctor as that user (sudo -u %s claviger doctor "+
-			"...), or give --user %[1]s", other.User))
+	case len(judged) > 0:
+		return judged
 	case s.user.IsSelf():
 		return doctor.Pass("%s, the user of this process", s.user.Name)
 	case self.IsRoot():
@@ -106,14 +98,6 @@ func (s *site) confUser(context.Context) []doctor.Finding {
 	return doctor.Warn(fmt.Sprintf("%s; this process runs as user %s: it judges rights by owner and mode, and files "+
 		"that it may not see count as correct", s.user.Name, self.Name),
 		fmt.Sprintf("run the doctor as %s, or as root", s.user.Name))
-}
-
-// otherOwner returns the owner of the server's files if this process runs as root and they belong to another user;
-// otherwise nil.
-func (s *site) otherOwner() *owner.RootError {
-	var other *owner.RootError
-	errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other)
-	return other
 }
 
 func (s *site) confNames(context.Context) []doctor.Finding {

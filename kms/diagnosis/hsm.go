@@ -12,8 +12,10 @@ import (
 	"claviger/doctor"
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/provider"
+	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/secret"
@@ -268,7 +270,8 @@ func (s *site) hsmMechanism(context.Context) []doctor.Finding {
 }
 
 func (s *site) hsmTemplate(ctx context.Context) []doctor.Finding {
-	if other := s.otherOwner(); other != nil {
+	var other *owner.RootError
+	if errors.As(owner.RefuseRoot(builtin.Files(s.conf)...), &other) {
 		return doctor.Skip("this process runs as root, and %s belongs to user %s: a token that keeps its keys in "+
 			"files could get a file of root; run the doctor as %[2]s", other.File, other.User)
 	}
