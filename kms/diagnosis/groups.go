@@ -67,7 +67,7 @@ func (s *site) groupsUser(ctx context.Context) []doctor.Finding {
 			"if the user has groups, correct the filter of the search for groups")
 	}
 	text := fmt.Sprintf("%s is in %s; the lookup took %.2f ms", shown, claviger.Printable(strings.Join(a.groups, ", ")),
-		float64(took)/float64(time.Millisecond))
+		milliseconds(took))
 	if took > groupsLatency {
 		return doctor.Warn(text, "find out what delays the directory; the first request of each user waits for it")
 	}

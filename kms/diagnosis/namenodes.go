@@ -84,12 +84,7 @@ func clockOf(n namenode.State) []doctor.Finding {
 	if u, err := url.Parse(n.URL); err == nil {
 		host = u.Hostname()
 	}
-	c := migrate.CheckClocks([]migrate.HostFacts{{Host: host, Date: n.Date, DateBegan: n.DateSent,
-		DateTook: n.DateTook}}, now)
-	if c.Status == migrate.NotTried {
-		return nil
-	}
-	return planned(c)
+	return clocks([]migrate.HostFacts{{Host: host, Date: n.Date, DateBegan: n.DateSent, DateTook: n.DateTook}})
 }
 
 func (s *site) runningConf(ctx context.Context) (list []doctor.Finding) {

@@ -145,10 +145,8 @@ func (s *site) serverNodes(ctx context.Context) (list []doctor.Finding) {
 		default:
 			list = append(list, doctor.Pass("the server at %s is ready", address)...)
 		}
-		if c := migrate.CheckClocks([]migrate.HostFacts{{Host: host, Date: r.date, DateBegan: r.began,
-			DateTook: r.took}}, now); c.Status != migrate.NotTried {
-			list = append(list, planned(c)...)
-		}
+		list = append(list, clocks([]migrate.HostFacts{{Host: host, Date: r.date, DateBegan: r.began,
+			DateTook: r.took}})...)
 	}
 	return list
 }

@@ -73,7 +73,7 @@ func hostFindings(hosts []migrate.HostFacts) (list []doctor.Finding) {
 	failed := 0
 	for _, h := range hosts {
 		f := doctor.Finding{Status: doctor.OK, Measured: fmt.Sprintf("%s answers in %.2f ms", h.Base,
-			float64(h.Took)/float64(time.Millisecond))}
+			milliseconds(h.Took))}
 		if h.Server != "" {
 			f.Measured += " (" + claviger.Printable(h.Server) + ")"
 		}
@@ -102,9 +102,7 @@ func (s *site) otherSources(ctx context.Context) (list []doctor.Finding) {
 		switch {
 		case len(src.Hosts) > 0:
 			list = append(list, hostFindings(src.Hosts)...)
-			if c := migrate.CheckClocks(src.Hosts, now); c.Status != migrate.NotTried {
-				list = append(list, planned(c)...)
-			}
+			list = append(list, clocks(src.Hosts)...)
 		case src.Err != nil:
 			list = append(list, doctor.Fail(secret.Value(src.URI)+": "+claviger.Reason(src.Err), "")...)
 		default:
@@ -115,6 +113,15 @@ func (s *site) otherSources(ctx context.Context) (list []doctor.Finding) {
 		return doctor.Skip("one source is configured")
 	}
 	return list
+}
+
+// clocks compares the clocks of hosts with this host's. It has no finding if no host has sent its time.
+func clocks(hosts []migrate.HostFacts) []doctor.Finding {
+	c := migrate.CheckClocks(hosts, now)
+	if c.Status == migrate.NotTried {
+		return nil
+	}
+	return planned(c)
 }
 
 func (s *site) sourceRead(ctx context.Context) []doctor.Finding {
