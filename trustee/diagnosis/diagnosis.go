@@ -121,9 +121,6 @@ func (s *service) store(ctx context.Context) []doctor.Finding {
 func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 	c := host.Config{Folder: s.folder.Path, KeyHSM: s.options.KeyHSM, KeyHSMCertificate: s.options.KeyHSMCertificate,
 		Log: slog.New(slog.DiscardHandler)}
-	if c.KeyHSM == "" {
-		return s.withoutKeyHSM(ctx)
-	}
 	var store server.Store
 	if s.folder.Store == "" { // opening a database in PostgreSQL may change it
 		opened, release, err := location.OpenReadOnly(ctx, s.folder)
@@ -132,6 +129,9 @@ func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 		}
 		defer release() //nolint:errcheck // it was only read
 		store = opened
+	}
+	if c.KeyHSM == "" {
+		return withoutKeyHSM(ctx, store)
 	}
 	state, err := host.InspectKeyHSM(ctx, c, store)
 	if err != nil {
@@ -149,17 +149,13 @@ func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 	return list
 }
 
-// withoutKeyHSM says whether deposits need a Key HSM that is not named.
-func (s *service) withoutKeyHSM(ctx context.Context) []doctor.Finding {
+// withoutKeyHSM says whether deposits need a Key HSM that is not named. store is nil if its deposits are not to be
+// read.
+func withoutKeyHSM(ctx context.Context, store server.Store) []doctor.Finding {
 	const name = "name the Key HSM by --keyhsm and --keyhsm-cert, as the server's command does"
-	if s.folder.Store != "" {
+	if store == nil {
 		return doctor.Skip("--keyhsm names no Key HSM")
 	}
-	store, release, err := location.OpenReadOnly(ctx, s.folder)
-	if err != nil {
-		return doctor.Error(err, "")
-	}
-	defer release() //nolint:errcheck // it was only read
 	wrapped, err := server.NewWrapped(store, nil).Count(ctx)
 	if err != nil {
 		return doctor.Error(err, "")
