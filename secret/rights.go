@@ -174,8 +174,8 @@ var systemFolders = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/li
 	"/usr/local", "/usr/local/bin", "/usr/local/lib", "/usr/sbin", "/usr/share", "/var", "/var/cache", "/var/lib",
 	"/var/log", "/var/run", "/var/spool", "/var/tmp"}
 
-// commonFolder reports whether a path is a folder of the system, or the home folder of its owner. Whoever owns such a
-// folder, or may enter it, gets far more than the file that is wanted.
+// commonFolder reports whether a path is a folder of the system, or its owner's home folder. No advice opens such a
+// folder or gives it away: a user with a right to the folder gets far more than the one file that a service needs.
 func commonFolder(path string, uid int) bool {
 	path = filepath.Clean(path)
 	if slices.Contains(systemFolders, path) || filepath.Dir(path) == "/home" {
