@@ -63,18 +63,13 @@ func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog
 	return s, RefuseMisfit(err)
 }
 
-// OpenCarefully is Open for work that can be left out: a PIN is not tried at a token that reports a wrong try, because
-// the token locks after a few.
-func OpenCarefully(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*Service, error) {
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		return nil, err
-	}
-	s := &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access, careful: true}
-	if err := s.open(ctx); err != nil {
-		return nil, RefuseMisfit(errors.Join(err, s.Close()))
-	}
-	return s, nil
+// OpenCarefully is Open for work that can be left out, with a loaded configuration: a PIN is not tried at a token that
+// reports a wrong try, because the token locks after a few.
+func OpenCarefully(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access, log *slog.Logger) (
+	*Service, error) {
+	s, err := opened(ctx, &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access,
+		careful: true})
+	return s, RefuseMisfit(err)
 }
 
 // RefuseMisfit makes a claviger.RefusedError of an error which says that a token and
@@ -89,7 +84,11 @@ func RefuseMisfit(err error) error {
 // openConfigured opens the parts that a loaded configuration names.
 func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access,
 	log *slog.Logger) (*Service, error) {
-	s := &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access}
+	return opened(ctx, &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access})
+}
+
+// opened opens the parts of s, or closes those that are open if another one fails.
+func opened(ctx context.Context, s *Service) (*Service, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

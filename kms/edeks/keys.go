@@ -76,7 +76,7 @@ func readKeys(ctx context.Context, dir string, r *census.Report) (check *keyChec
 		return nil, fmt.Errorf("%s configures no KMS: %s is not set there", conf.Dir(), hadoopconf.ProviderURI)
 	}
 	log := slog.New(slog.DiscardHandler)
-	svc, err := kms.OpenCarefully(ctx, dir, "claviger edek census", hsm.Read, log)
+	svc, err := kms.OpenCarefully(ctx, conf, "claviger edek census", hsm.Read, log)
 	if err != nil {
 		return nil, err
 	}
