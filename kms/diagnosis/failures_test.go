@@ -161,11 +161,7 @@ var storeFailures = []failure{
 		fails(faultmodule.EncryptInit, p11.CKR_DEVICE_ERROR)(l)
 	}},
 	{"a node without an address, and one that is late and not ready", "D-server-nodes", false, func(l *lab) {
-		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
-			_, err := w.Write([]byte(`{"ready": false, "checks": []}`))
-			l.must(err)
-		}))
+		other := httptest.NewServer(late(http.StatusOK, `{"ready": false, "checks": []}`))
 		l.t.Cleanup(other.Close)
 		_, port, err := net.SplitHostPort(other.Listener.Addr().String())
 		l.must(err)

@@ -1,6 +1,7 @@
 package diagnosis
 
 import (
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -50,6 +51,15 @@ func (l *lab) strange(answer http.HandlerFunc) {
 	l.set(hadoopconf.SourceURI, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms")
 }
 
+// late answers as a server whose clock is ten minutes late.
+func late(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body) // a client that gets no body fails the test
+	}
+}
+
 // sourceFailures are failures of the source of a migration.
 var sourceFailures = []failure{
 	{"no TLS", "D-source-reach", false, func(l *lab) { l.source() }},
@@ -69,10 +79,7 @@ var sourceFailures = []failure{
 	}},
 	{"another path", "D-source-reach", false, func(l *lab) { l.strange(http.NotFound) }},
 	{"another time", "D-source-clock", false, func(l *lab) {
-		l.strange(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
-			w.WriteHeader(http.StatusUnauthorized)
-		})
+		l.strange(late(http.StatusUnauthorized, ""))
 	}},
 	{"no right to list keys", "D-source-read", false, func(l *lab) {
 		l.secureSource(nil, map[string]string{"hadoop.kms.acl.GET_KEYS": "bob"})

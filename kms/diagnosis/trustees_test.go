@@ -78,10 +78,7 @@ func (l *lab) keptAt(cert string, addrs ...string) {
 // dated starts a web server whose clock is wrong.
 func (l *lab) dated(status int) (addr string) {
 	l.t.Helper()
-	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
-		w.WriteHeader(status)
-	}))
+	s := httptest.NewTLSServer(late(status, ""))
 	l.t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "https://")
 }
@@ -151,14 +148,11 @@ func TestHealthyTrustee(t *testing.T) {
 func TestOtherSources(t *testing.T) {
 	l := newLab(t)
 	l.keys("payroll")
-	late := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Date", time.Now().Add(-10*time.Minute).UTC().Format(http.TimeFormat))
-		w.WriteHeader(http.StatusUnauthorized)
-	}))
-	t.Cleanup(late.Close)
+	other := httptest.NewServer(late(http.StatusUnauthorized, ""))
+	t.Cleanup(other.Close)
 	l.props[hadoopconf.SourceURI] = "kms://https@127.0.0.1:2/kms"
 	l.set(hadoopconf.ProviderURI, strings.Join([]string{l.props[hadoopconf.ProviderURI], "kms://https@127.0.0.1:1/kms",
-		"jceks://file@" + l.path("old.jceks"), "kms://" + strings.Replace(late.URL, "://", "@", 1) + "/kms"}, ","))
+		"jceks://file@" + l.path("old.jceks"), "kms://" + strings.Replace(other.URL, "://", "@", 1) + "/kms"}, ","))
 	text, _ := l.check("D-source-others")
 	golden.Sections(t, "testdata/others.golden",
 		map[string]string{"three other sources": l.lines(text, "D-source-others")}, true)
