@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -73,8 +74,7 @@ type Trustees struct {
 // uses no Key Trustee Server.
 func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
 	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
-	used := strings.Contains(","+s.Conf.String(hadoopconf.ProviderURI), ",keytrustee:") ||
-		strings.Contains(s.Conf.String(hadoopconf.SourceURI), "keytrustee:")
+	used := usesTrustee(s.Conf)
 	if !named && !used {
 		return nil, nil //nolint:nilnil // none is used
 	}
@@ -97,6 +97,17 @@ func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
 		servers.Bases = append(servers.Bases, "https://"+host)
 	}
 	return &Trustees{servers.Probe(ctx), insecure, used}, nil
+}
+
+// usesTrustee reports whether a provider, or the source of a migration, keeps its keys at a Key Trustee Server.
+func usesTrustee(conf *hadoopconf.Conf) bool {
+	for _, property := range []string{hadoopconf.ProviderURI, hadoopconf.SourceURI} {
+		uris, _ := provider.SplitURIs(conf.String(property)) // Faults reports the error
+		if slices.ContainsFunc(uris, func(uri string) bool { return strings.HasPrefix(uri, "keytrustee:") }) {
+			return true
+		}
+	}
+	return false
 }
 
 // TrusteeKeys asks each open keytrustee:// provider for its keys, in signed requests to its Key Trustee Server. The
