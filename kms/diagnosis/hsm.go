@@ -65,11 +65,11 @@ func (s *site) openOther(ctx context.Context) []doctor.Finding {
 
 // trusteeFolder returns the folder of a first provider that keeps its keys at a Key Trustee Server; "" for another one.
 func (s *site) trusteeFolder() string {
-	uris, err := provider.SplitURIs(s.conf.String(hadoopconf.ProviderURI))
-	if err != nil || len(uris) == 0 || !strings.HasPrefix(uris[0], "keytrustee:") {
+	uri := s.firstProvider()
+	if !strings.HasPrefix(uri, "keytrustee:") {
 		return ""
 	}
-	path, err := provider.UnnestPath(uris[0])
+	path, err := provider.UnnestPath(uri)
 	if err != nil {
 		return "" // opening the provider gives the error
 	}
