@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/migrate"
 )
 
@@ -50,7 +51,7 @@ func TestAtStart(t *testing.T) {
 	if !claviger.Is(err, claviger.SourceUnreachable) {
 		t.Errorf("kind of %v", err)
 	}
-	golden(t, "unreachable", err.Error()+"\n")
+	golden.Compare(t, "testdata/unreachable.golden", err.Error()+"\n")
 
 	fresh.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Denied, "",
 		"User:mig not allowed to do 'GET_KEYS'")}
@@ -59,14 +60,14 @@ func TestAtStart(t *testing.T) {
 	if !claviger.Is(err, claviger.SourceRefused) {
 		t.Errorf("kind of %v", err)
 	}
-	golden(t, "refused", err.Error()+"\n")
+	golden.Compare(t, "testdata/refused.golden", err.Error()+"\n")
 
 	fresh.cfg.Source = nil
 	_, err = fresh.engine(t).AtStart(ctx)
 	if !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("kind of %v", err)
 	}
-	golden(t, "no-source", err.Error()+"\n")
+	golden.Compare(t, "testdata/no-source.golden", err.Error()+"\n")
 	if runs, err := fresh.store.Runs(ctx); err != nil || len(runs) != 0 {
 		t.Errorf("a start that failed wrote %q, %v", runs, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/migrate"
 )
 
@@ -31,7 +32,7 @@ func TestJSON(t *testing.T) {
 	for _, doc := range []any{p, r, s, v, f} {
 		must(t, enc.Encode(doc))
 	}
-	golden(t, "json", strings.ReplaceAll(out.String(), r.Keys[0].TargetVersions[0], "k@RANDOM"))
+	golden.Compare(t, "testdata/json.golden", strings.ReplaceAll(out.String(), r.Keys[0].TargetVersions[0], "k@RANDOM"))
 }
 
 // TestNewRefuses: New refuses a wrong or incomplete configuration.

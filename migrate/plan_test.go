@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/migrate"
 	"claviger/migrate/report"
 )
@@ -62,14 +63,14 @@ func TestPlanAndBlocked(t *testing.T) {
 	if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 0 || b.target.Objects() != objects {
 		t.Errorf("the plan changed something: %q, %v, %d objects", runs, err, b.target.Objects())
 	}
-	golden(t, "plan", textOf(report.Plan, p))
+	golden.Compare(t, "testdata/plan.golden", textOf(report.Plan, p))
 
 	r := b.run(t)
 	want["good"], want["many"] = migrate.Done, migrate.Done
 	if got := states(r.Keys); !maps.Equal(got, want) || r.Complete() || b.target.Objects() != objects+2 {
 		t.Errorf("after the run %v, want %v", got, want)
 	}
-	golden(t, "conflicts", r.Err().Error()+"\n")
+	golden.Compare(t, "testdata/conflicts.golden", r.Err().Error()+"\n")
 	_, err = b.engine(t).AtStart(t.Context())
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "cloudera.hsmkp.initiatemigration") ||
 		!strings.Contains(err.Error(), "key clash (conflict)") {

@@ -17,6 +17,7 @@ import (
 
 	"claviger"
 	"claviger/internal/certtest"
+	"claviger/internal/golden"
 	"claviger/migrate"
 )
 
@@ -182,7 +183,8 @@ func TestStartWithWrongScheme(t *testing.T) {
 			t.Errorf("kind of %v", err)
 		}
 		_, addr, _ := strings.Cut(source, "://")
-		golden(t, name, strings.ReplaceAll(err.Error()+"\n", addr, "old.example.com:16000"))
+		golden.Compare(t, "testdata/"+name+".golden",
+			strings.ReplaceAll(err.Error()+"\n", addr, "old.example.com:16000"))
 	}
 }
 

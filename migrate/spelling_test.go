@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/migrate/report"
@@ -66,7 +67,7 @@ func TestSourceFoldsCase(t *testing.T) {
 	b.cfg.Source = &folding{Source: b.source}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	golden(t, "folding", textOf(report.Plan, plan))
+	golden.Compare(t, "testdata/folding.golden", textOf(report.Plan, plan))
 
 	r := b.run(t)
 	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/migrate/report"
@@ -53,7 +54,7 @@ func TestVerify(t *testing.T) {
 		"new": false}; !maps.Equal(same, want) || v.Same != 2 || v.Different != 4 {
 		t.Errorf("%v, want %v", same, want)
 	}
-	golden(t, "verify", textOf(report.Verification, v))
+	golden.Compare(t, "testdata/verify.golden", textOf(report.Verification, v))
 }
 
 // TestNamesNotShown: a source that does not grant us the right GET shows no version names. Status then has only the
@@ -115,20 +116,20 @@ func TestStatusAndFinish(t *testing.T) {
 	for i, v := range r.Keys[0].TargetVersions { // the ids are random
 		status = strings.ReplaceAll(status, v, fmt.Sprintf("k@%032d", i))
 	}
-	golden(t, "status", status)
+	golden.Compare(t, "testdata/status.golden", status)
 
 	b.add(t, "late", 1)
 	o := opts
 	o.EDEKsDone = false
 	f := finish(o)
-	golden(t, "finish-refused", textOf(report.Ending, f))
+	golden.Compare(t, "testdata/finish-refused.golden", textOf(report.Ending, f))
 	if len(f.Refusals) != 3 || f.Finished || len(f.Properties) != 0 {
 		t.Errorf("%+v", f)
 	}
 	b.run(t)
 	opts.Since = noon.Add(-time.Hour)
 	f = finish(opts)
-	golden(t, "finish-properties", textOf(report.Ending, f))
+	golden.Compare(t, "testdata/finish-properties.golden", textOf(report.Ending, f))
 	if len(f.Refusals) != 0 || f.Finished || len(f.Properties) != 5 {
 		t.Errorf("%+v", f)
 	}
@@ -141,7 +142,7 @@ func TestStatusAndFinish(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	golden(t, "finish", textOf(report.Ending, f))
+	golden.Compare(t, "testdata/finish.golden", textOf(report.Ending, f))
 	s, err = b.engine(t).Status(ctx)
 	if err != nil || s.Runs[len(s.Runs)-1].State != migrate.Finished {
 		t.Errorf("%+v, %v", s, err)

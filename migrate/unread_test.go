@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/migrate"
 	"claviger/migrate/report"
 )
@@ -71,7 +72,7 @@ func TestUnreadableKeys(t *testing.T) {
 		plan.Counts.Total != 4 {
 		t.Errorf("plan: %v, ready %v, %+v; want %v, not ready", got, plan.Ready(), plan.Counts, want)
 	}
-	golden(t, "unreadable", textOf(report.Plan, plan))
+	golden.Compare(t, "testdata/unreadable.golden", textOf(report.Plan, plan))
 
 	r := b.run(t)
 	want["a"], want["z"] = migrate.Done, migrate.Done
@@ -161,7 +162,7 @@ func TestVerifyComparesLists(t *testing.T) {
 		v.Different != 3 {
 		t.Errorf("%v, %d different; want %v", same, v.Different, want)
 	}
-	golden(t, "verifylists", textOf(report.Verification, v))
+	golden.Compare(t, "testdata/verifylists.golden", textOf(report.Verification, v))
 	// A later run keeps the record of a migrated key as done.
 	if r := b.run(t); states(r.Keys)["broken"] != migrate.Done {
 		t.Errorf("%v", states(r.Keys))

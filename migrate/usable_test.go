@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/golden"
 	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/migrate/report"
@@ -90,7 +91,7 @@ func TestDeletedSince(t *testing.T) {
 	if !f.Finished || !slices.Equal(f.Deleted, []string{"dropped"}) {
 		t.Errorf("%+v", f)
 	}
-	golden(t, "finish-deleted", textOf(report.Ending, f))
+	golden.Compare(t, "testdata/finish-deleted.golden", textOf(report.Ending, f))
 }
 
 // givenUp is a target of which an operator has given up versions, because the token has lost them.

@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,19 +10,18 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"claviger/internal/golden"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 var (
 	serial = regexp.MustCompile(`serial [0-9a-f]{16}, slot \d+`)
 	blanks = regexp.MustCompile(`\(empty: slot [\d, ]+\)`)
 )
 
-// golden compares a message with its golden file. Parts that differ from run to run are replaced.
-func golden(t *testing.T, name string, err error, tok softhsm.Token) {
+// wantMessage compares a message with its golden file. Parts that differ from run to run are replaced.
+func wantMessage(t *testing.T, name string, err error, tok softhsm.Token) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("%s: no error", name)
@@ -34,16 +32,7 @@ func golden(t *testing.T, name string, err error, tok softhsm.Token) {
 	if i := strings.Index(got, os.TempDir()); i >= 0 {
 		got = regexp.MustCompile(regexp.QuoteMeta(os.TempDir())+`/\S*/`).ReplaceAllString(got, "DIR/")
 	}
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, rerr := os.ReadFile(path)
-	if rerr != nil || got != string(want) {
-		t.Errorf("%s says\n%swant\n%s%v", name, got, want, rerr)
-	}
+	golden.Compare(t, "testdata/"+name+".golden", got)
 }
 
 // flagged is a library whose tokens have other flags, or that shows no token.
@@ -121,7 +110,7 @@ func TestMessages(t *testing.T) {
 			if err == nil {
 				_ = got.Close()
 			}
-			golden(t, name, err, tok)
+			wantMessage(t, name, err, tok)
 		})
 	}
 }
@@ -140,9 +129,9 @@ func TestKeystoreMessages(t *testing.T) {
 			if err != nil && strings.Contains(err.Error(), "98765") {
 				t.Error("the PIN is in the message")
 			}
-			golden(t, name, err, softhsm.Token{Module: "none"})
+			wantMessage(t, name, err, softhsm.Token{Module: "none"})
 		})
 	}
 	_, _, err := ReadKeystoreFile(filepath.Join(t.TempDir(), "luna.keystore"))
-	golden(t, "keystore-missing", err, softhsm.Token{Module: "none"})
+	wantMessage(t, "keystore-missing", err, softhsm.Token{Module: "none"})
 }

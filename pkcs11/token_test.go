@@ -342,7 +342,7 @@ func TestWrongPIN(t *testing.T) {
 	if err == nil || m.Count("Login") != 1 {
 		t.Fatalf("%d logins, %v", m.Count("Login"), err)
 	}
-	golden(t, "wrong-pin", err, made)
+	wantMessage(t, "wrong-pin", err, made)
 	if !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) {
 		t.Errorf("not CKR_PIN_INCORRECT: %v", err)
 	}

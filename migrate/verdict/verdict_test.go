@@ -2,23 +2,20 @@ package verdict_test
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"claviger/census"
+	"claviger/internal/golden"
 	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/migrate/verdict"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // ended is when the keys were taken over, noon when the verdict is made.
 var (
@@ -397,15 +394,7 @@ func TestText(t *testing.T) {
 		v.Name = "verdict-1"
 		var text strings.Builder
 		report.Verdict(&text, v)
-		file := filepath.Join("testdata", name+".golden")
-		if *update {
-			if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if want, err := os.ReadFile(file); err != nil || text.String() != string(want) {
-			t.Errorf("%s: %v; got:\n%s\nwant:\n%s", file, err, text.String(), want)
-		}
+		golden.Compare(t, "testdata/"+name+".golden", text.String())
 		shown, _, _ := strings.Cut(text.String(), "\nAn image does not show")
 		page, err := os.ReadFile("../../docs/census.md")
 		if name == "needed" && !strings.Contains(string(page), shown) {

@@ -3,7 +3,6 @@ package jceks
 import (
 	"bytes"
 	"context"
-	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,26 +15,17 @@ import (
 
 	"claviger"
 	"claviger/durable"
+	"claviger/internal/golden"
 	"claviger/provider"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares the message for the user with testdata/NAME.golden. DIR there means the folder of the test.
-func golden(t *testing.T, name, dir string, err error) {
+// wantMessage compares the message for the user with testdata/NAME.golden. DIR there means the folder of the test.
+func wantMessage(t *testing.T, name, dir string, err error) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("%s: no error", name)
 	}
-	got := strings.ReplaceAll(err.Error(), dir, "DIR") + "\n"
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		put(t, path, []byte(got))
-	}
-	want, err := os.ReadFile(path)
-	if err != nil || got != string(want) {
-		t.Errorf("%s: the user sees\n%swant\n%s%v", name, got, want, err)
-	}
+	golden.Compare(t, "testdata/"+name+".golden", strings.ReplaceAll(err.Error(), dir, "DIR")+"\n")
 }
 
 // asNobody runs f as user nobody if the test runs as root. The thread is not used again.
@@ -111,7 +101,7 @@ func TestOpenErrors(t *testing.T) {
 			if p != nil {
 				t.Error("Open returned a provider and an error")
 			}
-			golden(t, tc.name, dir, err)
+			wantMessage(t, tc.name, dir, err)
 			for name, data := range tc.files {
 				if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, data) {
 					t.Errorf("%s was changed, %v", name, err)
@@ -129,7 +119,7 @@ func TestOpenErrors(t *testing.T) {
 		asNobody(t, dir, func() {
 			_, err = Open(context.Background(), "jceks://file@"+dir+"/kms.keystore", env(hadoopPassword))
 		})
-		golden(t, "unreadable", dir, err)
+		wantMessage(t, "unreadable", dir, err)
 	})
 }
 
@@ -155,7 +145,7 @@ func TestPasswordFile(t *testing.T) {
 	for name, property := range map[string]string{"password-file-missing": "missing", "password-file-long": "long",
 		"default-password": ""} {
 		_, err := with(property, "")
-		golden(t, name, dir, err)
+		wantMessage(t, name, dir, err)
 	}
 }
 
@@ -178,7 +168,7 @@ func TestWriteErrors(t *testing.T) {
 			_, err = p.Create(context.Background(), provider.Spec{Name: "second", Cipher: claviger.DefaultCipher,
 				BitLength: 128})
 		})
-		golden(t, name, dir, err)
+		wantMessage(t, name, dir, err)
 		if !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("%v, want kind Unavailable", err)
 		}
