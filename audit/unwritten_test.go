@@ -69,6 +69,53 @@ func TestUnwrittenAtTheEnd(t *testing.T) {
 	}
 }
 
+// TestUnwrittenIsStoredSeldom: the number is stored at most once in HeadEvery, and at the end of the process.
+func TestUnwrittenIsStoredSeldom(t *testing.T) {
+	path, c, free := chainWithFullDisk(t)
+	for range 2 {
+		if err := c.Begin(t.Context(), event("k")); err == nil {
+			t.Fatal("written to a full disk")
+		}
+	}
+	if n, err := readUnwritten(path); err != nil || n != 1 {
+		t.Errorf("within HeadEvery: %d, %v; want 1", n, err)
+	}
+	if err := c.Close(); err == nil || !strings.Contains(err.Error(), "makes a record of their number") {
+		t.Errorf("closed: %v", err)
+	}
+	free()
+	if n, err := readUnwritten(path); err != nil || n != 2 {
+		t.Errorf("at the end: %d, %v; want 2", n, err)
+	}
+}
+
+// TestWrittenIsOnTheDisk: the number becomes 0 only when the records that waited are on the disk.
+func TestWrittenIsOnTheDisk(t *testing.T) {
+	path, c, free := chainWithFullDisk(t)
+	if err := c.Begin(t.Context(), event("k")); err == nil {
+		t.Fatal("written to a full disk")
+	}
+	free()
+	if err := c.flush(time.Now(), false); err != nil { // without a sync of its own
+		t.Fatal(err)
+	}
+	if n, err := readUnwritten(path); err != nil || n != 0 || c.synced != c.seq {
+		t.Errorf("%d, %v; records up to %d are on the disk, of %d", n, err, c.synced, c.seq)
+	}
+}
+
+// chainWithFullDisk returns a chain that stores numbers once in an hour. The disk is full until free is called.
+func chainWithFullDisk(t *testing.T) (path string, c *Chain, free func()) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "audit.json")
+	c = chainAt(t, path, func(cfg *ChainConfig) { cfg.HeadEvery = time.Hour })
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, c, fullDisk(t, uint64(st.Size()))
+}
+
 // TestUnwrittenFileFails: a file that is no number is refused. A file that cannot be overwritten is logged, and the
 // last message does not say that the number is kept.
 func TestUnwrittenFileFails(t *testing.T) {
