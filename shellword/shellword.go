@@ -28,7 +28,8 @@ func Quote(word string) string {
 	b.WriteString("$'")
 	for len(word) > 0 {
 		r, size := utf8.DecodeRuneInString(word)
-		// bash looks for ! before it reads quotes, and does not expect \' within them.
+		// At a prompt, bash replaces ! before it reads quotes, and takes \' for the end of a quote. So the result has
+		// neither.
 		if r == utf8.RuneError && size == 1 || hidden(r) || strings.ContainsRune(`\'!`, r) {
 			for _, c := range []byte(word[:size]) {
 				fmt.Fprintf(&b, `\x%02x`, c)

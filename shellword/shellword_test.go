@@ -15,7 +15,8 @@ var words = []string{"", "/pay", "it's s", "$(touch x)", "`id`", "a;id", "a\tb$(
 	"~", "~root", "!!", "a!b\tc", `a\b`, "a\\\t'b'", "*", "{a,b}", "#x", "=ls", "a=b", "-x", "a&b|c>d<e", `"`,
 	"zürich", "zürich\t", "\xff\xfe", "a\u202eb", "a\u00a0b", "$HOME", "\x7f", "\x0112", "a\r", "𝄞\x01"}
 
-// TestBashReadsTheWord: bash reads each quoted word as that word, and no command in it runs.
+// TestBashReadsTheWord: bash reads each quoted word as that word, and no command in it runs. This is also true if bash
+// replaces ! by earlier commands, as at a prompt.
 func TestBashReadsTheWord(t *testing.T) {
 	bash, err := exec.LookPath("bash")
 	if err != nil {
@@ -23,14 +24,29 @@ func TestBashReadsTheWord(t *testing.T) {
 	}
 	for _, word := range words {
 		quoted := shellword.Quote(word)
-		cmd := exec.Command(bash, "-c", "printf %s "+quoted)
-		cmd.Dir = t.TempDir()
-		out, err := cmd.CombinedOutput()
-		if err != nil || string(out) != word {
-			t.Errorf("%q as %s: bash reads %q, %v", word, quoted, out, err)
+		for _, start := range []string{"", "set -o history -o histexpand\ntrue b\n"} {
+			cmd := exec.Command(bash)
+			cmd.Stdin = strings.NewReader(start + "printf %s " + quoted + "\n")
+			cmd.Dir = t.TempDir()
+			out, err := cmd.CombinedOutput()
+			if err != nil || string(out) != word {
+				t.Errorf("%q as %s: bash reads %q, %v", word, quoted, out, err)
+			}
+		}
+		if strings.HasPrefix(quoted, "$") && (strings.Contains(quoted, "!") || strings.Contains(quoted, `\'`)) {
+			t.Errorf("%q as %s has ! or \\'", word, quoted)
 		}
 		if strings.ContainsFunc(quoted, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			t.Errorf("%q as %q: a terminal does not show it", word, quoted)
+		}
+	}
+}
+
+// TestEqualSign: zsh replaces =ls by the path of the command ls, so a word that begins with = is quoted.
+func TestEqualSign(t *testing.T) {
+	for word, want := range map[string]string{"=ls": "'=ls'", "a=b": "a=b"} {
+		if got := shellword.Quote(word); got != want {
+			t.Errorf("%s as %s, want %s", word, got, want)
 		}
 	}
 }
