@@ -241,6 +241,31 @@ func TestEmptyStream(t *testing.T) {
 	}
 }
 
+// TestStreamBetween: an empty compressed stream before the last section is refused. NameNodes write none there.
+func TestStreamBetween(t *testing.T) {
+	tree := sample()
+	tree.Codec = imagetest.Gzip
+	image, sections := tree.Bytes()
+	var b bytes.Buffer
+	w := imagetest.NewWriter(&b, imagetest.Gzip)
+	last := &sections[len(sections)-1]
+	if _, err := w.Write(image[8:last.Offset]); err != nil {
+		t.Fatal(err)
+	}
+	w.Begin("EMPTY")
+	w.End()
+	moved := image[last.Offset : last.Offset+last.Length]
+	last.Offset += w.Sections[0].Length
+	if _, err := w.Write(moved); err != nil {
+		t.Fatal(err)
+	}
+	w.Sections = sections
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeDamaged(t, b.Bytes(), "a stream between sections", "belong to no section")
+}
+
 // compressedImage returns an image with two sections whose compressed data are data.
 func compressedImage(t *testing.T, codec string, data []byte) []byte {
 	t.Helper()

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"claviger/fsimage"
 )
 
 // part is a field of a message, of any type.
@@ -158,6 +160,28 @@ func TestHiddenEDEKs(t *testing.T) {
 	} {
 		image := changed(t, c.section, c.message, c.change, c.path...)
 		mustBeDamaged(t, image, c.want, "section "+c.section, c.want)
+	}
+}
+
+// TestAbsentName: if the image does not have the name of an attribute, no attribute has that name, also not one of the
+// number 0.
+func TestAbsentName(t *testing.T) {
+	image := changed(t, "STRING_TABLE", 4, set(part{num: 1, value: 3 << 29}))
+	m, err := fsimage.Open(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := m.ReadNames(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	absent, ok := names.Attr(fsimage.RawSpace, "absent")
+	if ok {
+		t.Error("the name is there")
+	}
+	attr := encodeParts([]part{{num: 1, typ: protowire.BytesType, data: encodeParts([]part{fixed(0, 0, 0, 0)})}})
+	if _, ok, err := (&fsimage.INode{XAttrs: attr}).Attr(names, absent); ok || err != nil {
+		t.Errorf("found %v, %v", ok, err)
 	}
 }
 
