@@ -72,3 +72,17 @@ func TestRunIsAudited(t *testing.T) {
 		}
 	}
 }
+
+// TestAuditOfOddNames: a line end in a key's name does not end the line of the log.
+func TestAuditOfOddNames(t *testing.T) {
+	b := newTestMigration(t)
+	b.add(t, "zone\nforged", 1)
+	log := &eventLog{}
+	b.cfg.Audit = log
+	b.run(t)
+	last := log.events[len(log.events)-1]
+	if m := last.Message; last.Status != audit.OK || strings.Contains(m, "\n") ||
+		!strings.Contains(m, `zone\nforged@`) {
+		t.Errorf("%q, %q", last.Status, last.Message)
+	}
+}

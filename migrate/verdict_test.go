@@ -192,6 +192,12 @@ func TestVerdictDoesNotCount(t *testing.T) {
 				Transaction: 9}}
 			return b.engine(t).RecordVerdict(t.Context(), &newer)
 		}, "has counted a newer image (fsimage_9, transaction 9)"},
+		"older than an image of a verdict on a version here": {func(_ context.Context, b *verdictMigration) error {
+			newer := *b.v
+			newer.Format, newer.Images = migrate.VersionVerdictFormat, []migrate.VerdictImage{{Image: "fsimage_9",
+				Namespace: 4711, Transaction: 9}}
+			return b.engine(t).RecordVerdict(t.Context(), &newer)
+		}, "has counted a newer image (fsimage_9, transaction 9)"},
 		"in the future": {func(_ context.Context, b *verdictMigration) error {
 			b.v.At = noon.Add(time.Hour)
 			return nil

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,6 +48,23 @@ func TestLowOrderKeys(t *testing.T) {
 				t.Errorf("%x: %v", key, err)
 			}
 		}
+	}
+}
+
+// TestMakeKeyFails: if the private key cannot be written, no public key remains, and the file at its place stays.
+func TestMakeKeyFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "report.key")
+	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := MakeKey(path); !errors.Is(err, fs.ErrExist) {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "mine" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := os.Stat(path + ".pub"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the public key is there: %v", err)
 	}
 }
 

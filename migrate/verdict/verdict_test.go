@@ -230,6 +230,23 @@ func TestAccepted(t *testing.T) {
 	}
 }
 
+// TestAcceptedPlace: with several namespaces, the accepted zone is named with its namespace.
+func TestAcceptedPlace(t *testing.T) {
+	for path, accepted := range map[string]bool{"hdfs://ns1/z": true, "/z": false} {
+		in := federation()
+		plain(in, 1, 0)
+		in.AcceptUnencrypted = map[string]uint64{path: 1}
+		v := verdict.Judge(in)
+		const want = "zone hdfs://ns1/z has 1 files without an EDEK"
+		if text := strings.Join(v.Accepted, "\n"); strings.Contains(text, want) != accepted {
+			t.Errorf("%s: accepted %q", path, text)
+		}
+		if text := strings.Join(v.Problems, "\n"); strings.Contains(text, want) == accepted {
+			t.Errorf("%s: problems %q", path, text)
+		}
+	}
+}
+
 // second adds an image.
 func second(in *verdict.Input, id uint32) {
 	in.Images = append(in.Images, verdict.Image{Name: "second", Digest: "0f0f", Bytes: 99, Written: noon,

@@ -21,12 +21,12 @@ func rolled() (*verdict.Input, *migrate.OldVersion) {
 	return in, &migrate.OldVersion{Version: "k@2", Key: "k", Replaced: ended, LastUse: noon.Add(-2 * time.Hour)}
 }
 
-// TestVersionGranted: a version that no EDEK needs may be purged. Keys that are unknown here do not matter, and no
-// migration is needed.
+// TestVersionGranted: a version that no EDEK needs may be purged. Keys that are unknown here, and files without an EDEK
+// in the zones of other keys, do not matter, and no migration is needed.
 func TestVersionGranted(t *testing.T) {
 	in, old := rolled()
 	in.Images[0].Report.Zones = append(in.Images[0].Report.Zones,
-		census.Zone{Path: "/theirs", Key: "strange", State: "live"})
+		census.Zone{Path: "/theirs", Key: "strange", State: "live", Unencrypted: 1})
 	v := verdict.JudgeVersion(in, old)
 	if v.Outcome != migrate.Granted || len(v.Versions) != 1 || !v.Versions[0].Retirable ||
 		v.Format != migrate.VersionVerdictFormat {
