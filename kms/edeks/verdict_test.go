@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -307,6 +308,14 @@ func TestFetchedImages(t *testing.T) {
 	if err != nil || v.Images[1].Nameservice != "ns2" || v.Images[1].Namespace != 815 ||
 		!strings.Contains(strings.Join(v.Problems, "\n"), "keeps ready ones for 12h0m0s") || len(v.Problems) != 1 {
 		t.Errorf("%v\n%s", err, verdictText(v))
+	}
+}
+
+// TestAcceptedZones: a path may have equal signs, so the last one divides it from the number.
+func TestAcceptedZones(t *testing.T) {
+	o := VerdictOptions{AcceptUnencrypted: []string{"/z=3", "/day=1/z=2"}}
+	if zones, err := o.accepted(); err != nil || !maps.Equal(zones, map[string]uint64{"/z": 3, "/day=1/z": 2}) {
+		t.Errorf("%v, %v", zones, err)
 	}
 }
 
