@@ -2,10 +2,12 @@ package audit
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -59,8 +61,13 @@ func TestUnwrittenAtTheEnd(t *testing.T) {
 		if r.Lost != 25 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "25 events at the end") {
 			t.Errorf("before the next start: %+v", r)
 		}
-		for range 2 {
-			closeChain(t, chainAt(t, path, nil))
+		for i := range 2 {
+			log := new(logtest.Buffer)
+			logged := func(cfg *ChainConfig) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) }
+			closeChain(t, chainAt(t, path, logged))
+			if got := strings.Contains(log.String(), "could not write some events"); got != (i == 0) {
+				t.Errorf("start %d logs: %s", i+1, log)
+			}
 			r = verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 			if r.Lost != 25 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "25 events before this record") {
 				t.Errorf("after it: %+v", r)
@@ -150,5 +157,66 @@ func TestUnwrittenFileFails(t *testing.T) {
 	if _, err := OpenChain(t.Context(), ChainConfig{File: f}); err == nil ||
 		!strings.Contains(err.Error(), "audit.json.lost") {
 		t.Errorf("opened: %v", err)
+	}
+}
+
+// TestUnwrittenNotRead: the error of a number that cannot be read says why, and not that it is no number.
+func TestUnwrittenNotRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	if err := os.Mkdir(UnwrittenFileOf(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := readUnwritten(path); !errors.Is(err, syscall.EISDIR) {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// TestIsBeside: the head and the number of lost events lie beside a log, and rotated logs do not.
+func TestIsBeside(t *testing.T) {
+	for path, want := range map[string]bool{"audit.json.head": true, UnwrittenFileOf("audit.json"): true,
+		"audit.json": false, "audit.json.1": false, "audit-2026-12-01.json": false} {
+		if got := IsBeside(path); got != want {
+			t.Errorf("%s: %t", path, got)
+		}
+	}
+}
+
+// TestUnwrittenWhileSyncsFail: the number is stored although earlier records cannot be brought to the disk.
+func TestUnwrittenWhileSyncsFail(t *testing.T) {
+	disk := &unsyncedDisk{}
+	c, err := onDisk(t, disk, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.fails.Store(true)
+	if err := c.Begin(t.Context(), event("k")); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(c.cfg.File.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fullDisk(t, uint64(st.Size()))
+	if err := c.Begin(t.Context(), event("k")); !errors.Is(err, syscall.EFBIG) {
+		t.Fatal(err)
+	}
+	if n, err := readUnwritten(c.cfg.File.Path()); err != nil || n != 1 {
+		t.Errorf("%d, %v; want 1", n, err)
+	}
+}
+
+// TestNoUnwrittenFile: the start warns if the file cannot be made, and only then.
+func TestNoUnwrittenFile(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		path, log := filepath.Join(t.TempDir(), "audit.json"), new(logtest.Buffer)
+		if fails { // a link to a file that does not exist
+			if err := os.Symlink("none", UnwrittenFileOf(path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closeChain(t, chainAt(t, path, func(cfg *ChainConfig) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) }))
+		if got := strings.Contains(log.String(), "the next one will not know"); got != fails {
+			t.Errorf("fails: %t; the log says %s", fails, log)
+		}
 	}
 }
