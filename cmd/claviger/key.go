@@ -54,7 +54,11 @@ func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), keyTimeout)
 		defer cancel()
-		kms, err := f.open()
+		opt, err := clientOptions(f.conf, f.provider)
+		if err != nil {
+			return err
+		}
+		kms, err := kmsclient.New(f.provider, opt)
 		if err != nil {
 			return err
 		}
@@ -69,34 +73,31 @@ func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx
 	return cmd
 }
 
-// open opens the KMS as the process's user, or as HADOOP_USER_NAME.
-func (f keyFlags) open() (*kmsclient.Provider, error) {
+// clientOptions says how to log in at a KMS: as the process's user, or as HADOOP_USER_NAME. dir is a configuration
+// folder, or "". Its truststore is opened only if a URI needs it.
+func clientOptions(dir string, uris ...string) (opt kmsclient.Options, err error) {
 	log, err := newLogger("warn")
 	if err != nil {
-		return nil, err
+		return opt, err
 	}
+	opt = kmsclient.Options{User: kms.OSUser(), Log: log}
 	conf := hadoopconf.New("", os.LookupEnv)
-	if f.conf != "" {
-		dir, err := filepath.Abs(f.conf)
-		if err != nil {
-			return nil, err
+	if dir != "" {
+		if dir, err = filepath.Abs(dir); err != nil {
+			return opt, err
 		}
 		if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
-			return nil, err
+			return opt, err
+		}
+		if strings.Contains(strings.Join(uris, " "), "https") {
+			s := &kms.Service{Conf: conf, Log: log}
+			if opt.TLS, err = s.ClientTLS(provider.Env{}); err != nil {
+				return opt, err
+			}
 		}
 	}
-	negotiate, err := kms.ClientKerberos(conf)
-	if err != nil {
-		return nil, err
-	}
-	opt := kmsclient.Options{User: kms.OSUser(), Negotiate: negotiate, Log: log}
-	if f.conf != "" && strings.HasPrefix(f.provider, "kms://https@") {
-		s := &kms.Service{Conf: conf, Log: log}
-		if opt.TLS, err = s.ClientTLS(provider.Env{}); err != nil {
-			return nil, err
-		}
-	}
-	return kmsclient.New(f.provider, opt)
+	opt.Negotiate, err = kms.ClientKerberos(conf)
+	return opt, err
 }
 
 func newKeyList() *cobra.Command {

@@ -129,7 +129,7 @@ changes. Its encryption-zone keys are made in a hardware security module (HSM) a
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(),
 		newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(),
-		newEDEKCommand(), newDoctorCommand(), newDemoCommand(), newVersionCommand())
+		newEDEKCommand(), newDoctorCommand(), newBenchCommand(), newDemoCommand(), newVersionCommand())
 	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
 	terminal.CheckUsage(root)

@@ -34,7 +34,7 @@ func TestDurable(t *testing.T) {
 		room := p.room()
 		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") ||
 			strings.HasPrefix(room, "internal/") ||
-			room == "demo" || room == "bench" || room == "kms/kmstest" {
+			room == "demo" || room == "kms/kmstest" {
 			continue
 		}
 		for _, name := range p.sources() {

@@ -11,6 +11,7 @@ import (
 
 // noExample has the reasons why packages have no runnable example.
 var noExample = map[string]string{
+	"bench":                    "it loads a running KMS; docs/performance.md shows it",
 	"buildinfo":                "its output differs with each build",
 	"demo":                     "it plays with real servers, for a minute",
 	"gssapi":                   "it needs a KDC",

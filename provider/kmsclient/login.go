@@ -55,6 +55,19 @@ func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string)
 	return &cookie, nil
 }
 
+// Cookie logs in at one host of the KMS and returns the cookie as a client sends it: hadoop.auth="...". It is a secret.
+func (p *Provider) Cookie(ctx context.Context) (string, error) {
+	if err := p.Check(ctx); err != nil {
+		return "", err
+	}
+	for _, h := range p.hosts {
+		if c := h.cookie.Load(); c != nil {
+			return authCookie + `="` + *c + `"`, nil
+		}
+	}
+	return "", claviger.E("login", claviger.Internal, "", errors.New("the KMS gave no cookie"))
+}
+
 // orNil returns the failure's error, and nil for a nil failure.
 func (f *failure) orNil() error {
 	if f == nil {
