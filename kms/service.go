@@ -52,6 +52,26 @@ type Service struct {
 // store. If a token and a metastore do not fit together, the error is a
 // claviger.RefusedError.
 func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*Service, error) {
+	conf, err := load(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	s, err := openConfigured(ctx, conf, command, access, log)
+	return s, RefuseMisfit(err)
+}
+
+// OpenDirCarefully is Open for work that can be left out, see OpenCarefully.
+func OpenDirCarefully(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*Service,
+	error) {
+	conf, err := load(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	return OpenCarefully(ctx, conf, command, access, log)
+}
+
+// load loads the configuration in dir, and logs its warnings.
+func load(dir string, log *slog.Logger) (*hadoopconf.Conf, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -59,8 +79,7 @@ func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog
 	for _, w := range conf.Warnings() {
 		log.Warn(w)
 	}
-	s, err := openConfigured(ctx, conf, command, access, log)
-	return s, RefuseMisfit(err)
+	return conf, nil
 }
 
 // OpenCarefully is Open for work that can be left out, with a loaded configuration: a PIN is not tried at a token that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"time"
@@ -40,6 +41,7 @@ type migrateFlags struct {
 	adopted      []string
 	allAdopted   bool
 	quiet        bool
+	open         func(context.Context, string, string, hsm.Access, *slog.Logger) (*kms.Service, error)
 }
 
 // migrateStatuses ends the help of a subcommand that can leave a decision to a person.
@@ -242,6 +244,7 @@ func newMigrateReport() *cobra.Command {
 	var o evidence.Options
 	return migrateCommand(evidence.Use, evidence.Short, evidence.Long, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
+			f.open = kms.OpenDirCarefully
 			planFlags(cmd, f)
 			o.Define(cmd)
 		},
@@ -315,7 +318,7 @@ func write[T any](m *migration, result *T, text func(io.Writer, *T)) error {
 // migrateCommand returns a subcommand that works on the KMS of a configuration folder.
 func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags),
 	work func(*migration) error) *cobra.Command {
-	var f migrateFlags
+	f := migrateFlags{open: kms.Open}
 	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -327,7 +330,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if cfg.Log, err = newLogger("warn"); err != nil {
 			return err
 		}
-		if m.svc, err = kms.Open(m.ctx, f.conf, cmd.CommandPath(), access, cfg.Log); err != nil {
+		if m.svc, err = f.open(m.ctx, f.conf, cmd.CommandPath(), access, cfg.Log); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, m.svc.Close()) }()
