@@ -3,9 +3,7 @@ package kms
 import (
 	"context"
 	"crypto/tls"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 
 	"claviger/hadoopconf"
@@ -24,9 +22,11 @@ func (s *Service) sourceKMS(src provider.Provider) (*migrate.SourceKMS, error) {
 	if err != nil {
 		return nil, err
 	}
-	kms := &migrate.SourceKMS{TLS: conf}
-	for _, host := range uri.Hosts {
-		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
+	kms := &migrate.SourceKMS{TLS: conf, Bases: uri.BaseURLs()}
+	if c, ok := src.(interface {
+		CheckHost(ctx context.Context, base string) error
+	}); ok {
+		kms.Ask = c.CheckHost
 	}
 	return kms, nil
 }
@@ -92,11 +92,19 @@ func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
 		}
 		conf.InsecureSkipVerify = true //nolint:gosec // as the operator set it for the server itself
 	}
-	servers := &migrate.SourceKMS{TLS: conf, Property: "kts-site.xml", Page: "/?a=publickey"}
+	servers := &migrate.SourceKMS{TLS: conf, Property: "kts-site.xml", Page: "/?a=publickey",
+		Right: isPublicKey}
 	for _, host := range hosts {
 		servers.Bases = append(servers.Bases, "https://"+host)
 	}
 	return &Trustees{servers.Probe(ctx), insecure, used}, nil
+}
+
+// isPublicKey reports whether a text begins as a public key of OpenPGP (RFC 9580 4.2: packet type 6, in either form of
+// the header), or its armor.
+func isPublicKey(text string) bool {
+	const armor = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
+	return strings.HasPrefix(text, armor) || text != "" && (text[0] == 0xc6 || text[0]&0xfc == 0x98)
 }
 
 // usesTrustee reports whether a provider, or the source of a migration, keeps its keys at a Key Trustee Server.

@@ -123,6 +123,9 @@ func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []Ho
 	return err
 }
 
+// seeBelow is the cure of keys that cannot be read, in a plan.
+const seeBelow = "see the reason below each key"
+
 // readable checks that the source lets us read every key that it lists.
 func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
@@ -146,7 +149,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 		if refused(err) {
 			c.Cure = e.rightsCure(ctx, sv.items[i].Key, err)
 		} else if refusals == 0 {
-			c.Cure = "see the reason below each key"
+			c.Cure = seeBelow
 		}
 	}
 	if refusals+unread > 0 {

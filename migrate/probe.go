@@ -26,8 +26,14 @@ type SourceKMS struct {
 	Timeout time.Duration
 	// Property names the hosts, for messages; "" is the property of the source of a migration.
 	Property string
-	// Page is what a Key Trustee Server is asked for, which has no page of a KMS; "" for a KMS.
-	Page string
+	// Page is what a Key Trustee Server is asked for, which has no page of a KMS; "" for a KMS. Right reports whether
+	// the first bytes of an answer are those of a Key Trustee Server.
+	Page  string
+	Right func(answer string) bool
+	// Ask asks the host with this base URL for the names of its keys, in our own name. Kind Denied if the host does not
+	// admit us. nil: hosts are asked for a page that needs no login alone, to which also a KMS without its keystore
+	// answers.
+	Ask func(ctx context.Context, base string) error
 }
 
 // property returns the property that names the hosts.
@@ -55,7 +61,7 @@ type HostFacts struct {
 }
 
 // Probe requests, from each host, a page that needs no right, and classifies the answer. It follows no redirect
-// and sends no identity.
+// and sends no identity. Then Ask asks the hosts that answer.
 func (s *SourceKMS) Probe(ctx context.Context) []HostFacts {
 	var all []HostFacts
 	for _, base := range s.Bases {
@@ -102,25 +108,48 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 			f.storeDate(resp, began, time.Since(began))
 		}
 	}
-	// Without an identity a KMS answers 401, or 200 or 403 if it allows anonymous access. Any other answer comes from
-	// another service, another path, or a KMS that cannot work.
-	status := fmt.Errorf("HTTP status %s", resp.Status)
-	if strings.TrimSpace(body) != "" {
-		status = fmt.Errorf("%w: %s", status, claviger.Printable(strings.TrimSpace(body)))
-	}
-	switch {
-	case s.Page != "" && resp.StatusCode != http.StatusOK:
-		f.Err, f.Cure = status, fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property())
-	case resp.StatusCode == http.StatusNotFound:
-		f.Err, f.Cure = status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property())
-	case resp.StatusCode >= 500:
-		f.Err, f.Cure = status, "see the log of the KMS there"
-	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		f.Err = fmt.Errorf("HTTP status %s: a redirect to %s", resp.Status,
-			claviger.Printable(resp.Header.Get("Location")))
-		f.Cure = fmt.Sprintf("name the KMS itself in %s", s.property())
+	f.Err, f.Cure = s.fault(resp, strings.TrimSpace(body))
+	if f.Err == nil && s.Ask != nil {
+		if err := s.Ask(ctx, base); err != nil && !claviger.Is(err, claviger.Denied) {
+			f.Err = fmt.Errorf("it answers, and does not list its keys: %s",
+				strings.TrimPrefix(claviger.Reason(err), "KMS "+base+": "))
+			f.Cure = "see the log of the KMS there"
+		}
 	}
 	return f
+}
+
+// fault returns what is wrong with the answer of a host, and the cure.
+func (s *SourceKMS) fault(resp *http.Response, body string) (err error, cure string) {
+	text := "HTTP status " + resp.Status
+	if body != "" {
+		text += ": " + claviger.Printable(body)
+	}
+	status := errors.New(text)
+	switch code := resp.StatusCode; {
+	case s.Page != "" && (code != http.StatusOK || !s.Right(body)):
+		return status, fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property())
+	case s.Page != "":
+		return nil, ""
+	case code == http.StatusNotFound:
+		return status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property())
+	case code >= 500:
+		return status, "see the log of the KMS there"
+	case code >= 300 && code < 400:
+		return fmt.Errorf("HTTP status %s: a redirect to %s", resp.Status,
+			claviger.Printable(resp.Header.Get("Location"))), fmt.Sprintf("name the KMS itself in %s", s.property())
+	}
+	// Without an identity a KMS answers 401, or 403 or a list of names if it allows anonymous access. Any other answer
+	// comes from another service, another path, or a KMS that cannot work.
+	switch resp.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return nil, ""
+	case http.StatusOK:
+		if strings.HasPrefix(body, "[") {
+			return nil, ""
+		}
+	}
+	return status, fmt.Sprintf("this is not the answer of a KMS: correct host, port and path in %s", s.property())
 }
 
 // explain finds out why a host did not answer properly. It tries the other scheme.

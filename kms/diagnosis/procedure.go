@@ -40,7 +40,7 @@ func (s *site) procedure() doctor.Group {
 				"keytrustee-keyhsm",
 			Run: s.requirement(func() *migrate.Check { return s.requirements.KeyHSM })},
 		{ID: "D-seed-active", Title: "the source is active", Needs: needs,
-			Measures: "each host of the source is asked for a page that needs no right",
+			Measures: "each host of the source is asked for a page that needs no right, then for the names of its keys",
 			Why: "the page: \"The KT KMS must remain active until all encrypted data encryption keys (EDEKs) are " +
 				"re-encrypted using an EZ key version from the destination KMS.\"",
 			Cure: "start the source, and check that this host reaches it",

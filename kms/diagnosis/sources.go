@@ -23,7 +23,7 @@ func (s *site) sources() doctor.Group {
 	return doctor.Group{Title: "source", Checks: []doctor.Check{
 		{ID: "D-source-reach", Title: "the source's hosts", Needs: needs,
 			Measures: fmt.Sprintf("each host of the source is asked for a page that needs no right, by the scheme of "+
-				"its URI; http, and more than %v, are warnings", sourceLatency),
+				"its URI, then for the names of its keys; http, and more than %v, are warnings", sourceLatency),
 			Why: "files that were written before the migration are opened with EDEKs that only the source can open, " +
 				"and with http everybody on the network may read their DEKs",
 			Cure: "check that the KMS runs there, and that this host reaches it",
@@ -37,14 +37,17 @@ func (s *site) sources() doctor.Group {
 		{ID: "D-source-read", Title: "keys of the source", Needs: needs,
 			Measures: "the names and the metadata of all keys are read at the source, as `claviger migrate plan` does",
 			Why:      "a key that this server may not read at the source is not migrated",
-			Cure:     "admit the server's user at the source",
-			Run:      s.sourceRead},
+			Cure: "at the source, in kms-acls.xml: let hadoop.kms.acl.GET_KEYS and hadoop.kms.acl.GET_METADATA admit " +
+				"the server's user, and no hadoop.kms.blacklist.* of these name it; in Ranger Admin: allow the user " +
+				"Get Keys and Get Metadata on key *",
+			Run: s.sourceRead},
 		{ID: "D-source-decrypt", Title: "EDEKs at the source", Needs: rights,
 			Measures: "an EDEK of each key, which no file has, is made and opened at the source in this server's own " +
 				"name",
-			Why:  "re-encryption opens old EDEKs at the source in the server's name",
-			Cure: "admit the server's user at the source",
-			Run:  s.sourceRight(func() *migrate.Check { return s.sourceRights.Decrypt })},
+			Why: "re-encryption opens old EDEKs at the source in the server's name",
+			Cure: "at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and whitelist.key.acl.DECRYPT_EEK " +
+				"admit the server's user, and hadoop.kms.blacklist.DECRYPT_EEK not name it",
+			Run: s.sourceRight(func() *migrate.Check { return s.sourceRights.Decrypt })},
 		{ID: "D-source-users", Title: "impersonation at the source", Needs: rights,
 			Measures: "the same EDEKs are opened on behalf of the user of --as-user",
 			Why: "until old files are re-encrypted, this server opens their EDEKs at the source on behalf of the " +
@@ -131,7 +134,8 @@ func (s *site) sourceRead(ctx context.Context) []doctor.Finding {
 	case s.sourceRights.Self != nil:
 		return planned(*s.sourceRights.Self)
 	case err != nil:
-		return doctor.Fail("the source does not list its keys: "+claviger.Reason(err), "")
+		return doctor.Fail("the source does not list its keys: "+claviger.Reason(err),
+			s.engine.ReadCure(ctx, err))
 	}
 	return planned(s.sourceRights.Read)
 }

@@ -60,6 +60,33 @@ func late(status int, body string) http.HandlerFunc {
 	}
 }
 
+// broken answers as a KMS that logs its clients in, and whose keystore is broken.
+func broken(w http.ResponseWriter, r *http.Request) {
+	switch _, err := r.Cookie("hadoop.auth"); {
+	case r.Method == http.MethodOptions:
+		http.SetCookie(w, &http.Cookie{Name: "hadoop.auth", Value: "u=root"})
+	case err != nil:
+		w.WriteHeader(http.StatusUnauthorized)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, `{"RemoteException": {"exception": "IOException",
+			"message": "Keystore was tampered with, or password was incorrect",
+			"javaClassName": "java.io.IOException"}}`) // as in late
+	}
+}
+
+// brokenMetadata is broken, but lists one key.
+func brokenMetadata(w http.ResponseWriter, r *http.Request) {
+	if _, err := r.Cookie("hadoop.auth"); err == nil && strings.HasSuffix(r.URL.Path, "/keys/names") &&
+		r.Method == http.MethodGet {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `["payroll"]`) // as in late
+		return
+	}
+	broken(w, r)
+}
+
 // sourceFailures are failures of the source of a migration.
 var sourceFailures = []failure{
 	{"no TLS", "D-source-reach", false, func(l *lab) { l.source() }},
@@ -78,6 +105,15 @@ var sourceFailures = []failure{
 		replace(l.t, &sourceLatency, 0)
 	}},
 	{"another path", "D-source-reach", false, func(l *lab) { l.strange(http.NotFound) }},
+	{"a web server", "D-source-reach", false, func(l *lab) {
+		l.strange(late(http.StatusOK, "<html>Welcome</html>"))
+	}},
+	{"500 after the login", "D-source-reach", false, func(l *lab) { l.strange(broken) }},
+	{"500 after the login is not active", "D-seed-active", false, func(l *lab) { l.strange(broken) }},
+	{"500 for the list of keys", "D-source-read", false, func(l *lab) { l.strange(broken) }},
+	{"no login", "D-source-read", false, func(l *lab) { l.strange(late(http.StatusForbidden, "")) }},
+	{"nobody listens", "D-source-read", false, set(hadoopconf.SourceURI, "kms://http@127.0.0.1:1/kms")},
+	{"500 for the metadata of a key", "D-source-read", false, func(l *lab) { l.strange(brokenMetadata) }},
 	{"another time", "D-source-clock", false, func(l *lab) {
 		l.strange(late(http.StatusUnauthorized, ""))
 	}},

@@ -18,9 +18,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"claviger"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -193,6 +195,18 @@ func (p *Provider) Close() error {
 	p.stop()
 	p.client.CloseIdleConnections()
 	return nil
+}
+
+// CheckHost asks the host with this base URL for the names of its keys. Kind Denied if the host does not admit us.
+func (p *Provider) CheckHost(ctx context.Context, base string) error {
+	const op = "kmsclient.CheckHost"
+	i := slices.IndexFunc(p.hosts, func(h *host) bool { return h.base == base })
+	if i < 0 {
+		return claviger.Errorf(op, claviger.Invalid, "", "%s is no host of %s", base, p.uri)
+	}
+	_, f := p.attempt(ctx, p.hosts[i], request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true,
+		status: http.StatusOK, limit: maxBody})
+	return f.orNil()
 }
 
 // Check sends an authenticated OPTIONS request. The request needs no right at the KMS, and uses none of its keys. Check
