@@ -153,6 +153,34 @@ func (d *ldapDirectory) connect() error {
 	return fmt.Errorf("no LDAP server in %surl can be used: %w", LDAPPrefix, errors.Join(errs...))
 }
 
+// LDAPCure says which property to correct after an error of a lookup; "" if the error is of no such kind.
+func LDAPCure(err error) string {
+	const p = LDAPPrefix
+	if cure := claviger.CertificateCure(err, "the truststore of "+p+"ssl.truststore"); cure != "" {
+		return cure
+	}
+	var of *ldap.Error
+	if !errors.As(err, &of) {
+		return ""
+	}
+	switch of.ResultCode {
+	case ldap.LDAPResultInvalidCredentials:
+		return fmt.Sprintf("correct %sbind.user, or the password in the file of %[1]sbind.password.file", p)
+	case ldap.LDAPResultNoSuchObject, ldap.LDAPResultInvalidDNSyntax, ldap.LDAPResultReferral:
+		return fmt.Sprintf("correct %sbase, or %[1]suserbase and %[1]sgroupbase: the server has no such entry", p)
+	case ldap.LDAPResultInsufficientAccessRights, ldap.LDAPResultStrongAuthRequired, ldap.LDAPResultOperationsError:
+		return fmt.Sprintf("let the user of %sbind.user search there; the server may refuse a search without a bind, "+
+			"or without TLS (ldaps:// in %[1]surl)", p)
+	case ldap.LDAPResultTimeLimitExceeded, ldap.LDAPResultSizeLimitExceeded, ldap.LDAPResultAdminLimitExceeded:
+		return fmt.Sprintf("narrow %sbase or the filters %[1]ssearch.filter.user and %[1]ssearch.filter.group, or "+
+			"raise %[1]sdirectory.search.timeout", p)
+	case ldap.ErrorNetwork:
+		return fmt.Sprintf("correct host and port in %surl, and check that the server runs and that this host "+
+			"reaches it", p)
+	}
+	return ""
+}
+
 func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.conf.Connect)
 	defer cancel()
