@@ -52,10 +52,11 @@ func groups(o *doctor.Options) ([]doctor.Group, func() error, error) {
 			Cure:     "put a new certificate and its private key in the place of the old ones; no restart is needed",
 			Run:      s.certificate},
 		{ID: "D-trustee-store", Title: "the store", Needs: []string{"D-trustee-folder"},
-			Measures: "the SQLite file of the deposits is opened for reading, and read",
-			Why:      "without the deposits, a Key Trustee KMS has no keys",
-			Cure:     "restore the newest backup: claviger trustee restore",
-			Run:      s.store},
+			Measures: "the store of the deposits, a SQLite file or a database in PostgreSQL, is opened for reading, " +
+				"and read; a database must belong to this identity, and have its whole schema",
+			Why:  "without the deposits, a Key Trustee KMS has no keys",
+			Cure: "restore the newest backup: claviger trustee restore",
+			Run:  s.store},
 		{ID: "D-trustee-keyhsm", Title: "the Key HSM behind the trustee", Needs: []string{"D-trustee-folder"},
 			After: []string{"D-trustee-store"},
 			Measures: "the Key HSM of --keyhsm and --keyhsm-cert, as the server's command names them, is asked for " +
@@ -100,36 +101,36 @@ func (s *service) certificate(context.Context) []doctor.Finding {
 }
 
 func (s *service) store(ctx context.Context) []doctor.Finding {
+	cure := ""
 	if s.folder.Store != "" {
-		return doctor.Skip("the deposits are in PostgreSQL: claviger trustee status shows its state")
+		cure = "check that DB_CONNECT in " + trustee.ConfFile + " names the database of this trustee, and that the " +
+			"server runs and admits its role; without a database, restore the newest backup: claviger trustee " +
+			"restore --store URI"
 	}
 	store, release, err := location.OpenReadOnly(ctx, s.folder)
 	if err != nil {
-		return doctor.Error(err, "")
+		return doctor.Error(err, cure)
 	}
 	err = store.Check(ctx)
 	role, failed := store.Role(ctx)
-	for _, err := range []error{err, failed, release()} {
+	wrapped, unread := server.NewWrapped(store, nil).Count(ctx)
+	for _, err := range []error{err, failed, unread, release()} {
 		if err != nil {
-			return doctor.Error(err, "")
+			return doctor.Error(err, cure)
 		}
 	}
-	return doctor.Pass("it can be read; the role is %s", role)
+	return doctor.Pass("it can be read; the role is %s; deposits that a Key HSM has wrapped: %d", role, total(wrapped))
 }
 
 // keyHSM asks the Key HSM, and opens one deposit of each of its pairs.
 func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 	c := host.Config{Folder: s.folder.Path, KeyHSM: s.options.KeyHSM, KeyHSMCertificate: s.options.KeyHSMCertificate,
 		Log: slog.New(slog.DiscardHandler)}
-	var store server.Store
-	if s.folder.Store == "" { // opening a database in PostgreSQL may change it
-		opened, release, err := location.OpenReadOnly(ctx, s.folder)
-		if err != nil {
-			return doctor.Error(err, "")
-		}
-		defer release() //nolint:errcheck // it was only read
-		store = opened
+	store, release, err := location.OpenReadOnly(ctx, s.folder)
+	if err != nil { // D-trustee-store says more
+		return doctor.Error(err, "")
 	}
+	defer release() //nolint:errcheck // it was only read
 	if c.KeyHSM == "" {
 		return withoutKeyHSM(ctx, store)
 	}
@@ -142,20 +143,16 @@ func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 	for _, err := range state.Unopened {
 		list = append(list, doctor.Error(err, "")...)
 	}
-	if len(state.Unopened) == 0 && store != nil {
+	if len(state.Unopened) == 0 {
 		list = append(list, doctor.Pass("deposits that a Key HSM has wrapped: %d; one of each pair was opened",
 			total(state.Wrapped))...)
 	}
 	return list
 }
 
-// withoutKeyHSM says whether deposits need a Key HSM that is not named. store is nil if its deposits are not to be
-// read.
+// withoutKeyHSM says whether deposits need a Key HSM that is not named.
 func withoutKeyHSM(ctx context.Context, store server.Store) []doctor.Finding {
 	const name = "name the Key HSM by --keyhsm and --keyhsm-cert, as the server's command does"
-	if store == nil {
-		return doctor.Skip("--keyhsm names no Key HSM")
-	}
 	wrapped, err := server.NewWrapped(store, nil).Count(ctx)
 	if err != nil {
 		return doctor.Error(err, "")

@@ -19,6 +19,7 @@ import (
 	"claviger/internal/certtest"
 	"claviger/internal/golden"
 	"claviger/internal/hosttest"
+	"claviger/internal/pgtest"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/keyhsm"
@@ -35,7 +36,7 @@ import (
 
 func TestMain(m *testing.M) {
 	worker.Main(os.Args)
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m.Run))
 }
 
 // identity is that of the trustee and of its client. It has a short key, which takes less time.
@@ -126,6 +127,7 @@ func (l *lab) deposit() {
 
 // changing are the parts of a text that differ in each run.
 var changing = []golden.Mask{{`127\.0\.0\.1:\d\d\d+`, "127.0.0.1:PORT"}, {`\d+\.\d\d ms`, "TIME"},
+	{`PORT/test\d+`, "PORT/DATABASE"}, {`[0-9A-F]{40}`, "FINGERPRINT"},
 	{`key [0-9a-f]{16,}`, "key ID"}, {`pair [0-9a-f]{16,}`, "pair ID"},
 	{`"[0-9a-f]{32}"`, "UUID"}, {`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`, "AT"}}
 
@@ -175,6 +177,13 @@ func failures(tok softhsm.Token) []failure {
 			l.must(os.WriteFile(l.path(trustee.TLSKey), pem, 0o600))
 		}},
 		{"no store", "D-trustee-store", func(l *lab) { l.must(os.Remove(l.path(location.FileName))) }},
+		{"no database", "D-trustee-store", func(l *lab) { l.database("postgresql://u@127.0.0.1:1/d") }},
+		{"an empty database", "D-trustee-store", func(l *lab) { l.database(pgtest.Database(l.t)) }},
+		{"the database of another trustee", "D-trustee-store", func(l *lab) {
+			uri := pgtest.Database(l.t)
+			l.claim(uri, "AB12")
+			l.database(uri)
+		}},
 		{"a Key HSM that does not answer", "D-trustee-keyhsm", func(l *lab) {
 			l.o.KeyHSM, l.o.KeyHSMCertificate = "https://127.0.0.1:1", l.path(trustee.TLSCert)
 		}},

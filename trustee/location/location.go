@@ -94,13 +94,16 @@ func logged(ctx context.Context, store database, log *slog.Logger) (server.Store
 	return store, nil
 }
 
-// OpenReadOnly opens the store that a folder names, for a caller that only reads. It does not upgrade the
-// schema of a store in SQLite, because an older server may have the file open. release closes the store.
+// OpenReadOnly opens the store that a folder names, for a caller that only reads. It changes nothing, and does not
+// upgrade the schema, because an older server may use the store. Of a database with several hosts, a standby may
+// answer. release closes the store.
 func OpenReadOnly(ctx context.Context, f *trustee.Folder) (_ server.Store, release func() error, err error) {
 	if f.Store == "" {
 		return sqlite.OpenReadOnly(ctx, file(f))
 	}
-	store, err := Open(ctx, f, nil)
+	c := databaseConfig(f)
+	c.ReadOnly = true
+	store, err := postgres.Open(ctx, c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -109,9 +112,13 @@ func OpenReadOnly(ctx context.Context, f *trustee.Folder) (_ server.Store, relea
 
 // openDatabase opens the database that a folder names.
 func openDatabase(ctx context.Context, f *trustee.Folder, log *slog.Logger) (*postgres.Store, error) {
-	return postgres.Open(ctx, postgres.Config{
-		URI: f.Store, Where: whereStore(f), Identity: f.Identity.Fingerprint(), Log: log,
-	})
+	c := databaseConfig(f)
+	c.Log = log
+	return postgres.Open(ctx, c)
+}
+
+func databaseConfig(f *trustee.Folder) postgres.Config {
+	return postgres.Config{URI: f.Store, Where: whereStore(f), Identity: f.Identity.Fingerprint()}
 }
 
 // whereStore says where the URI of a folder's database is configured, for errors.

@@ -52,7 +52,10 @@ type Config struct {
 	// Claim gives the identity a database that belongs to no identity. If it is false, such a database
 	// is an error of kind Invalid.
 	Claim bool
-	Log   *slog.Logger // nil discards
+	// ReadOnly is for a caller that only reads: no session can write, a standby is accepted as server, and the schema
+	// is not upgraded.
+	ReadOnly bool
+	Log      *slog.Logger // nil discards
 	// RetryTimeout is how long a call tries to reach the database; 0 is 5 s.
 	RetryTimeout time.Duration
 }
@@ -65,12 +68,13 @@ type Store struct {
 
 var _ server.Store = (*Store)(nil)
 
-// Open opens the store and upgrades its schema. Kind Invalid if the database belongs to another
-// identity.
+// Open opens the store and upgrades its schema, unless Config.ReadOnly is set. Kind Invalid if the database belongs to
+// another identity.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	const op = "trustee/server/postgres.Open"
 	db, err := pgdb.Open(ctx, pgdb.Config{
 		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, RetryTimeout: c.RetryTimeout, Standby: true,
+		ReadOnly:       c.ReadOnly,
 		UnknownOutcome: "the client repeats the request, and learns the outcome",
 	})
 	if err != nil {

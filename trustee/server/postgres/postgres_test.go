@@ -12,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/internal/pgtest"
+	"claviger/pgdb"
 	"claviger/pgdb/pgdbtest"
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -78,6 +79,32 @@ func TestUnclaimed(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = s.Close() // it never fails
+}
+
+// TestReadOnly: a caller that only reads makes no schema and gives an identity no database. It can read a store, and
+// cannot write.
+func TestReadOnly(t *testing.T) {
+	uri := pgtest.Database(t)
+	c := Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true, ReadOnly: true}
+	for range 2 {
+		if _, err := Open(t.Context(), c); !errors.Is(err, pgdb.ErrEmpty) {
+			t.Fatalf("an empty database: %v", err)
+		}
+	}
+	s := open(t, uri)
+	defer s.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, s)
+	r, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // it never fails
+	if storetest.Digest(t, r) != storetest.Digest(t, s) {
+		t.Error("other records")
+	}
+	if err := r.SetAuth(t.Context(), "ORG", "x"); err == nil {
+		t.Error("it can write")
+	}
 }
 
 // TestBadURI: Open refuses a URI that holds a password.

@@ -1,0 +1,47 @@
+package diagnosis
+
+import (
+	"strings"
+	"testing"
+
+	"claviger/internal/pgtest"
+	"claviger/trustee"
+	"claviger/trustee/server/postgres"
+)
+
+// database lets the folder name a database in PostgreSQL.
+func (l *lab) database(uri string) {
+	l.t.Helper()
+	f, err := trustee.LoadFolder(l.dir)
+	l.must(err)
+	f.Store = uri
+	l.must(f.Save())
+}
+
+// claim gives a database to a trustee.
+func (l *lab) claim(uri, fingerprint string) {
+	l.t.Helper()
+	s, err := postgres.Open(l.t.Context(), postgres.Config{URI: uri, Identity: fingerprint, Claim: true})
+	l.must(err)
+	l.must(s.Close())
+}
+
+// TestDatabase: a store in PostgreSQL is read, and an empty database stays empty: the check makes no schema.
+func TestDatabase(t *testing.T) {
+	l, uri := newLab(t), pgtest.Database(t)
+	l.database(uri)
+	for range 2 {
+		if text := l.check("D-trustee-store"); !strings.Contains(text, "failure  D-trustee-store") ||
+			!strings.Contains(text, "DB_CONNECT") {
+			t.Fatal(text)
+		}
+	}
+	l.claim(uri, identity().Fingerprint())
+	if text := l.check("D-trustee-store"); !strings.Contains(text, "ok       D-trustee-store") ||
+		!strings.Contains(text, "it can be read; the role is active; deposits that a Key HSM has wrapped: 0") {
+		t.Error(text)
+	}
+	if text := l.check("D-trustee-keyhsm"); !strings.Contains(text, "no deposit needs one") {
+		t.Error(text)
+	}
+}
