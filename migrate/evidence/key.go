@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"claviger/durable"
@@ -84,8 +85,9 @@ const (
 // ReadKey reads a private key, from a file that nobody else may read.
 func ReadKey(path string) (ed25519.PrivateKey, error) {
 	der, err := readBlock(path, privateBlock)
-	if errors.Is(err, errIsPublic) { // before the mode, which lets all users read a public key
-		return nil, err
+	info, unknown := os.Stat(path)
+	if errors.Is(err, errIsPublic) || unknown == nil && !info.Mode().IsRegular() {
+		return nil, err // no advice to change the mode of a public key, or of a device
 	}
 	defer clear(der)
 	if err := (secret.File{Path: path, Kind: "the signing key", Deny: 0o077,
