@@ -7,6 +7,7 @@ package filestamp
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,16 +29,29 @@ func (s Stamp) Exists() bool { return s != Stamp{} }
 // Of returns the stamp of a file, through symbolic links. The error is an *fs.PathError. A file
 // that does not exist is not an error.
 func Of(path string) (Stamp, error) {
+	s, err := stamp("stat", path, func(st *unix.Stat_t) error { return unix.Stat(path, st) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return Stamp{}, nil
+	}
+	return s, err
+}
+
+// OfOpen returns the stamp of an open file.
+func OfOpen(f *os.File) (Stamp, error) {
+	return stamp("fstat", f.Name(), func(st *unix.Stat_t) error {
+		return unix.Fstat(int(f.Fd()), st) //nolint:gosec // a descriptor is an int
+	})
+}
+
+func stamp(op, path string, stat func(*unix.Stat_t) error) (Stamp, error) {
 	var st unix.Stat_t
 	for {
-		err := unix.Stat(path, &st)
+		err := stat(&st)
 		switch {
 		case errors.Is(err, unix.EINTR): // possible on a network file system
 			continue
-		case errors.Is(err, fs.ErrNotExist):
-			return Stamp{}, nil
 		case err != nil:
-			return Stamp{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+			return Stamp{}, &fs.PathError{Op: op, Path: path, Err: err}
 		}
 		return Stamp{
 			ModTime: time.Unix(st.Mtim.Unix()).UTC(), size: st.Size,

@@ -64,6 +64,20 @@ func TestOf(t *testing.T) {
 			t.Errorf("%s: the stamp is the same", what)
 		}
 	}
+	write(path, "alice")
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := OfOpen(f); err != nil || s != stamp() {
+		t.Errorf("the open file: %+v, %v", s, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OfOpen(f); err == nil {
+		t.Error("OfOpen accepted a closed file")
+	}
 	if _, err := Of(filepath.Join(dir, "file\x00")); err == nil {
 		t.Error("Of accepted a name that no file can have")
 	}

@@ -18,6 +18,7 @@ import (
 	"claviger"
 	"claviger/census"
 	"claviger/durable"
+	"claviger/filestamp"
 	"claviger/fsimage"
 	"claviger/hadoopconf"
 	"claviger/kms"
@@ -210,16 +211,36 @@ func (o *Options) fetchUnnamed(ctx context.Context, m *namenode.Image, log io.Wr
 	return f, nil
 }
 
-// count counts an image and prints the result.
-func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
-	counted, err := o.counted(ctx, f, log)
+// unchanged reads a file by work. If somebody has changed the file meanwhile, for example a copy that was still
+// running, the parts that were read may not belong together, so the result is an error.
+func unchanged(f *os.File, work func() error) error {
+	before, err := filestamp.OfOpen(f)
+	if err == nil {
+		err = work()
+	}
 	if err != nil {
 		return err
 	}
-	if o.List != "" {
-		return counted.List(ctx, o.List, func(path string) error {
-			return o.Out.Printf("%s\n", claviger.Printable(path))
-		})
+	after, err := filestamp.OfOpen(f)
+	if err == nil && after != before {
+		err = errors.New("the file was changed or renamed while it was read: copy it to a place where nothing " +
+			"changes it, wait for the end of the copy, and run the command again")
+	}
+	return err
+}
+
+// count counts an image and prints the result.
+func (o *Options) count(ctx context.Context, f *os.File, log io.Writer) error {
+	var counted *census.Census
+	if err := unchanged(f, func() (err error) {
+		if counted, err = o.counted(ctx, f, log); err == nil && o.List != "" {
+			err = counted.List(ctx, o.List, func(path string) error {
+				return o.Out.Printf("%s\n", claviger.Printable(path))
+			})
+		}
+		return err
+	}); err != nil || o.List != "" {
+		return err
 	}
 	report := counted.Report()
 	out := result{report, o.compareKeys(ctx, report)}

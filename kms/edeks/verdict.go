@@ -181,8 +181,11 @@ func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*v
 	if err != nil {
 		return nil, err
 	}
-	image, err := o.image(ctx, f, stored, log)
-	if err != nil {
+	var image *verdict.Image
+	if err := unchanged(f, func() (err error) {
+		image, err = o.image(ctx, f, stored, log)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	image.Unchecked = stored == ""
