@@ -29,7 +29,8 @@ const onlyService = "default"
 
 const propQueue = "hadoop.security.kms.client.encrypted.key.cache.expiry"
 
-// readSite reads core-site.xml and hdfs-site.xml. Without hdfs-site.xml it is not known how many namespaces there are.
+// readSite reads core-site.xml and hdfs-site.xml. Without hdfs-site.xml, or if other properties name more namespaces,
+// it is not known how many there are.
 func readSite(dir string) (*site, error) {
 	s := &site{queue: defaultQueue}
 	file := filepath.Join(dir, "hdfs-site.xml")
@@ -55,7 +56,7 @@ func readSite(dir string) (*site, error) {
 			break
 		}
 	}
-	if len(s.names) == 0 {
+	if s.unknown = s.moreNamespaces(); len(s.names) == 0 {
 		s.names = []string{onlyService}
 	}
 	if text := s.get(propQueue); text != "" {
@@ -66,6 +67,35 @@ func readSite(dir string) (*site, error) {
 		s.queue = max(s.queue, time.Duration(ms)*time.Millisecond)
 	}
 	return s, nil
+}
+
+// moreNamespaces says why the configuration may have more namespaces than names; "" if nothing shows that. The files of
+// a client often name some of the namespaces only, and an image of each must be counted.
+func (s *site) moreNamespaces() string {
+	if s.get("dfs.internal.nameservices") != "" { // these are said to be all
+		return ""
+	}
+	const mounts, nodes = "fs.viewfs.mounttable.", "dfs.ha.namenodes."
+	cure := "; name all namespaces of this HDFS by dfs.nameservices, or by dfs.internal.nameservices if the others " +
+		"are of other clusters"
+	if strings.HasPrefix(s.get("fs.defaultFS"), "viewfs:") && len(s.names) == 0 {
+		return "fs.defaultFS is viewfs, which joins namespaces, and dfs.nameservices is not set" + cure
+	}
+	mounted, ha := map[string]bool{}, s.conf.WithPrefix(nodes)
+	for _, value := range s.conf.WithPrefix(mounts) {
+		for target := range strings.SplitSeq(value, ",") {
+			if u, err := url.Parse(strings.TrimSpace(target)); err == nil && u.Scheme == "hdfs" {
+				mounted[strings.ToLower(u.Host)] = true
+			}
+		}
+	}
+	known := max(1, len(s.names))
+	for property, found := range map[string]int{mounts + "*": len(mounted), nodes + "*": len(ha)} {
+		if found > known {
+			return fmt.Sprintf("%s names %d namespaces, and dfs.nameservices %d", property, found, len(s.names)) + cure
+		}
+	}
+	return ""
 }
 
 func (s *site) get(property string) string {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -377,6 +378,40 @@ func TestServiceOf(t *testing.T) {
 	}
 	if _, err := readSite(hdfsConf(t, propQueue, "soon")); err == nil {
 		t.Error("a queue that is no number")
+	}
+}
+
+// TestMoreNamespaces: files that show more namespaces than dfs.nameservices has, as those of a client, do not say how
+// many there are.
+func TestMoreNamespaces(t *testing.T) {
+	mounts := []string{"fs.viewfs.mounttable.c.link./a", "hdfs://ns1/a", "fs.viewfs.mounttable.c.link./b",
+		"hdfs://NS1/b,hdfs://ns2/b", "fs.viewfs.mounttable.c.link./c", "s3a://bucket/"}
+	ha := []string{"dfs.ha.namenodes.ns1", "a,b", "dfs.ha.namenodes.ns2", "a"}
+	with := func(list []string, more ...string) []string { return append(slices.Clone(list), more...) }
+	for _, c := range []struct {
+		conf []string
+		want string
+	}{
+		{mounts, "fs.viewfs.mounttable.* names 2 namespaces, and dfs.nameservices 0"},
+		{with(mounts, "dfs.nameservices", "ns1"), "fs.viewfs.mounttable.* names 2 namespaces, and dfs.nameservices 1"},
+		{with(mounts, "dfs.nameservices", "ns1,ns2"), ""},
+		{with(mounts, "dfs.internal.nameservices", "ns1"), ""},
+		{mounts[:2], ""},
+		{ha, "dfs.ha.namenodes.* names 2 namespaces, and dfs.nameservices 0"},
+		{with(ha, "dfs.nameservices", "ns1"), "dfs.ha.namenodes.* names 2 namespaces, and dfs.nameservices 1"},
+		{with(ha, "dfs.nameservices", "ns1,ns2"), ""},
+		{with(ha, "dfs.nameservices", "ns1,ns2", "dfs.internal.nameservices", "ns1"), ""},
+		{[]string{"fs.defaultFS", "viewfs://c"}, "fs.defaultFS is viewfs"},
+		{[]string{"fs.defaultFS", "viewfs://c", "dfs.nameservices", "ns1"}, ""},
+	} {
+		s, err := readSite(hdfsConf(t, c.conf...))
+		if err != nil || c.want == "" && s.unknown != "" || !strings.Contains(s.unknown, c.want) {
+			t.Errorf("%q: %v, %q, want %q", c.conf, err, s.unknown, c.want)
+		}
+	}
+	v, err := judge(t, migrated(t), hdfsConf(t, mounts...), VerdictOptions{Images: []string{write(t, zoneTree())}})
+	if err != nil || v.Outcome != migrate.NoVerdict || !strings.Contains(verdictText(v), "names 2 namespaces") {
+		t.Errorf("%v\n%s", err, verdictText(v))
 	}
 }
 
