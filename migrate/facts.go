@@ -61,7 +61,7 @@ func (e *Engine) EDEKFacts(ctx context.Context, keys, versions []string) (*EDEKF
 	if err != nil {
 		return nil, err
 	}
-	f := &EDEKFacts{At: e.now(), Keys: map[string]Holder{}, EDEKs: map[string]Holder{}, Journal: h.digest(),
+	f := &EDEKFacts{At: e.now(), Keys: map[string]Holder{}, EDEKs: map[string]Holder{}, Journal: e.digest(h),
 		TakenOver: map[string]time.Time{}}
 	if f.Run = h.last(); f.Run != nil {
 		f.RunEnded = f.Run.complete()

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -151,9 +152,9 @@ func (e *Engine) lastVerdict(ctx context.Context) (*Verdict, error) {
 	return v, nil
 }
 
-// digest returns a digest of the keys and versions that the journal has. A verdict on other keys or versions does not
-// count.
-func (h *history) digest() string {
+// digest returns a digest of the keys and versions that the journal has, and of the operator's decisions about versions
+// that are one key here and another one at a source. A verdict on others does not count.
+func (e *Engine) digest(h *history) string {
 	type entry struct {
 		Key    string
 		State  State
@@ -168,7 +169,11 @@ func (h *history) digest() string {
 		entries = append(entries, entry{key, it.State, it.Run, [3]int{it.Source.Versions, it.First, it.Count},
 			it.SourceVersions, it.TargetVersions})
 	}
-	text, err := json.Marshal(entries)
+	var all any = entries
+	if len(e.cfg.Ours)+len(e.cfg.Theirs) > 0 {
+		all = [3]any{entries, slices.Sorted(maps.Keys(e.cfg.Ours)), slices.Sorted(maps.Keys(e.cfg.Theirs))}
+	}
+	text, err := json.Marshal(all)
 	if err != nil {
 		panic(err) // the type has no value that JSON cannot have
 	}
@@ -259,7 +264,7 @@ func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error
 		f.refuse("%s was made at %s, which is in the future, so a clock was ahead then: %s", v.Name,
 			v.At.Format(time.RFC3339), again)
 	}
-	if v.Journal != h.digest() {
+	if v.Journal != e.digest(h) {
 		f.refuse("keys or versions in the journal have changed since %s: %s", v.Name, again)
 	}
 	if err := e.refuseUsedSince(ctx, f, v); err != nil {

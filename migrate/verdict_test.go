@@ -166,6 +166,10 @@ func TestVerdictDoesNotCount(t *testing.T) {
 			b.v.Journal = "0123"
 			return nil
 		}, "keys or versions in the journal have changed since verdict-"},
+		"another decision about a version": {func(_ context.Context, b *verdictMigration) error {
+			b.cfg.Theirs = map[string]bool{"k@2": true}
+			return nil
+		}, "keys or versions in the journal have changed since verdict-"},
 		"edited: an EDEK": {func(_ context.Context, b *verdictMigration) error {
 			b.v.Versions[0].EDEKs = 3
 			return nil
