@@ -129,7 +129,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	}
 	f.Finished = true
 	if last.State == Finished {
-		return f, nil
+		return f, e.settleConflicts(ctx) // a call that was killed may have left them
 	}
 	last.Completed, last.EDEKs, last.NotUsedSince = last.Ended, f.EDEKs, &f.Since
 	last.State, last.Ended = Finished, ptr(e.now())

@@ -160,13 +160,16 @@ func TestConflictBlocksFinish(t *testing.T) {
 	if len(s.Conflicts) != 1 || !strings.Contains(text, "k@1 is one key here and another key at "+uri) {
 		t.Errorf("status: %v\n%s", s.Conflicts, text)
 	}
-	b.cfg.Ours = map[string]bool{"k@1": true}
-	if f := finish(); !f.Finished {
-		t.Errorf("settled by the operator: %q", f.Refusals)
-	}
-	b.cfg.Ours = nil
-	if f := finish(); !f.Finished {
-		t.Errorf("once more, without the property: %q", f.Refusals)
+	for _, when := range []string{"at first", "after a call that was killed before it settled the conflict"} {
+		must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1"}}))
+		b.cfg.Ours = map[string]bool{"k@1": true}
+		if f := finish(); !f.Finished {
+			t.Errorf("%s: settled by the operator: %q", when, f.Refusals)
+		}
+		b.cfg.Ours = nil
+		if f := finish(); !f.Finished {
+			t.Errorf("%s: once more, without the property: %q", when, f.Refusals)
+		}
 	}
 }
 
