@@ -235,6 +235,34 @@ func TestStandardForm(t *testing.T) {
 	}
 }
 
+// TestShownAccepted: the page, and the text of the verification, show what the operator has accepted, and EDEKs that
+// nobody can decrypt.
+func TestShownAccepted(t *testing.T) {
+	public, _ := testKeys(1)
+	r := full()
+	r.Verdict.Accepted, r.Verdict.Lost = []string{"image " + hostile}, []string{"1 EDEKs are lost"}
+	r.Status.Runs[0].EDEKs = &migrate.EDEKProof{By: migrate.ByVerdict, Verdict: "verdict-1",
+		Accepted: []string{"zone /z"}}
+	path, data := write(t, r)
+	page := string(content(filesOf(t, data), pageName))
+	v, err := Verify(path, public)
+	if err != nil || !v.Verified || len(v.Accepted) != 1 {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	var text strings.Builder
+	v.Text(&text)
+	for want, in := range map[string]string{"<p>Accepted by the operator, without a measurement: image &lt;s": page,
+		"<p>Warning: 1 EDEKs are lost.</p>": page, "verdict-1; accepted by the operator: zone /z": page,
+		"\naccepted    ": text.String()} {
+		if !strings.Contains(in, want) {
+			t.Errorf("want %q in\n%s", want, in)
+		}
+	}
+	if strings.Contains(page+text.String(), "\u202e") {
+		t.Error("a text runs backwards")
+	}
+}
+
 // TestUnused: the page says for how long the source had not been used when the migration was ended.
 func TestUnused(t *testing.T) {
 	r := full()

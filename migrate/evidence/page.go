@@ -112,6 +112,8 @@ func edekProof(p *migrate.EDEKProof) string {
 	switch {
 	case p == nil:
 		return "-"
+	case p.By == migrate.ByVerdict && len(p.Accepted) > 0:
+		return claviger.Printable(p.Verdict) + "; accepted by the operator: " + strings.Join(p.Accepted, "; ")
 	case p.By == migrate.ByVerdict:
 		return claviger.Printable(p.Verdict)
 	}
@@ -135,6 +137,14 @@ func verdictWords(r *Report) (words []string) {
 	default:
 		words = append(words, fmt.Sprintf("%s: at %s the images below did not show whether EDEKs need the source. "+
 			"There is no verdict.", claviger.Printable(v.Name), timeText(v.At)))
+	}
+	if r.Verdict != nil {
+		for _, a := range r.Verdict.Accepted {
+			words = append(words, "Accepted by the operator, without a measurement: "+a+".")
+		}
+		for _, l := range r.Verdict.Lost {
+			words = append(words, "Warning: "+l+".")
+		}
 	}
 	if r.Censuses == nil {
 		words = append(words, "This file has no census of EDEKs.")

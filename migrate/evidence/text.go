@@ -33,10 +33,13 @@ func (v *Verification) Text(w io.Writer) {
 	if v.Source != "" {
 		source = claviger.Printable(v.Source)
 	}
-	for _, line := range [][2]string{{"public key", v.Key}, {"SHA-256", v.SHA256}, {"made", timeText(*v.Made)},
+	lines := [][2]string{{"public key", v.Key}, {"SHA-256", v.SHA256}, {"made", timeText(*v.Made)},
 		{"by", claviger.Printable(v.User) + " on " + claviger.Printable(v.Host)}, {"build", v.Build.String()},
-		{"source", source}, {"target", claviger.Printable(v.Target)}, {"verdict", verdict},
-		{"members", fmt.Sprint(len(v.Members))}} {
+		{"source", source}, {"target", claviger.Printable(v.Target)}, {"verdict", verdict}}
+	for _, a := range v.Accepted {
+		lines = append(lines, [2]string{"accepted", claviger.Escape(a, "")})
+	}
+	for _, line := range append(lines, [2]string{"members", fmt.Sprint(len(v.Members))}) {
 		fmt.Fprintf(w, "%-10s  %s\n", line[0], line[1])
 	}
 	for _, p := range v.Lacks {

@@ -36,6 +36,8 @@ type Verification struct {
 	Target  string          `json:"target,omitempty"`
 	// Verdict is the outcome of the verdict in the file; "" if the file has none.
 	Verdict migrate.Outcome `json:"verdict"`
+	// Accepted is what the operator has accepted for the verdict, without a measurement.
+	Accepted []string `json:"accepted,omitempty"`
 	// Lacks are the parts that the file does not have.
 	Lacks []Part `json:"lacks"`
 }
@@ -228,7 +230,7 @@ func (v *Verification) describe(m *Manifest, r *Report) {
 	v.Members, v.Made, v.Host, v.User, v.Build, v.Source, v.Target = m.Members, &a.Made, a.Host, a.User, &a.Build,
 		a.Source, a.Target
 	if r.Verdict != nil {
-		v.Verdict = r.Verdict.Outcome
+		v.Verdict, v.Accepted = r.Verdict.Outcome, r.Verdict.Accepted
 	}
 	for _, p := range a.Parts {
 		if !p.Made {
