@@ -74,6 +74,20 @@ func (l *lab) must(err error) {
 	}
 }
 
+// atPort starts a server at the port of the site, and returns the port.
+func (l *lab) atPort(h http.Handler) (port string) {
+	l.t.Helper()
+	other := httptest.NewServer(h)
+	l.t.Cleanup(other.Close)
+	_, port, err := net.SplitHostPort(other.Listener.Addr().String())
+	l.must(err)
+	l.set("hadoop.kms.http.port", port)
+	return port
+}
+
+// answers is atPort for a server with one answer.
+func (l *lab) answers(text string) { l.atPort(late(http.StatusOK, text)) }
+
 // mode returns a provocation: a file with another mode.
 func mode(name string, m fs.FileMode) func(*lab) {
 	return func(l *lab) { l.must(os.Chmod(l.path(name), m)) }
@@ -148,11 +162,13 @@ var storeFailures = []failure{
 			Last: time.Date(2199, 1, 1, 0, 0, 0, 0, time.UTC)}}), store.Close()))
 	}},
 	{"another program at the port", "D-server-ready", false, func(l *lab) {
-		other := httptest.NewServer(http.NotFoundHandler())
-		l.t.Cleanup(other.Close)
-		_, port, err := net.SplitHostPort(other.Listener.Addr().String())
-		l.must(err)
-		l.set("hadoop.kms.http.port", port)
+		l.atPort(http.NotFoundHandler())
+	}},
+	{"a server that does not say why it is not ready", "D-server-ready", false, func(l *lab) {
+		l.answers(`{"ready": false, "checks": [{"name": "write", "ok": true}]}`)
+	}},
+	{"a server that checks nothing", "D-server-ready", false, func(l *lab) {
+		l.answers(`{"ready": true, "checks": []}`)
 	}},
 	{"a server that is not ready", "D-server-ready", false, func(l *lab) {
 		l.keys("payroll")
@@ -161,11 +177,7 @@ var storeFailures = []failure{
 		fails(faultmodule.EncryptInit, p11.CKR_DEVICE_ERROR)(l)
 	}},
 	{"a node without an address, and one that is late and not ready", "D-server-nodes", false, func(l *lab) {
-		other := httptest.NewServer(late(http.StatusOK, `{"ready": false, "checks": []}`))
-		l.t.Cleanup(other.Close)
-		_, port, err := net.SplitHostPort(other.Listener.Addr().String())
-		l.must(err)
-		l.set("hadoop.kms.http.port", port)
+		port := l.atPort(late(http.StatusOK, `{"ready": false, "checks": []}`))
 		l.hdfs(hdfsPath, "kms://http@127.0.0.1;kms-2.invalid:"+port+"/kms")
 	}},
 	{"other settings than a running server", "D-store-nodes", true, func(l *lab) {

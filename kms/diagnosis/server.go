@@ -84,7 +84,11 @@ func (s *site) serverReady(ctx context.Context) []doctor.Finding {
 		}
 		list = append(list, doctor.Finding{Status: status, Measured: claviger.Printable(c.Name) + ": " + c.Error})
 	}
-	if len(list) == 0 {
+	switch {
+	case len(list) == 0 && (!r.Ready || len(r.Checks) == 0):
+		return doctor.Fail(fmt.Sprintf("/readyz of %s has %d checks, none of which fails, and \"ready\": %t", address,
+			len(r.Checks), r.Ready), "")
+	case len(list) == 0:
 		return doctor.Pass("the server at %s is ready; %d checks of /readyz pass", address, len(r.Checks))
 	}
 	return list
