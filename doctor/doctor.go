@@ -286,9 +286,11 @@ func (c *Check) result(ctx context.Context, before map[string]Result) Result {
 	return r
 }
 
-// oneLine joins the lines of a text, as those of several errors.
+// oneLine joins the lines of a text, as those of several errors. Other hosts wrote parts of such texts, so characters
+// that move a terminal's cursor or mislead a reader are escaped.
 func oneLine(text string) string {
-	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
+	return claviger.Escape(strings.Join(lines, "; "), "")
 }
 
 // verdict returns the error of a report: nil, or a claviger.RefusedError if a check failed. With strict, a warning

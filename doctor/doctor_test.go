@@ -192,3 +192,10 @@ func TestMistakes(t *testing.T) {
 		}()
 	}
 }
+
+// TestEscaped: a text that another host has sent does not change a terminal.
+func TestEscaped(t *testing.T) {
+	if got, want := oneLine("a\x1b[2J\r\nb\u202e\tc"), `a\u001b[2J; b\u202e\tc`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
