@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"time"
 
 	"claviger"
 )
@@ -40,13 +42,15 @@ func (v *Verdict) Consistent() error {
 // SeenImage is the newest image of a namespace that a verdict has counted.
 type SeenImage struct {
 	Transaction    uint64
-	Image, Verdict string // their names
+	AsOf           time.Time // see VerdictImage
+	Image, Verdict string    // their names
 }
 
 // seenImages returns the newest images, by the id of the namespace, of all verdicts with a result in the journal. A
-// verdict on an older image would say less than what is known.
+// verdict on an older image would say less than what is known. After a rollback of HDFS, only images that were counted
+// since matter.
 func (e *Engine) seenImages(ctx context.Context) (map[uint32]SeenImage, error) {
-	seen := map[uint32]SeenImage{}
+	var all []*Verdict
 	for _, run := range []string{verdictsRun, versionVerdictsRun} {
 		records, err := e.cfg.Store.Records(ctx, run)
 		if err != nil {
@@ -57,15 +61,25 @@ func (e *Engine) seenImages(ctx context.Context) (map[uint32]SeenImage, error) {
 			if err := json.Unmarshal(r.Data, v); err != nil {
 				return nil, damagedVerdict(r.Item, err)
 			}
-			if v.Outcome == NoVerdict { // the image may be of another cluster
+			if v.Outcome != NoVerdict { // else the image may be of another cluster
+				all = append(all, v)
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *Verdict) int { return a.At.Compare(b.At) })
+	seen := map[uint32]SeenImage{}
+	for _, v := range all {
+		for i := range v.Images {
+			m := &v.Images[i]
+			old, ok := seen[m.Namespace]
+			if ok && m.Transaction <= old.Transaction && !m.RolledBack {
 				continue
 			}
-			for i := range v.Images {
-				m := &v.Images[i]
-				if old, ok := seen[m.Namespace]; !ok || m.Transaction > old.Transaction {
-					seen[m.Namespace] = SeenImage{m.Transaction, m.Image, v.Name}
-				}
+			s := SeenImage{Transaction: m.Transaction, Image: m.Image, Verdict: v.Name}
+			if m.AsOf != nil {
+				s.AsOf = *m.AsOf
 			}
+			seen[m.Namespace] = s
 		}
 	}
 	return seen, nil
@@ -77,8 +91,7 @@ func (s SeenImage) Older(image string, transaction uint64) string {
 		return ""
 	}
 	return fmt.Sprintf("%s shows transaction %d of its namespace, and %s has counted a newer image (%s, transaction "+
-		"%d): give that image, or a newer one", claviger.Printable(image), transaction, s.Verdict,
-		claviger.Printable(s.Image), s.Transaction)
+		"%d)", claviger.Printable(image), transaction, s.Verdict, claviger.Printable(s.Image), s.Transaction)
 }
 
 // damagedVerdict is the error for a record of a verdict that is no JSON.

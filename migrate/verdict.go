@@ -73,6 +73,9 @@ type VerdictImage struct {
 	Transaction uint64 `json:"txid"`
 	// AsOf is a time at which the image's state was not older: changes until then are in the image. nil: not known.
 	AsOf *time.Time `json:"asOf,omitempty"`
+	// RolledBack: the operator says that HDFS was rolled back, because an earlier verdict has counted an image of the
+	// namespace with a newer transaction.
+	RolledBack bool `json:"rolledBack,omitempty"`
 }
 
 // VersionVerdict says what needs one version of a source.
@@ -242,7 +245,7 @@ func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error
 	for i := range v.Images {
 		m := &v.Images[i]
 		if why := seen[m.Namespace].Older(m.Image, m.Transaction); why != "" {
-			f.refuse("%s: %s", v.Name, why)
+			f.refuse("%s: %s: give that image, or a newer one", v.Name, why)
 		}
 	}
 	switch v.Outcome {

@@ -57,6 +57,7 @@ type VerdictOptions struct {
 	// an EDEK in zones, each item a zone and the number of its files, as in /zone=3.
 	AcceptUnchecked   bool
 	AcceptUnencrypted []string
+	AcceptRollback    bool // see verdict.Input
 }
 
 // Define gives a command the flags.
@@ -73,6 +74,8 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 		"NameNode writes; the verdict records it")
 	f.StringArrayVar(&o.AcceptUnencrypted, "accept-unencrypted", nil, "accept at most N files without an EDEK in a "+
 		"zone, as in `/zone=N`; may be given several times; the verdict records it")
+	f.BoolVar(&o.AcceptRollback, "accept-rollback", false, "accept an image with an older transaction than one that "+
+		"was counted before, because HDFS was rolled back; the verdict records it")
 }
 
 // accepted reads the flag --accept-unencrypted.
@@ -150,7 +153,7 @@ func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Wr
 		return nil, err
 	}
 	in := &verdict.Input{Nameservices: site.names, Unknown: site.unknown, Queue: site.queue,
-		AcceptUnchecked: o.AcceptUnchecked, AcceptUnencrypted: accepted}
+		AcceptUnchecked: o.AcceptUnchecked, AcceptUnencrypted: accepted, AcceptRollback: o.AcceptRollback}
 	for _, file := range o.Images {
 		image, err := one.readImage(ctx, file, log)
 		if err != nil {

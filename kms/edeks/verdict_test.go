@@ -111,7 +111,7 @@ func verdictText(v *migrate.Verdict) string {
 // journal has the verdict, so that finish needs no word of the operator.
 func TestVerdict(t *testing.T) {
 	e, conf := migrated(t), hdfsConf(t)
-	tree := zoneTree()
+	before, tree := write(t, zoneTree()), zoneTree()
 	tree.Nodes = append(tree.Nodes, imagetest.Node{ID: 20002, Name: "old", EDEK: "k@1"})
 	tree.Snapshots = []imagetest.Snapshot{{ID: 1, Root: 20000, Name: "s1"}}
 	tree.AddDiffs(20000, false, imagetest.Diff{Snapshot: 1, Deleted: []uint64{20002}})
@@ -130,9 +130,13 @@ func TestVerdict(t *testing.T) {
 	if f := finish(); len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "delete snapshot /z/.snapshot/s1") {
 		t.Errorf("%q", f.Refusals)
 	}
-	v, err = judge(t, e, conf, VerdictOptions{Images: []string{write(t, zoneTree())}})
+	v, err = judge(t, e, conf, VerdictOptions{Images: []string{before}})
 	if err != nil || v.Outcome != migrate.NoVerdict || !strings.Contains(verdictText(v), "has counted a newer image") {
 		t.Fatalf("an older image: %v\n%s", err, verdictText(v))
+	}
+	v, err = judge(t, e, conf, VerdictOptions{Images: []string{before}, AcceptRollback: true})
+	if err != nil || v.Outcome != migrate.NoVerdict || !strings.Contains(verdictText(v), "shows no later change") {
+		t.Fatalf("the older image as one after a rollback: %v\n%s", err, verdictText(v))
 	}
 	later := zoneTree()
 	later.Transaction = 99

@@ -57,7 +57,9 @@ type Input struct {
 	// EDEK the operator accepts in each zone, by the zone's path.
 	AcceptUnchecked   bool
 	AcceptUnencrypted map[string]uint64
-	Facts             *migrate.EDEKFacts
+	// AcceptRollback: the operator says that HDFS was rolled back to an older transaction than one that was counted.
+	AcceptRollback bool
+	Facts          *migrate.EDEKFacts
 }
 
 // Names returns the keys and versions in the censuses, whose holders the facts must have.
@@ -253,9 +255,7 @@ func (j *judge) checkImage(m *Image) {
 		j.problem("the census of %s warns: %s; take an image when that is over, or with a claviger that knows the "+
 			"image's layout", name, w)
 	}
-	if why := j.Facts.Images[r.Image.Namespace].Older(m.Name, r.Image.Transaction); why != "" {
-		j.problem("%s", why)
-	}
+	j.v.Images[len(j.v.Images)-1].RolledBack = j.checkOlder(m, asOf)
 	j.checkWhole(m)
 	j.addLost(m)
 	j.checkKeys(m)

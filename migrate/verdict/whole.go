@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"time"
 
 	"claviger"
 	"claviger/census"
@@ -68,4 +69,25 @@ func examples(z *census.Zone) string {
 // accept adds what the operator has accepted.
 func (j *judge) accept(format string, args ...any) {
 	j.v.Accepted = append(j.v.Accepted, fmt.Sprintf(format, args...))
+}
+
+// checkOlder checks that no verdict has counted a newer image of the namespace. The operator may say that HDFS was
+// rolled back since. Then the image must show a change that was made after the state of the newer image, so that an old
+// file is not taken for the state after a rollback. rolledBack is true if that was accepted.
+func (j *judge) checkOlder(m *Image, asOf time.Time) (rolledBack bool) {
+	seen := j.Facts.Images[m.Report.Image.Namespace]
+	why := seen.Older(m.Name, m.Report.Image.Transaction)
+	switch {
+	case why == "":
+	case !j.AcceptRollback:
+		j.problem("%s: give that image, or a newer one. If HDFS was rolled back to an older transaction since, "+
+			"--accept-rollback accepts images from after the rollback, and the verdict says so", why)
+	case !asOf.After(seen.AsOf):
+		j.problem("%s, which shows the state of %s. This one shows no later change, so it may be from before the "+
+			"rollback: change any file (hdfs dfs -touch FILE), %s", why, stamp(seen.AsOf), newImage)
+	default:
+		j.accept("%s; by the operator's word, HDFS was rolled back since (--accept-rollback)", why)
+		return true
+	}
+	return false
 }
