@@ -2,10 +2,12 @@ package fsimage
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -28,6 +30,8 @@ type Batch struct {
 	offset int64
 	span   span
 	first  bool // it begins with the section's header
+
+	position position // of a batch of SNAPSHOT_DIFF
 }
 
 // Next returns the next message. Its bytes are valid as long as the batch.
@@ -167,135 +171,133 @@ func border(data []byte) (int, error) {
 	}
 }
 
-// Read calls fn for the messages of a section, in parallel: for a batch at a time in each worker, in any order. worker
-// is less than workers. Sub-sections are read at the same time. It reads nothing if the image has no such section.
+// Read calls fn for the messages of a section, in parallel: for a batch at a time in each worker. worker is less than
+// workers. With one worker, the batches come in their order. It reads nothing if the image has no such section.
 func (m *Image) Read(ctx context.Context, section string, workers int, fn func(worker int, b *Batch) error) error {
-	spans := m.spans[section]
-	if len(spans) >= workers || workers == 1 {
-		return m.eachSpan(ctx, section, workers, fn)
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	full, free := make(chan *Batch, workers), make(chan *Batch, 2*workers+1)
-	for range cap(free) {
-		free <- new(Batch)
-	}
-	group.Go(func() error {
-		defer close(full)
-		for _, s := range spans {
-			if err := m.produce(ctx, s, full, free); err != nil {
-				return err
-			}
-		}
-		return nil
+	worker := 0
+	return m.readBatches(ctx, section, workers, func() func(*Batch) error {
+		this := worker
+		worker++
+		return func(b *Batch) error { return fn(this, b) }
 	})
-	for worker := range workers {
-		group.Go(func() error {
-			for b := range full {
-				if err := fn(worker, b); err != nil {
-					return err
-				}
-				free <- b
-			}
-			return nil
-		})
+}
+
+// readBatches reads a section in several workers. begin returns the function of one of them.
+func (m *Image) readBatches(ctx context.Context, section string, workers int, begin func() func(*Batch) error) error {
+	src := &source{image: m, spans: m.spans[section]}
+	defer src.close()
+	group, ctx := errgroup.WithContext(ctx)
+	for range workers {
+		fn := begin()
+		group.Go(func() error { return src.read(ctx, fn) })
 	}
 	return group.Wait()
 }
 
-// produce sends the batches of a span, in buffers from free.
-func (m *Image) produce(ctx context.Context, s span, full chan<- *Batch, free <-chan *Batch) error {
-	src, err := m.open(s)
-	if err != nil {
-		return err
-	}
-	defer src.src.Close()
+// source hands out the batches of a section. Each worker fills its own batches, so their bytes are in the cache of its
+// processor. While one worker reads or decompresses a batch, the others decode theirs.
+type source struct {
+	image *Image
+	mu    sync.Mutex
+	spans []span    // that are not yet open
+	open  []*shared // that have not ended
+}
+
+// shared is a span from which several workers read, one after the other.
+type shared struct {
+	workers int // guarded by source.mu
+
+	mu       sync.Mutex // guards the rest
+	stream   *stream
+	position position // of SNAPSHOT_DIFF
+	ended    bool
+}
+
+// read calls fn for batches until the source has no more.
+func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
+	var b Batch
 	for {
-		var b *Batch
-		select {
-		case b = <-free:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if ok, err := src.next(b); !ok {
+		s, err := r.take()
+		if s == nil {
 			return err
 		}
-		select {
-		case full <- b:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// eachSpan is Read with one goroutine for several parts of a section. A part's batches come in their order.
-func (m *Image) eachSpan(ctx context.Context, section string, workers int, fn func(worker int, b *Batch) error) error {
-	spans := m.spans[section]
-	var mu sync.Mutex
-	take := func() (s span, ok bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(spans) == 0 {
-			return s, false
-		}
-		s, spans = spans[0], spans[1:]
-		return s, true
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	for worker := range max(1, min(workers, len(spans))) {
-		group.Go(func() error {
-			var b Batch
-			for s, ok := take(); ok; s, ok = take() {
-				if err := m.readSpan(ctx, s, &b, func(b *Batch) error { return fn(worker, b) }); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-// readSpan calls fn for the batches of a span.
-func (m *Image) readSpan(ctx context.Context, s span, b *Batch, fn func(*Batch) error) error {
-	src, err := m.open(s)
-	if err != nil {
-		return err
-	}
-	defer src.src.Close()
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if ok, err := src.next(b); !ok {
-			return err
-		}
-		if err := fn(b); err != nil {
-			return err
-		}
-	}
-}
-
-// part reads a part of a section in the order of its messages.
-type part interface {
-	batch(b *Batch) error
-	end() error // at the end of the part
-}
-
-// readParts is like Read, for a section whose messages depend on those before them.
-func (m *Image) readParts(ctx context.Context, section string, workers int, newPart func() part) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(workers)
-	for _, s := range m.spans[section] {
-		group.Go(func() error {
-			p, b := newPart(), new(Batch)
-			if err := m.readSpan(ctx, s, b, p.batch); err != nil {
+		for {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := p.end(); err != nil {
-				return s.damaged(b.offset+int64(len(b.data)), err)
+			if ok, err := s.next(&b); err != nil {
+				return err
+			} else if !ok {
+				break
 			}
-			return nil
-		})
+			if err := fn(&b); err != nil {
+				return err
+			}
+		}
+		r.ended(s)
 	}
-	return group.Wait()
+}
+
+// take opens the next span, if there is one. It returns the open span with the fewest workers, or nil at the end.
+func (r *source) take() (*shared, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.spans) > 0 {
+		stream, err := r.image.open(r.spans[0])
+		if err != nil {
+			return nil, err
+		}
+		r.spans = r.spans[1:]
+		r.open = append(r.open, &shared{stream: stream})
+	}
+	if len(r.open) == 0 {
+		return nil, nil //nolint:nilnil // nil is the end
+	}
+	s := slices.MinFunc(r.open, func(a, b *shared) int { return cmp.Compare(a.workers, b.workers) })
+	s.workers++
+	return s, nil
+}
+
+// next fills a batch. A batch of SNAPSHOT_DIFF gets its position.
+func (s *shared) next(b *Batch) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false, nil
+	}
+	ok, err := s.stream.next(b)
+	if err == nil && s.stream.span.section == SnapshotDiffs {
+		err = s.follow(b, ok)
+	}
+	s.ended = !ok || err != nil
+	return ok, err
+}
+
+// follow moves the position over a batch, or checks it at the end of the span.
+func (s *shared) follow(b *Batch, more bool) error {
+	b.position = s.position
+	if more {
+		return s.position.pass(*b)
+	}
+	if err := s.position.end(); err != nil {
+		return s.stream.span.damaged(s.stream.at, err)
+	}
+	return nil
+}
+
+// ended removes a span that has ended.
+func (r *source) ended(s *shared) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := slices.Index(r.open, s); i >= 0 {
+		r.open = slices.Delete(r.open, i, i+1)
+		_ = s.stream.src.Close() // it was only read
+	}
+}
+
+// close closes the spans that were not read to their end.
+func (r *source) close() {
+	for _, s := range r.open {
+		_ = s.stream.src.Close() // it was only read
+	}
 }

@@ -69,6 +69,8 @@ func (m *Image) Start(section string) int64 {
 
 // Diffs gets the differences between a file or folder and its snapshots. Slices are valid during the call.
 type Diffs struct {
+	// Batch gets where the next batch begins: batches in the order of the section have rising numbers. It may be nil.
+	Batch func(at int64)
 	// Changed gets each folder with differences, which must be a folder in the section INODE too. It may be nil.
 	Changed func(id uint64)
 	// Folder gets what a folder has lost since a snapshot: inodes, and indexes into INODE_REFERENCE.
@@ -77,89 +79,149 @@ type Diffs struct {
 	File func(id uint64, snapshot uint32, copied *INode) error
 }
 
-// diffReader is the state between the messages of SNAPSHOT_DIFF.
-type diffReader struct {
-	to      Diffs
+// position is what the messages of SNAPSHOT_DIFF before a message say about the message.
+type position struct {
 	id      uint64
 	isFile  bool
 	diffs   uint64 // that follow
 	created uint64 // CreatedListEntry messages that follow
 }
 
-// ReadDiffs reads the section SNAPSHOT_DIFF. Several goroutines call the functions of to.
-func (m *Image) ReadDiffs(ctx context.Context, workers int, newPart func() Diffs) error {
-	return m.readParts(ctx, SnapshotDiffs, workers, func() part { return &diffReader{to: newPart()} })
+// diffReader decodes messages of SNAPSHOT_DIFF.
+type diffReader struct {
+	to     Diffs
+	copied INode
+	position
 }
 
-func (r *diffReader) end() error {
-	if r.diffs+r.created > 0 {
-		return fmt.Errorf("the differences of inode %d are missing", r.id)
-	}
-	return nil
+// ReadDiffs reads the section SNAPSHOT_DIFF. Each worker has its own Diffs, for a batch at a time in any order.
+func (m *Image) ReadDiffs(ctx context.Context, workers int, newDiffs func() Diffs) error {
+	return m.readBatches(ctx, SnapshotDiffs, workers, func() func(*Batch) error {
+		return (&diffReader{to: newDiffs()}).batch
+	})
 }
 
-func (r *diffReader) batch(b *Batch) error {
+// pass moves the position to the end of a batch.
+func (p *position) pass(b Batch) error {
 	for msg, ok := b.Next(); ok; msg, ok = b.Next() {
-		if err := r.message(msg); err != nil {
+		if err := p.message(msg); err != nil {
 			return b.Damaged(err)
 		}
 	}
 	return nil
 }
 
-func (r *diffReader) message(msg []byte) error {
+// message moves the position to the next message.
+func (p *position) message(msg []byte) error {
 	switch {
-	case r.created > 0: // the name of an entry that the snapshot does not have
-		r.created--
+	case p.created > 0: // the name of an entry that the snapshot does not have
+		p.created--
 		return nil
-	case r.diffs == 0:
-		return r.entry(msg)
+	case p.diffs == 0:
+		return p.entry(msg)
 	}
-	r.diffs--
-	if r.isFile {
-		return r.file(msg)
+	p.diffs--
+	if p.isFile {
+		return nil
 	}
-	return r.folder(msg)
-}
-
-// entry reads a DiffEntry: how many diffs of an inode follow.
-func (r *diffReader) entry(msg []byte) error {
-	var kind uint64
-	r.id = 0
-	if err := fields(msg, shape{numbers: 1<<1 | 1<<2 | 1<<3}, func(f field) error {
-		switch f.num {
-		case 1:
-			kind = f.value
-		case 2:
-			r.id = f.value
-		case 3:
-			r.diffs = f.value
+	seen := uint32(0)
+	for len(msg) > 0 {
+		tag, value, _, n := next(msg)
+		if n == 0 {
+			return errField
 		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	if kind != 1 && kind != 2 || r.id == 0 {
-		return fmt.Errorf("the differences of inode %d are of type %d", r.id, kind)
-	}
-	r.isFile = kind == 1
-	if !r.isFile && r.diffs > 0 && r.to.Changed != nil {
-		r.to.Changed(r.id)
+		var err error
+		if seen, err = folderDiff.check(tag, seen); err != nil {
+			return err
+		}
+		if tag>>3 == 6 {
+			p.created = value
+		}
+		msg = msg[n:]
 	}
 	return nil
 }
+
+// end returns an error if a part of the section must not end here.
+func (p *position) end() error {
+	if p.diffs+p.created > 0 {
+		return fmt.Errorf("the differences of inode %d are missing", p.id)
+	}
+	return nil
+}
+
+func (r *diffReader) batch(b *Batch) error {
+	r.position = b.position
+	if r.to.Batch != nil {
+		r.to.Batch(b.span.offset + b.offset)
+	}
+	for msg, ok := b.Next(); ok; msg, ok = b.Next() {
+		before := r.position
+		err := r.message(msg)
+		switch {
+		case err != nil || before.created > 0:
+		case before.diffs == 0:
+			if !r.isFile && r.diffs > 0 && r.to.Changed != nil {
+				r.to.Changed(r.id)
+			}
+		case r.isFile:
+			err = r.file(msg)
+		default:
+			err = r.folder(msg)
+		}
+		if err != nil {
+			return b.Damaged(err)
+		}
+	}
+	return nil
+}
+
+// entry reads a DiffEntry: how many diffs of an inode follow.
+func (p *position) entry(msg []byte) error {
+	var kind uint64
+	p.id = 0
+	seen := uint32(0)
+	for len(msg) > 0 {
+		tag, value, _, n := next(msg)
+		if n == 0 {
+			return errField
+		}
+		var err error
+		if seen, err = diffEntry.check(tag, seen); err != nil {
+			return err
+		}
+		switch tag >> 3 {
+		case 1:
+			kind = value
+		case 2:
+			p.id = value
+		case 3:
+			p.diffs = value
+		}
+		msg = msg[n:]
+	}
+	if kind != 1 && kind != 2 || p.id == 0 {
+		return fmt.Errorf("the differences of inode %d are of type %d", p.id, kind)
+	}
+	p.isFile = kind == 1
+	return nil
+}
+
+// The fields of DiffEntry, DirectoryDiff and FileDiff.
+var (
+	diffEntry  = shape{numbers: 1<<1 | 1<<2 | 1<<3}
+	folderDiff = shape{numbers: 1<<1 | 1<<2 | 1<<3 | 1<<6, bytes: 1<<4 | 1<<5, lists: 1<<7 | 1<<8}
+	fileDiff   = shape{numbers: 1<<1 | 1<<2, bytes: 1<<3 | 1<<4, lists: 1 << 5}
+)
 
 // folder reads a DirectoryDiff.
 func (r *diffReader) folder(msg []byte) error {
 	var snapshot uint32
 	var deleted, refs numbers
-	known := shape{numbers: 1<<1 | 1<<2 | 1<<3 | 1<<6, bytes: 1<<4 | 1<<5, lists: 1<<7 | 1<<8}
-	if err := fields(msg, known, func(f field) error {
+	if err := fields(msg, folderDiff, func(f field) error {
 		switch f.num {
 		case 1:
 			snapshot = uint32(f.value) //nolint:gosec // a uint32 in the message
-		case 6:
-			r.created = f.value
 		case 7:
 			return deleted.add(&f)
 		case 8:
@@ -178,18 +240,31 @@ func (r *diffReader) folder(msg []byte) error {
 // file reads a FileDiff.
 func (r *diffReader) file(msg []byte) error {
 	var snapshot uint32
-	copied, has := INode{Type: File, ID: r.id}, false
-	if err := fields(msg, shape{numbers: 1<<1 | 1<<2, bytes: 1<<3 | 1<<4, lists: 1 << 5}, func(f field) error {
-		switch f.num {
-		case 1:
-			snapshot = uint32(f.value) //nolint:gosec // a uint32 in the message
-		case 4:
-			has = true
-			return copied.DecodeFile(f.data)
+	var record []byte
+	seen := uint32(0)
+	for len(msg) > 0 {
+		tag, value, data, n := next(msg)
+		if n == 0 {
+			return errField
 		}
+		var err error
+		if seen, err = fileDiff.check(tag, seen); err != nil {
+			return err
+		}
+		switch tag >> 3 {
+		case 1:
+			snapshot = uint32(value) //nolint:gosec // a uint32 in the message
+		case 4:
+			record = data
+		}
+		msg = msg[n:]
+	}
+	if seen&(1<<4) == 0 {
 		return nil
-	}); err != nil || !has {
+	}
+	r.copied = INode{Type: File, ID: r.id}
+	if err := r.copied.DecodeFile(record); err != nil {
 		return err
 	}
-	return r.to.File(r.id, snapshot, &copied)
+	return r.to.File(r.id, snapshot, &r.copied)
 }

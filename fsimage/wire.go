@@ -130,6 +130,22 @@ var (
 	errType  = errors.New("a field of the message has another type than in an image")
 )
 
+// check checks the next field of a message, by its tag. seen has the fields before it, as bits.
+func (s *shape) check(tag uint64, seen uint32) (uint32, error) {
+	num, typ := tag>>3, tag&7
+	if num >= 32 {
+		return seen, nil
+	}
+	bit := uint32(1) << num
+	if seen&bit&(s.numbers|s.bytes) != 0 {
+		return seen, errTwice
+	}
+	if bit&s.numbers != 0 && typ != varintType || bit&s.bytes != 0 && typ != bytesType {
+		return seen, errType
+	}
+	return seen | bit, nil
+}
+
 // fields calls f for each field of a message. It is for messages that are rare: the closure costs time.
 func fields(b []byte, s shape, f func(field) error) error {
 	seen := uint32(0)
@@ -138,15 +154,9 @@ func fields(b []byte, s shape, f func(field) error) error {
 		if n == 0 {
 			return errField
 		}
-		if num, typ := tag>>3, tag&7; num < 32 {
-			bit := uint32(1) << num
-			if seen&bit&(s.numbers|s.bytes) != 0 {
-				return errTwice
-			}
-			seen |= bit
-			if bit&s.numbers != 0 && typ != varintType || bit&s.bytes != 0 && typ != bytesType {
-				return errType
-			}
+		var err error
+		if seen, err = s.check(tag, seen); err != nil {
+			return err
 		}
 		//nolint:gosec // checked by next
 		one := field{protowire.Number(tag >> 3), protowire.Type(tag & 7), value, data}
