@@ -172,21 +172,18 @@ func (c *counter) readReferences(ctx context.Context) error {
 func (c *counter) resolve() {
 	c.sortOwn()
 	root, _ := c.folderOf(fsimage.RootID)
-	moved := c.movedFolders()
-	anchors := map[uint32]bool{root: true}
+	c.tree.anchors = append(c.tree.anchors, anchor{folder: root, reach: current})
+	moved := c.movedFolders(root)
 	for _, m := range moved {
-		anchors[m.folder] = true
+		c.tree.anchors = append(c.tree.anchors, anchor{folder: m.folder})
 	}
-	c.tree.setAnchors(func(f uint32) bool { return anchors[f] })
-	c.tree.reaches[root] = current
+	c.tree.setAnchors()
 	for changed := true; changed; {
 		changed = false
-		for _, m := range moved {
-			if m.folder == root {
-				continue
-			}
-			if p, r := c.bestPlace(m.places, c.tree.parents[m.folder]&^trashFlag); r > c.tree.reaches[m.folder] {
-				c.tree.reaches[m.folder], c.tree.best[m.folder] = r, p
+		for i, m := range moved {
+			a := &c.tree.anchors[noAnchor+2+i]
+			if p, r := c.bestPlace(m.places, c.tree.parents[m.folder]&^trashFlag); r > a.reach {
+				a.reach, a.best, a.moved = r, p, true
 				changed = true
 			}
 		}
@@ -210,16 +207,17 @@ type movedFolder struct {
 	places []place
 }
 
-// movedFolders returns the folders with other places. Folders and places are both in the order of ids.
-func (c *counter) movedFolders() (moved []movedFolder) {
+// movedFolders returns the folders with other places, except the root. Folders and places are both in the order of ids.
+func (c *counter) movedFolders(root uint32) (moved []movedFolder) {
 	folder := 0
 	for places := c.places; len(places) > 0; {
 		id, n := places[0].inode.id(), countPlaces(places)
 		for folder < len(c.folders) && c.folders[folder] < id {
 			folder++
 		}
-		if folder < len(c.folders) && c.folders[folder] == id {
-			moved = append(moved, movedFolder{uint32(folder), places[:n]}) //nolint:gosec // < maxFolders
+		//nolint:gosec // < maxFolders
+		if f := uint32(folder); folder < len(c.folders) && c.folders[folder] == id && f != root {
+			moved = append(moved, movedFolder{f, places[:n]})
 		}
 		places = places[n:]
 	}

@@ -30,7 +30,13 @@ type reader struct {
 	lostFiles                            map[uint32]uint64 // files in no place, by version
 
 	folder, code, n uint32 // n files of one folder and code, which are not yet counted
+
+	_ apart
 }
+
+// apart lies between what two goroutines write for each record. Otherwise both write into the same cache line, which
+// takes a fifth of their time.
+type apart [128]byte
 
 // zoneRecord is the record of a folder that is an encryption zone.
 type zoneRecord struct {
@@ -244,7 +250,7 @@ func recordsOf(list []copied, id uint64) []copied {
 // sortOwn ends the reading of own records.
 func (c *counter) sortOwn() {
 	c.own = c.own[:min(c.owned.Load(), uint64(len(c.own)))]
-	slices.SortFunc(c.own, compareCopied)
+	sortBy(c.own, c.workers, compareCopied)
 }
 
 // candidate is a file that may become evidence for a version.

@@ -53,22 +53,30 @@ const openFlag = 1
 type collector struct {
 	c       *counter
 	version *local
-	folders []uint64
-	places  []place
-	copies  []copied
-	changed []uint64
+	folders list[uint64]
+	places  list[place]
+	copies  list[copied]
+	changed list[uint64]
+	number  uint32 // of the next folder
+	last    uint64 // folder
 	counted uint64
 	run     uint32 // children in bucket that are not yet counted
 	bucket  uint64
 	edek    fsimage.EDEK
+
+	snapshot reach // the last one; 0 for none
+
+	_ apart
 }
 
 // folder returns the local number of a folder.
 func (g *collector) folder(id uint64) uint32 {
-	if n := len(g.folders); n == 0 || g.folders[n-1] != id {
-		g.folders = append(g.folders, id)
+	if g.number == 0 || g.last != id {
+		g.folders.add(id)
+		g.last = id
+		g.number++
 	}
-	return uint32(len(g.folders) - 1) //nolint:gosec // checked against the number of inodes
+	return g.number - 1
 }
 
 // addPlaces adds the inodes of a list, or those of a list of references.
@@ -89,7 +97,7 @@ func (g *collector) addPlaces(folder uint64, until reach, list fsimage.List, ref
 			return fmt.Errorf("inode %d: the last one is %d", v, g.c.header.LastID)
 		}
 		p.inode = pack(v)
-		g.places = append(g.places, p)
+		g.places.add(p)
 	}
 	return list.Err()
 }
@@ -120,9 +128,13 @@ func (c *counter) readDiffs(ctx context.Context) error {
 	return c.image.ReadDiffs(ctx, c.workers, func() fsimage.Diffs {
 		g := c.newCollector()
 		return fsimage.Diffs{
-			Changed: func(id uint64) { g.changed = append(g.changed, id) },
+			Batch: func(at int64) {
+				g.places.begin(at)
+				g.copies.begin(at)
+			},
+			Changed: func(id uint64) { g.changed.add(id) },
 			Folder: func(id uint64, snapshot uint32, deleted, refs fsimage.List) error {
-				until, err := c.until(snapshot)
+				until, err := g.until(snapshot)
 				if err != nil {
 					return err
 				}
@@ -132,12 +144,12 @@ func (c *counter) readDiffs(ctx context.Context) error {
 				return g.addPlaces(id, until, refs, true)
 			},
 			File: func(id uint64, snapshot uint32, n *fsimage.INode) error {
-				until, err := c.until(snapshot)
+				until, err := g.until(snapshot)
 				if err != nil {
 					return err
 				}
 				version, attr, err := g.edekOf(n)
-				g.copies = append(g.copies, copied{pack(id), until, version << 1, c.hash(attr)})
+				g.copies.add(copied{pack(id), until, version << 1, c.hash(attr)})
 				return err
 			},
 		}
@@ -145,11 +157,15 @@ func (c *counter) readDiffs(ctx context.Context) error {
 }
 
 // until returns the reach of a snapshot.
-func (c *counter) until(snapshot uint32) (reach, error) {
-	if _, ok := c.snapshots[snapshot]; !ok {
+func (g *collector) until(snapshot uint32) (reach, error) {
+	if r := reach(snapshot) + 1; r != 0 && r == g.snapshot { // neighbours often have the same
+		return r, nil
+	}
+	if _, ok := g.c.snapshots[snapshot]; !ok {
 		return 0, fmt.Errorf("the differences from snapshot %d, which does not exist", snapshot)
 	}
-	return reach(snapshot) + 1, nil
+	g.snapshot = reach(snapshot) + 1
+	return g.snapshot, nil
 }
 
 // countChildren reads INODE_DIR for the first time.
@@ -183,16 +199,20 @@ func (g *collector) countFolder(d *fsimage.DirEntry) error {
 		return fmt.Errorf("the folder %d: the last inode is %d", d.Parent, g.c.header.LastID)
 	}
 	g.folder(d.Parent)
+	last, index, run := g.c.header.LastID, g.c.index, uint32(0) // the fields of g may share a cache line with another's
 	for v, ok := d.Children.Next(); ok; v, ok = d.Children.Next() {
-		if v > g.c.header.LastID {
-			return fmt.Errorf("the child %d of folder %d: the last inode is %d", v, d.Parent, g.c.header.LastID)
+		if v > last {
+			return fmt.Errorf("the child %d of folder %d: the last inode is %d", v, d.Parent, last)
 		}
-		if b := g.c.index.bucket(v); b != g.bucket {
+		if b := index.bucket(v); b != g.bucket {
+			g.run += run
+			run = 0
 			g.flush()
 			g.bucket = b
 		}
-		g.run++
+		run++
 	}
+	g.run += run
 	if err := d.Children.Err(); err != nil {
 		return err
 	}
@@ -221,35 +241,46 @@ func (c *counter) newCollector() *collector {
 
 // mergeCollectors numbers all folders, and merges the places and copies of all goroutines.
 func (c *counter) mergeCollectors() error {
-	folders, places, copies := 0, 0, 0
-	for _, g := range c.collectors {
-		folders, places, copies = folders+len(g.folders), places+len(g.places), copies+len(g.copies)
+	folders := make([][]uint64, len(c.collectors))
+	sorted := [][]uint64{{fsimage.RootID}}
+	places, copies, changed := []*list[place]{}, []*list[copied]{}, []*list[uint64]{}
+	sum := 0
+	for i, g := range c.collectors {
+		folders[i] = join(&g.folders)
+		sorted = append(sorted, slices.Clone(folders[i]))
+		places, copies, changed = append(places, &g.places), append(copies, &g.copies), append(changed, &g.changed)
+		sum += len(folders[i])
 	}
-	if folders >= maxFolders {
+	if sum >= maxFolders {
 		return fmt.Errorf("there are more than %d folders", maxFolders)
 	}
-	ids := make([]uint64, 0, folders+1)
-	for _, g := range c.collectors {
-		ids = append(ids, g.folders...)
-	}
-	slices.Sort(ids)
-	c.folders = slices.Compact(append(ids, fsimage.RootID))
-	slices.Sort(c.folders)
-	c.folders = slices.Compact(c.folders)
-	c.places, c.copies = make([]place, 0, places), make([]copied, 0, copies)
-	for _, g := range c.collectors {
-		for _, p := range g.places {
-			p.folder, _ = c.folderOf(g.folders[p.folder])
-			c.places = append(c.places, p)
+	c.folders = mergeIDs(sorted, c.workers)
+	var parts []func()
+	for i, l := range places {
+		for _, p := range l.parts() {
+			parts = append(parts, func() { c.numberFolders(p.entries, folders[i]) })
 		}
-		c.copies = append(c.copies, g.copies...)
-		c.changed = append(c.changed, g.changed...)
 	}
+	each(c.workers, len(parts), func(i int) { parts[i]() })
+	together(func() { c.places = join(places...) }, func() { c.copies, c.changed = join(copies...), join(changed...) })
 	c.collectors = nil
 	slices.Sort(c.changed)
-	both(func() { slices.SortFunc(c.places, comparePlaces) }, func() { slices.SortFunc(c.copies, compareCopied) })
+	sortBy(c.places, c.workers, comparePlaces)
+	sortBy(c.copies, c.workers, compareCopied)
 	c.own = make([]copied, c.countSpecial())
 	return nil
+}
+
+// numberFolders replaces the local numbers of folders by those of the counter. Neighbours often have the same folder.
+func (c *counter) numberFolders(places []place, local []uint64) {
+	last, number := uint32(noFolder), uint32(0)
+	for i := range places {
+		if p := &places[i]; p.folder != last {
+			last = p.folder
+			number, _ = c.folderOf(local[last])
+		}
+		places[i].folder = number
+	}
 }
 
 // countSpecial returns how many inodes have copies or several places.
@@ -387,7 +418,7 @@ func (c *counter) sortIndex() error {
 
 // flagChildren marks the children that have other places, or differences from snapshots.
 func (c *counter) flagChildren() {
-	both(func() {
+	together(func() {
 		for _, p := range c.places {
 			if e := c.index.find(p.inode.id()); e != nil {
 				atomic.OrUint32(e, placesFlag)
@@ -405,12 +436,4 @@ func (c *counter) flagChildren() {
 			}
 		}
 	})
-}
-
-// both does two works at the same time.
-func both(one, other func()) {
-	var group sync.WaitGroup
-	group.Go(one)
-	other()
-	group.Wait()
 }

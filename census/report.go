@@ -142,9 +142,7 @@ func (s *Census) makeReport(ctx context.Context) error {
 		r.Warnings = append(r.Warnings, "a rolling upgrade is running since "+timeText(info.RollingUpgrade)+
 			": a rollback brings back an older state, which this image does not show")
 	}
-	var t *tally
-	var counted *survey
-	both(func() { t = c.tallyAll() }, func() { counted = c.survey() })
+	t, counted := c.tallyAll()
 	r.LiveINodes, r.Problems = counted.live, counted.problems(t)
 	r.Complete = len(r.Problems) == 0
 	if err := s.addZones(ctx, t); err != nil {

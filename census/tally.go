@@ -16,6 +16,10 @@ type tally struct {
 	counts    map[tallyKey]*Counts
 	snapshots map[uint32]map[reach]uint64 // by version
 	problems  struct{ noRecord, twice uint64 }
+	last      struct { // the counts that were changed last: neighbours often have the same
+		tallyKey
+		*Counts
+	}
 }
 
 // survey has numbers of inodes that must fit together.
@@ -23,10 +27,16 @@ type survey struct{ live, twice, lost, special, missing, several uint64 }
 
 func (t *tally) of(zone, version uint32) *Counts {
 	k := tallyKey{zone, version}
-	if t.counts[k] == nil {
-		t.counts[k] = new(Counts)
+	if t.last.Counts != nil && t.last.tallyKey == k {
+		return t.last.Counts
 	}
-	return t.counts[k]
+	n := t.counts[k]
+	if n == nil {
+		n = new(Counts)
+		t.counts[k] = n
+	}
+	t.last.tallyKey, t.last.Counts = k, n
+	return n
 }
 
 // add counts n EDEKs of a version, of files in a folder.
@@ -49,33 +59,68 @@ func (t *tally) add(folder uint32, e needed, n uint64) {
 		if e.copied {
 			counts.SnapshotCopies += n
 		}
-		if t.snapshots[e.version] == nil {
-			t.snapshots[e.version] = map[reach]uint64{}
-		}
-		t.snapshots[e.version][e.until] += n
+		t.addSnapshot(e.version, e.until, n)
 	}
 }
 
 // tallyAll counts everything.
-func (c *counter) tallyAll() *tally {
-	t := &tally{c: c, counts: map[tallyKey]*Counts{}, snapshots: map[uint32]map[reach]uint64{}}
-	addFolder := func(folder, code uint32, n uint64) {
+func (c *counter) tallyAll() (*tally, *survey) {
+	folders, specials := c.newTally(), c.newTally()
+	var counted *survey
+	together(folders.addFolders, specials.addSpecials, func() { counted = c.survey() })
+	folders.merge(specials)
+	return folders, counted
+}
+
+func (c *counter) newTally() *tally {
+	return &tally{c: c, counts: map[tallyKey]*Counts{}, snapshots: map[uint32]map[reach]uint64{}}
+}
+
+// merge adds the counts of another tally.
+func (t *tally) merge(o *tally) {
+	for k, n := range o.counts {
+		t.of(k.zone, k.version).add(n)
+	}
+	for version, uses := range o.snapshots {
+		for until, n := range uses {
+			t.addSnapshot(version, until, n)
+		}
+	}
+	t.problems.noRecord += o.problems.noRecord
+	t.problems.twice += o.problems.twice
+}
+
+func (t *tally) addSnapshot(version uint32, until reach, n uint64) {
+	if t.snapshots[version] == nil {
+		t.snapshots[version] = map[reach]uint64{}
+	}
+	t.snapshots[version][until] += n
+}
+
+// addFolders counts the files that the readers counted by folder.
+func (t *tally) addFolders() {
+	c := t.c
+	add := func(folder, code uint32, n uint64) {
 		t.add(folder, needed{version: code >> 1, until: c.tree.reach(folder), open: code&openFlag != 0}, n)
 	}
 	for f, n := range c.tree.counts {
 		if n > 0 {
-			addFolder(uint32(f), c.tree.codes[f]-1, uint64(n)) //nolint:gosec // < maxFolders
+			add(uint32(f), c.tree.codes[f]-1, uint64(n)) //nolint:gosec // < maxFolders
 		}
 	}
 	for _, r := range c.readers {
 		for k, n := range r.overflow {
-			addFolder(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
+			add(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
 		}
 		for version, n := range r.lostFiles {
 			t.of(0, version).Unreachable += n
 		}
 	}
-	c.eachSpecial(func(s *special) {
+}
+
+// addSpecials counts the files with copies or several places.
+func (t *tally) addSpecials() {
+	t.c.eachSpecial(func(s *special) {
 		switch {
 		case len(s.own) == 0:
 			t.problems.noRecord++
@@ -91,7 +136,6 @@ func (c *counter) tallyAll() *tally {
 			t.add(s.place.folder, e, 1)
 		}
 	})
-	return t
 }
 
 // survey counts inodes.

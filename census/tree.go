@@ -12,14 +12,28 @@ type tree struct {
 	codes    []uint32 // the code of the first file + 1
 	counts   []uint32 // of files with that code
 	names    []uint64 // where the name is in arena
-	anchors  []uint32 // the nearest folder upwards, or itself, that has other places; noFolder if there is none
 	zones    []uint32 // number of the zone + 1, and trashFlag
-	reaches  map[uint32]reach
-	best     map[uint32]place // of an anchor with other places: its best one. folder may be noFolder
+	anchorOf []uint32 // the place in anchors of the nearest anchor upwards, which may be the folder itself
+	anchors  []anchor
 
 	mu    sync.Mutex
 	arena [][]byte
 }
+
+// anchor is a folder whose reach is that of the folders below it, down to other anchors: the root, and each folder with
+// other places than that of the index.
+type anchor struct {
+	folder uint32
+	reach  reach
+	moved  bool  // best is set
+	best   place // the one with the farthest reach. Its folder may be noFolder
+}
+
+// The first places in tree.anchors have no folder.
+const (
+	unknownAnchor = 0 // not yet found
+	noAnchor      = 1
+)
 
 // trashFlag marks folders named .Trash, and in zones also what is below them.
 const trashFlag = 1 << 31
@@ -27,7 +41,7 @@ const trashFlag = 1 << 31
 func newTree(n int) *tree {
 	return &tree{
 		parents: make([]uint32, n), children: make([]uint32, n), codes: make([]uint32, n), counts: make([]uint32, n),
-		names: make([]uint64, n), reaches: map[uint32]reach{}, best: map[uint32]place{},
+		names: make([]uint64, n), anchors: []anchor{{folder: noFolder}, {folder: noFolder}},
 	}
 }
 
@@ -86,41 +100,40 @@ func (t *tree) name(folder uint32) string {
 	return string(chunk[at%chunkSize : at%chunkSize+n])
 }
 
-// parent returns the folder above in the best place of a folder, and that place's reference + 1.
-func (t *tree) parent(folder uint32) (above, ref uint32, ok bool) {
-	if p, special := t.best[folder]; special {
-		return p.folder, p.ref, p.folder != noFolder
+// parent returns the folder above in the best place of a folder.
+func (t *tree) parent(folder uint32) (above uint32, ok bool) {
+	if a := &t.anchors[t.anchorOf[folder]]; a.folder == folder && a.moved {
+		return a.best.folder, a.best.folder != noFolder
 	}
 	if p := t.parents[folder] &^ trashFlag; p > 0 {
-		return p - 1, 0, true
+		return p - 1, true
 	}
-	return noFolder, 0, false
+	return noFolder, false
 }
 
-// setAnchors finds the anchor of each folder. A folder is one if special says so. If the folders above a folder form a
-// circle, which only damage does, the folder has no anchor.
-func (t *tree) setAnchors(special func(folder uint32) bool) {
-	t.anchors = make([]uint32, len(t.parents))
-	const unknown, onPath = 0, noFolder + 1 // a known anchor is stored + 2
+// setAnchors finds the anchor of each folder. If the folders above a folder form a circle, which only damage does, the
+// folder has no anchor.
+func (t *tree) setAnchors() {
+	t.anchorOf = make([]uint32, len(t.parents))
+	for i, a := range t.anchors[noAnchor+1:] {
+		t.anchorOf[a.folder] = uint32(i) + noAnchor + 1 //nolint:gosec // fewer than folders
+	}
+	const onPath = noFolder
 	var path []uint32
 	for f := range t.parents {
 		path = path[:0]
-		found := uint32(noFolder)
+		found := uint32(noAnchor)
 		for f := uint32(f); ; { //nolint:gosec // < maxFolders
-			a := t.anchors[f]
+			a := t.anchorOf[f]
 			if a == onPath {
 				break
 			}
-			if a != unknown {
-				found = a - 2
+			if a != unknownAnchor {
+				found = a
 				break
 			}
 			path = append(path, f)
-			if special(f) {
-				found = f
-				break
-			}
-			t.anchors[f] = onPath
+			t.anchorOf[f] = onPath
 			p := t.parents[f] &^ trashFlag
 			if p == 0 {
 				break
@@ -128,11 +141,8 @@ func (t *tree) setAnchors(special func(folder uint32) bool) {
 			f = p - 1
 		}
 		for _, f := range path {
-			t.anchors[f] = found + 2
+			t.anchorOf[f] = found
 		}
-	}
-	for f := range t.anchors {
-		t.anchors[f] -= 2
 	}
 }
 
@@ -141,7 +151,7 @@ func (t *tree) reach(folder uint32) reach {
 	if folder >= noFolder {
 		return 0
 	}
-	return t.reaches[t.anchors[folder]]
+	return t.anchors[t.anchorOf[folder]].reach
 }
 
 // zone returns the number of the folder's zone + 1, or 0, and whether the folder is trash or in it.
@@ -168,7 +178,7 @@ func (t *tree) setZones(own map[uint32]uint32) {
 			}
 			done[f] = true // a circle ends here
 			path = append(path, f)
-			p, _, ok := t.parent(f)
+			p, ok := t.parent(f)
 			if !ok {
 				break
 			}
