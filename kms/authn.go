@@ -17,6 +17,7 @@ type authenticator struct {
 	*authn.Authenticator
 	groups     *authn.Groups
 	tokens     *authn.Delegations
+	secrets    authn.SecretProvider
 	background []func(context.Context)
 	checks     []console.Check // of logins
 }
@@ -56,6 +57,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, cfg.Validity, log); err != nil {
 		return nil, err
 	}
+	a.secrets = cfg.Secrets
 	if a.Authenticator, err = authn.New(cfg); err != nil {
 		if placed := conf.WithPlace(err); placed != nil {
 			return nil, placed

@@ -115,6 +115,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	s.waiting.Store(&starting)
 	if e.tls != nil {
 		s.svc.certificateCheck.served = e.tls.Config.GetCertificate
+		e.tls.ShareTickets(s.auth.secrets.Secrets)
 	}
 	handler, err := s.handler(e.Addr(), e.connections)
 	if err != nil {

@@ -1,10 +1,12 @@
 package web
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"time"
 
 	"claviger/keystore"
 )
@@ -12,8 +14,11 @@ import (
 // TLS is the TLS configuration of a server. When a file with a certificate changes, Config
 // uses the new certificate; the server need not restart.
 type TLS struct {
-	Config *tls.Config
-	close  []func()
+	Config      *tls.Config
+	certificate *keystore.Reloader[tls.Certificate]
+	roots       *keystore.Reloader[*x509.CertPool] // of client certificates; nil: none are required
+	tickets     tickets
+	close       []func()
 }
 
 // FollowCertificate returns a TLS with the certificate that load reads from files. load is called
@@ -25,12 +30,33 @@ func FollowCertificate(files []string, load func() (tls.Certificate, error), log
 	if err != nil {
 		return nil, err
 	}
-	return &TLS{
-		Config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
-			GetCertificate: keystore.GetCertificate(r)},
-		close: []func(){r.Close},
-	}, nil
+	t := &TLS{certificate: r, close: []func(){r.Close}}
+	t.Config = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+		GetCertificate: keystore.GetCertificate(r), GetConfigForClient: t.forClient}
+	return t, nil
 }
+
+// forClient returns the configuration of one connection. The certificate, the roots and the ticket of a connection are
+// those of one moment, even if files change during the handshake.
+func (t *TLS) forClient(*tls.ClientHelloInfo) (*tls.Config, error) {
+	now := t.Config.Clone()
+	now.GetConfigForClient = nil
+	if t.roots != nil {
+		now.ClientCAs = t.roots.Get()
+	}
+	certificate := t.certificate.Get()
+	now.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificate, nil }
+	m := &ticketMaker{tickets: &t.tickets, shows: sha256.Sum256(certificate.Certificate[0]), now: now.Time}
+	if m.now == nil {
+		m.now = time.Now
+	}
+	now.WrapSession, now.UnwrapSession = m.wrap, m.unwrap
+	return now, nil
+}
+
+// ShareTickets makes a ticket of TLS 1.3 valid at each server that has the same secrets and the same certificate. A
+// ticket becomes invalid when its secret does. ShareTickets may be called while the server runs.
+func (t *TLS) ShareTickets(secrets Secrets) { t.tickets.shared.Store(&sharedTickets{secrets: secrets}) }
 
 // RequireClientCertificates makes the server require a certificate of each client, which one
 // of the roots must have signed. load reads the roots from files, and is called again when
@@ -42,15 +68,8 @@ func (t *TLS) RequireClientCertificates(files []string, load func() (*x509.CertP
 		return err
 	}
 	t.close = append(t.close, r.Close)
-	conf := t.Config
-	conf.ClientAuth = tls.RequireAndVerifyClientCert
-	conf.ClientCAs = r.Get()
-	// crypto/tls keeps the session ticket keys of conf, see tls.Config.GetConfigForClient.
-	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		now := conf.Clone()
-		now.ClientCAs = r.Get()
-		return now, nil
-	}
+	t.roots = r
+	t.Config.ClientAuth = tls.RequireAndVerifyClientCert
 	return nil
 }
 
