@@ -33,18 +33,23 @@ type DelegationConfig struct {
 	// or of a copy cannot use a token. Do not set it for a store that a Java KMS shares, because that KMS makes the
 	// passwords again from the keys.
 	Digests bool
-	Limits  TokenLimits      // the zero value: DefaultTokenLimits
-	Batch   int32            // sequence numbers that are fetched together; 0: 100, as Hadoop does
-	Log     *slog.Logger     // nil: none
-	Now     func() time.Time // nil: time.Now
+	// Remember is how long a token that was verified is accepted without another reading of the store. If this process
+	// cancels or renews the token, that ends at once. If another node does, or the token is removed in the store by
+	// other means, it ends after Remember at the latest. 0: each use of a token reads the store.
+	Remember time.Duration
+	Limits   TokenLimits      // the zero value: DefaultTokenLimits
+	Batch    int32            // sequence numbers that are fetched together; 0: 100, as Hadoop does
+	Log      *slog.Logger     // nil: none
+	Now      func() time.Time // nil: time.Now
 }
 
-// Delegations issues delegation tokens and checks them. Each use of a token reads the store, so a token that
-// another node has cancelled is refused.
+// Delegations issues delegation tokens and checks them. A use of a token reads the store, unless it was read for the
+// same token within DelegationConfig.Remember.
 type Delegations struct {
 	conf  DelegationConfig
 	quota *quota
 	clock *storeClock
+	known *verifiedTokens // nil: each use of a token reads the store
 	// short makes the owner's short name from the name in a token.
 	short func(name string) string
 
@@ -89,6 +94,9 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	d.lock <- struct{}{}
 	d.clock = newStoreClock(conf.Store, conf.Now)
 	d.quota = newQuota(conf.Limits, conf.Now, conf.Log, d.owners)
+	if conf.Remember > 0 {
+		d.known = &verifiedTokens{hold: conf.Remember}
+	}
 	return d, nil
 }
 
@@ -300,25 +308,27 @@ func (d *Delegations) find(ctx context.Context, t delegation, id identifier,
 	return k, nil
 }
 
-// verify checks the token of a request, and returns its identifier, which names the owner.
-func (d *Delegations) verify(ctx context.Context, text string) (identifier, error) {
+// verify reads the token of a request from the store and checks it. It returns the token's identifier, which names the
+// owner, and the time after which the token has expired.
+func (d *Delegations) verify(ctx context.Context, text string) (identifier, time.Time, error) {
 	t, id, err := parseDelegation(text)
 	if err != nil {
-		return id, err
+		return id, time.Time{}, err
 	}
 	k, err := d.find(ctx, t, id, "Token for real user: "+id.realUser+", can't be found in cache")
 	if err != nil {
-		return id, err
+		return id, time.Time{}, err
 	}
 	if now := d.conf.Now(); k.Renew.Before(now) {
 		if err := d.clock.checkAgreement(ctx); err != nil {
-			return id, err
+			return id, time.Time{}, err
 		}
 		const layout = "2006-01-02 15:04:05,000-0700"
-		return id, &expiredToken{fmt.Sprintf("%sToken %s has expired, current time: %s expected renewal time: %s",
+		return id, time.Time{}, &expiredToken{fmt.Sprintf(
+			"%sToken %s has expired, current time: %s expected renewal time: %s",
 			invalidToken, id.realUser, now.Format(layout), k.Renew.Format(layout))}
 	}
-	return id, nil
+	return id, k.Renew, nil
 }
 
 // renew makes a token valid for another interval. caller is a short name.
@@ -351,6 +361,7 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	}
 	until := d.renewalEnd(now, id)
 	ok, err := d.conf.Store.RenewDelegation(ctx, id.sequence, until)
+	d.known.forget(id.sequence)
 	if err == nil && !ok { // another request cancelled it meanwhile
 		err = errors.New(invalidToken + unknown)
 	}
@@ -372,6 +383,7 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 		return fmt.Errorf("%s%s is not authorized to cancel the token (%v)", accessControlFailed, caller.Name, id)
 	}
 	ok, err := d.conf.Store.RemoveDelegation(ctx, id.sequence)
+	d.known.forget(id.sequence) // also after an error: the token may be removed nevertheless
 	if ok {
 		d.quota.release(d.short(id.owner))
 	}
@@ -558,32 +570,4 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 			Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
 	}
 	return DelegationResult{Caller: *who, Token: text}
-}
-
-// delegationOf returns the delegation token in a request.
-func delegationOf(r Request) (string, bool) {
-	if text := r.Header.Get("X-Hadoop-Delegation-Token"); text != "" {
-		return text, true
-	}
-	return queryValue(r.RawQuery, func(n string) bool { return n == "delegation" })
-}
-
-// byDelegation authenticates a request by its delegation token. The token names its owner and its real user, so
-// doAs is ignored, and no cookie is set.
-func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
-	id, err := a.conf.Delegations.verify(ctx, text)
-	if err != nil {
-		return Result{Refusal: refusalOf(err, badToken(id, err))}
-	}
-	who, err := a.principalOf(id.owner)
-	if err == nil && id.realUser != "" {
-		var real claviger.Principal
-		real, err = a.principalOf(id.realUser)
-		who.Real = &real
-	}
-	who.Token = id.sequence
-	if err != nil { // the rules allowed the name when the token was issued; they have changed since
-		return Result{Refusal: &Refusal{Kind: BadDelegation, Reason: err.Error()}}
-	}
-	return Result{Principal: &who}
 }

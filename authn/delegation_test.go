@@ -236,7 +236,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 			if text, err = d.issue(ctx, "alice", "yarn", "", ""); err != nil {
 				t.Fatal(err)
 			}
-			id, err := a.verify(ctx, text)
+			id, _, err := a.verify(ctx, text)
 			if err != nil || issued[id.sequence] {
 				t.Fatalf("token %v was issued twice, or is not valid: %v", id, err)
 			}
@@ -258,7 +258,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 		bytes.Equal(k.Password, token.password) == digests {
 		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
 	} else if token.password = k.Password; digests { // who can read the store may try this
-		if _, err := a.verify(ctx, token.text()); err == nil ||
+		if _, _, err := a.verify(ctx, token.text()); err == nil ||
 			!strings.Contains(err.Error(), "password doesn't match") {
 			t.Errorf("the digest in the store is accepted as a password: %v", err)
 		}
@@ -269,7 +269,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if err := a.cancel(ctx, text, nil); err != nil {
 		t.Error(err)
 	}
-	if id, err := b.verify(ctx, text); err == nil {
+	if id, _, err := b.verify(ctx, text); err == nil {
 		t.Errorf("b accepts %v, which a has cancelled", id)
 	}
 	if _, err := b.renew(ctx, text, "yarn"); err == nil ||

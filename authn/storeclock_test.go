@@ -45,7 +45,7 @@ func TestClockOfOneNode(t *testing.T) {
 			checkAccepted := func(when string) {
 				t.Helper()
 				for _, token := range []string{text, other} {
-					if _, err := good.verify(ctx, token); err != nil {
+					if _, _, err := good.verify(ctx, token); err != nil {
 						t.Errorf("%s, the good node refuses a token: %v", when, err)
 					}
 				}
@@ -67,18 +67,18 @@ func TestClockOfOneNode(t *testing.T) {
 			retryable := func(err error) bool {
 				return err != nil && refusalOf(err, Refusal{Kind: BadDelegation}).Kind == StoreUnavailable
 			}
-			if _, err := wrong.verify(ctx, text); (ahead > day) != retryable(err) || ahead <= day && err != nil {
+			if _, _, err := wrong.verify(ctx, text); (ahead > day) != retryable(err) || ahead <= day && err != nil {
 				t.Errorf("the wrong node verifies a good token: %v", err)
 			}
 			if _, err := wrong.renew(ctx, text, "yarn"); (ahead > day) != retryable(err) || ahead <= day && err != nil {
 				t.Errorf("the wrong node renews a good token: %v", err)
 			}
 			now = now.Add(day/2 + time.Minute)
-			if _, err := good.verify(ctx, text); (err == nil) != (ahead < day) {
+			if _, _, err := good.verify(ctx, text); (err == nil) != (ahead < day) {
 				t.Errorf("a day later, renewed by the wrong node: %v", err)
 			}
 			now = now.Add(10 * day)
-			if _, err := good.verify(ctx, text); err == nil || retryable(err) ||
+			if _, _, err := good.verify(ctx, text); err == nil || retryable(err) ||
 				!strings.Contains(err.Error(), "has expired") {
 				t.Errorf("the good node verifies an expired token: %v", err)
 			}
@@ -157,7 +157,7 @@ func TestClockThatWasAhead(t *testing.T) {
 		t.Errorf("renewed until %v (%v)", until, err)
 	}
 	now = now.Add(8 * day)
-	_, err = d.verify(t.Context(), text)
+	_, _, err = d.verify(t.Context(), text)
 	if err == nil || refusalOf(err, Refusal{Kind: BadDelegation}).Kind != BadDelegation {
 		t.Errorf("a token that has expired: %v", err)
 	}

@@ -174,7 +174,7 @@ var tokenOperations = []struct {
 		return n.cancel(ctx, n.token, nil)
 	}},
 	{"verify", "Delegation", func(ctx context.Context, n *tokenNode) error {
-		_, err := n.verify(ctx, n.token)
+		_, _, err := n.verify(ctx, n.token)
 		return err
 	}},
 	{"scan", "Clocks RemoveExpired MasterKeys RemoveMasterKey", func(ctx context.Context, n *tokenNode) error {
@@ -216,7 +216,7 @@ func TestEachTokenCallFails(t *testing.T) {
 // TestExpiredWithoutClock: if the clocks cannot be compared, no token is refused as expired.
 func TestExpiredWithoutClock(t *testing.T) {
 	for name, run := range map[string]func(n *tokenNode) error{
-		"verify": func(n *tokenNode) error { _, err := n.verify(t.Context(), n.token); return err },
+		"verify": func(n *tokenNode) error { _, _, err := n.verify(t.Context(), n.token); return err },
 		"renew":  func(n *tokenNode) error { _, err := n.renew(t.Context(), n.token, "yarn"); return err },
 	} {
 		n := newTokenNode(t)

@@ -43,10 +43,12 @@ type cluster struct {
 	signers metastore.Signers     // nil: only this node knows the cookies' secrets
 	tokens  metastore.Delegations // nil: delegation tokens are in this node's memory
 	digests bool                  // the store has only digests of the tokens' passwords
-	batch   int32                 // how many sequence numbers a node reserves at once
-	checks  []console.Check
-	store   metastore.Store // the metastore that keeps tokens or secrets; nil: none
-	close   []func() error
+	// remember is how long a token is accepted without another reading of the store, see authn.DelegationConfig.
+	remember time.Duration
+	batch    int32 // how many sequence numbers a node reserves at once
+	checks   []console.Check
+	store    metastore.Store // the metastore that keeps tokens or secrets; nil: none
+	close    []func() error
 }
 
 // Close closes the connections.
@@ -61,7 +63,7 @@ func (c *cluster) Close() error {
 // openCluster reads the settings of shared secrets and tokens, and opens the connections. A server that does not answer
 // is noticed only when its connection is used.
 func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
-	c := &cluster{}
+	c := &cluster{remember: rememberOwn}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -133,6 +135,7 @@ func (c *cluster) openTokens(conf *hadoopconf.Conf, log *slog.Logger, client *zo
 			signerEnsemble + "; remove one of the two")
 	}
 	const path = tokensPrefix + "znodeWorkingPath"
+	c.remember = 0 // a Java KMS sends no notice when it cancels a token
 	if c.tokens, err = zookeeper.NewTokens(client, conf.String(path)); err != nil {
 		return conf.Refuse(path, err.Error())
 	}

@@ -63,6 +63,10 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 			return fmt.Errorf("the metastore %s keeps no delegation tokens", store.URI())
 		}
 		c.tokens, c.digests = kept, true // no Java KMS reads this store, so digests are enough
+		c.remember = rememberOwn
+		if _, shared := store.(metastore.Notices); shared {
+			c.remember = rememberShared
+		}
 	}
 	// Informational: cookies stay valid without the store, and the other nodes have the same
 	// problem.
@@ -76,12 +80,16 @@ func noSharedStore(conf *hadoopconf.Conf) error {
 		hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 }
 
-// watchOtherNodes waits for changes of keys by other nodes, until ctx ends. It drops each
-// changed key from the caches of the ring and of the HSM's provider.
+// watchOtherNodes waits for changes of keys and delegation tokens by other nodes, until ctx ends. It
+// drops each changed key from the caches of the ring and of the HSM's provider, and forgets removed tokens.
 func (s *server) watchOtherNodes(ctx context.Context) {
 	shared := s.svc.sharedKeys()
 	for shared != nil {
 		err := shared.Watch(ctx, func(n metastore.Notice) {
+			if n.Change == metastore.TokenRemoved {
+				s.auth.tokens.Forget(n.Token)
+				return
+			}
 			if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 				p.HandleNotice(n) // before the ring, which may read from the provider again
 			}

@@ -53,7 +53,8 @@ type Delegations interface {
 	// Delegation returns the current state of a token: a token that any node has cancelled
 	// before the call is not found. ok is false if the token does not exist.
 	Delegation(ctx context.Context, sequence int32) (d Delegation, ok bool, err error)
-	// RemoveDelegation removes a token; ok is false if the token did not exist.
+	// RemoveDelegation removes a token; ok is false if the token did not exist. A store of Notices announces it as
+	// TokenRemoved.
 	RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error)
 	// RemoveExpired removes the tokens whose Renew is before a time, and returns their
 	// number. Several nodes may call it at once.
@@ -86,7 +87,7 @@ type Signers interface {
 	SwapSignerSecrets(ctx context.Context, s SignerSecrets) (ok bool, err error)
 }
 
-// Change says what happened to a key.
+// Change says what happened to a key or a delegation token.
 type Change string
 
 // The changes.
@@ -95,12 +96,15 @@ const (
 	Rolled      Change = "rolled"
 	Deleted     Change = "deleted"
 	Invalidated Change = "invalidated" // nothing has changed, but caches must forget the key
+	// TokenRemoved says that the delegation token with the number Notice.Token was removed. Key is "".
+	TokenRemoved Change = "token removed"
 )
 
 // Notice reports a change that a node has made.
 type Notice struct {
-	Key    string // "": any key may have changed, since notices may have been lost
+	Key    string // "": any key may have changed, since notices may have been lost; except for TokenRemoved
 	Change Change
+	Token  int32
 }
 
 // Notices reports changes to other nodes immediately. A notice may come late, and after a broken connection it only

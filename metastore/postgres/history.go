@@ -496,6 +496,7 @@ func (s *Store) Accept(ctx context.Context) error {
 type payload struct {
 	Key    string           `json:"key"`
 	Change metastore.Change `json:"change"`
+	Token  int32            `json:"token,omitempty"`
 	Record *changeRecord    `json:"mark,omitempty"` // nil if no key was changed
 }
 
@@ -511,5 +512,5 @@ func (s *Store) parseNotice(text string) (n metastore.Notice, isNew bool) {
 		isNew = s.history.isNew(*p.Record)
 		s.remember(*p.Record)
 	}
-	return metastore.Notice{Key: p.Key, Change: p.Change}, isNew
+	return metastore.Notice{Key: p.Key, Change: p.Change, Token: p.Token}, isNew
 }

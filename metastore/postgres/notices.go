@@ -41,7 +41,7 @@ func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 	if len(n.Key) > maxNoticeKey {
 		n.Key = "" // any key
 	}
-	text, _ := json.Marshal(payload{Key: n.Key, Change: n.Change}) // never fails
+	text, _ := json.Marshal(payload{Key: n.Key, Change: n.Change, Token: n.Token}) // never fails
 	return s.execRepeatable(ctx, "metastore/postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel,
 		string(text))
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -107,11 +108,13 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 	return d, ok, err
 }
 
-// RemoveDelegation removes a token. If the answer of the commit is lost, write finds out whether the commit succeeded,
-// so exactly one caller gets ok.
+// RemoveDelegation removes a token, and sends a notice to all nodes. If the answer of the commit is lost, write finds
+// out whether the commit succeeded, so exactly one caller gets ok.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`,
-		sequence)
+	text, _ := json.Marshal(payload{Change: metastore.TokenRemoved, Token: sequence}) // never fails
+	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `
+		WITH gone AS (DELETE FROM delegation WHERE sequence = $1 RETURNING sequence)
+		SELECT pg_notify($2, $3) FROM gone`, sequence, channel, string(text))
 	return n == 1, err
 }
 

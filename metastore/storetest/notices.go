@@ -18,6 +18,7 @@ type NoticeStore interface {
 	metastore.Keys
 	metastore.Intents
 	metastore.DeletedKeys
+	metastore.Delegations
 	metastore.Notices
 }
 
@@ -137,6 +138,10 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	must(t, err)
 	must(t, b.FinishRoll(ctx, roll, version("51", 1)))
 	both(metastore.Notice{Key: "step", Change: metastore.Rolled})
+	must(t, a.PutDelegation(ctx, token(7, inDays(1))))
+	_, err = b.RemoveDelegation(ctx, 7)
+	must(t, err)
+	both(metastore.Notice{Change: metastore.TokenRemoved, Token: 7})
 }
 
 func testNoticeFailed(t *testing.T, a, b NoticeStore) {

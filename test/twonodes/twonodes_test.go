@@ -144,11 +144,15 @@ func (s *site) load(job *hadoop.Program) load {
 	return l
 }
 
-// end ends the load. A cancelled token cannot be used.
+// end ends the load. A cancelled token cannot be used, at the latest when a second has passed.
 func (l load) end() {
 	l.t.Helper()
 	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
 	l.must(l.job.Send("job-cancel", "alice"), "cancelled")
+	cancelled := time.Now()
+	for strings.HasPrefix(l.job.Send("job-use", l.uri(), "zone"), "opened") && time.Since(cancelled) < time.Second {
+		time.Sleep(10 * time.Millisecond)
+	}
 	for range l.nodes {
 		l.refused(l.job.Send("job-use", l.uri(), "zone"),
 			"SecretManager$InvalidToken: Token for real user: , can't be found in cache")
