@@ -72,9 +72,9 @@ conformance: ## Hadoop's own tests of its KMS and of encryption zones against bi
 	@scripts/build
 	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 30m -v ./test/conformance -zones
 
-soak: ## ten minutes of random faults of the HSM, 200 kills of the library's process, and 1,000 rolls seen by other nodes
+soak: ## ten minutes of random faults of the HSM, 200 kills of the library's process, 1,000 rolls seen by other nodes, and changes against caches
 	@scripts/setup base
-	CLAVIGER_SOAK=1 go test -p 1 -count 1 -timeout 30m -v -run 'Storm|KilledWorkers|RollIsSeen' ./test/hsmfaults ./test/nodes
+	CLAVIGER_SOAK=1 go test -p 1 -count 1 -timeout 30m -v -run 'Storm|KilledWorkers|RollIsSeen|AgainstCaches' ./test/hsmfaults ./test/nodes ./kmsapi
 
 fuzz: ## look for new inputs that break something: each fuzz target for FUZZTIME (default 4s)
 	@scripts/setup base

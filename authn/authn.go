@@ -88,7 +88,9 @@ func New(conf Config) (*Authenticator, error) {
 			return name
 		}
 	}
-	return &Authenticator{conf: conf, signer: signer{conf.Secrets}}, nil
+	a := &Authenticator{conf: conf}
+	a.signer.secrets, a.signer.who = conf.Secrets, a.principalOf
+	return a, nil
 }
 
 // Request is the part of an HTTP request that authentication needs.
@@ -217,13 +219,14 @@ func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	}
 
 	if a.conf.MaxInactive > 0 && (fresh || !a.conf.Cookie.Persistent) {
-		tok.idleUntil = now.Add(a.conf.MaxInactive)
-		fresh = true
+		renewed := *tok
+		renewed.idleUntil = now.Add(a.conf.MaxInactive)
+		tok, fresh = &renewed, true
 	}
 	if fresh {
 		res.SetCookie = a.conf.Cookie.text(a.signer.sign(tok.text()), tok.expires, r.HTTPS)
 	}
-	res.Principal, res.Refusal = a.actingFor(ctx, r, tok.principal)
+	res.Principal, res.Refusal = a.actingFor(ctx, r, tok.principal, tok.who)
 	return res
 }
 
@@ -302,7 +305,7 @@ func (a *Authenticator) delegator(ctx context.Context, r Request,
 		}
 		tok, reply = att.token, att.reply
 	}
-	who, refusal := a.actingFor(ctx, r, tok.user)
+	who, refusal := a.actingFor(ctx, r, tok.user, nil)
 	return who, reply, refusal
 }
 
@@ -311,11 +314,7 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 	if text == "" {
 		return nil, "Unauthorized access"
 	}
-	plain, err := a.signer.open(text)
-	if err != nil {
-		return nil, "org.apache.hadoop.security.authentication.util.SignerException: " + err.Error()
-	}
-	tok, err := parseToken(plain)
+	tok, err := a.signer.open(text)
 	switch {
 	case err != nil:
 		return nil, err.Error()
@@ -328,15 +327,19 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 }
 
 // actingFor returns the principal of a name, or of the user in the request's doAs. Of several doAs the first
-// counts. The parameter may be in upper or lower case.
-func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (*claviger.Principal, *Refusal) {
-	real, err := a.principalOf(name)
-	if err != nil {
-		return nil, a.noUser(err, Refusal{User: name})
+// counts. The parameter may be in upper or lower case. real is the principal of the name; nil if it is not known yet.
+func (a *Authenticator) actingFor(ctx context.Context, r Request, name string,
+	real *claviger.Principal) (*claviger.Principal, *Refusal) {
+	if real == nil {
+		found, err := a.principalOf(name)
+		if err != nil {
+			return nil, a.noUser(err, Refusal{User: name})
+		}
+		real = &found
 	}
 	doAs, ok := queryValue(r.RawQuery, func(n string) bool { return strings.EqualFold(n, "doAs") })
 	if !ok {
-		return &real, nil
+		return real, nil
 	}
 	if !validName(doAs) {
 		return nil, &Refusal{Kind: Malformed, Reason: "Null user", Real: name, User: doAs,
@@ -347,7 +350,7 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 	if err != nil {
 		return nil, a.noUser(err, Refusal{Real: name, User: doAs})
 	}
-	who.Real = &real
+	who.Real = real
 	if refusal := a.conf.ProxyUsers.refuse(ctx, who, r.RemoteIP); refusal != nil {
 		return nil, refusal
 	}

@@ -7,8 +7,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"claviger"
@@ -24,6 +26,8 @@ type token struct {
 	user, principal, kind string
 	idleUntil             time.Time // zero: no such limit
 	expires               time.Time
+	// who is the user of principal; nil if it is not known yet. It is shared by requests, and not changed.
+	who *claviger.Principal
 }
 
 func (t *token) text() string {
@@ -87,22 +91,61 @@ func parseMillis(s string) (time.Time, error) {
 const signatureMark = "&s="
 
 // signer signs and opens tokens as hadoop-auth's Signer does.
-type signer struct{ secrets SecretProvider }
+type signer struct {
+	secrets SecretProvider
+	who     func(principal string) (claviger.Principal, error)
+	opened  atomic.Pointer[openedCookies]
+}
 
-func (s signer) sign(text string) string {
+// openedCookies are the tokens of cookies that these secrets have signed. If other secrets become valid, the signer
+// begins with a new openedCookies. The tokens are shared by requests, and not changed.
+type openedCookies struct {
+	valid []secret.Bytes
+	remembered[*token]
+}
+
+func (s *signer) sign(text string) string {
 	current, _ := s.secrets.Secrets()
 	return text + signatureMark + signature(current, text)
 }
 
-// open returns the text before the signature, if one of the valid secrets made the signature. Errors have Hadoop's
+// open returns the token in a cookie's value, if one of the valid secrets made its signature. Errors have Hadoop's
+// texts. A value that was opened before is not computed again. The caller checks the token's times, and does not
+// change the token.
+func (s *signer) open(signed string) (*token, error) {
+	_, valid := s.secrets.Secrets()
+	opened := s.opened.Load()
+	if opened == nil || !slices.EqualFunc(valid, opened.valid, secret.Bytes.Equal) {
+		opened = &openedCookies{valid: valid}
+		s.opened.Store(opened)
+	}
+	d := digestOf(signed)
+	if tok, ok := opened.get(d); ok {
+		return tok, nil
+	}
+	text, err := verifySignature(signed, valid)
+	if err != nil {
+		return nil, fmt.Errorf("org.apache.hadoop.security.authentication.util.SignerException: %w", err)
+	}
+	tok, err := parseToken(text)
+	if err != nil {
+		return nil, err
+	}
+	if who, err := s.who(tok.principal); err == nil {
+		tok.who = &who
+	}
+	opened.put(d, tok)
+	return tok, nil
+}
+
+// verifySignature returns the text before the signature, if one of the secrets made the signature. Errors have Hadoop's
 // texts.
-func (s signer) open(signed string) (string, error) {
+func verifySignature(signed string, valid []secret.Bytes) (string, error) {
 	i := strings.LastIndex(signed, signatureMark)
 	if i < 0 {
 		return "", errors.New("Invalid signed text: " + signed) //nolint:staticcheck // Hadoop's text
 	}
 	text, given := signed[:i], []byte(signed[i+len(signatureMark):])
-	_, valid := s.secrets.Secrets()
 	match := 0
 	for _, key := range valid { // no early exit, so the time does not reveal which key matched
 		match |= subtle.ConstantTimeCompare(given, []byte(signature(key, text)))

@@ -37,6 +37,7 @@ type RollingSecrets struct {
 
 	mu    sync.Mutex
 	state metastore.SignerSecrets // Next is nil from a rollover until a new next secret is in the store
+	valid []secret.Bytes          // those of state, for Secrets; nil: not listed yet. It is replaced as a whole
 }
 
 // NewRollingSecrets reads the secrets from the store. If there are none, it makes them.
@@ -84,7 +85,7 @@ func (r *RollingSecrets) adopt(s metastore.SignerSecrets) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state = s
+	r.state, r.valid = s, nil
 }
 
 // Secrets returns the current secret. The previous and the next secret are valid too, because another node's clock
@@ -93,19 +94,21 @@ func (r *RollingSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.shift()
-	for _, s := range []secret.Bytes{r.state.Current, r.state.Previous, r.state.Next} {
-		if s != nil {
-			valid = append(valid, s)
+	if r.valid == nil {
+		for _, s := range []secret.Bytes{r.state.Current, r.state.Previous, r.state.Next} {
+			if s != nil {
+				r.valid = append(r.valid, s)
+			}
 		}
 	}
-	return r.state.Current, valid
+	return r.state.Current, r.valid
 }
 
 // shift makes the next secret the current one if its time has come. It reports whether the store needs a new next
 // secret. The caller holds r.mu.
 func (r *RollingSecrets) shift() (due bool) {
 	if late := r.conf.Now().Sub(r.state.Rollover); late >= 0 && r.state.Next != nil {
-		r.state.Previous, r.state.Current, r.state.Next = r.state.Current, r.state.Next, nil
+		r.state.Previous, r.state.Current, r.state.Next, r.valid = r.state.Current, r.state.Next, nil, nil
 		r.state.Rollover = r.state.Rollover.Add(late.Truncate(r.conf.Period) + r.conf.Period)
 	}
 	return r.state.Next == nil

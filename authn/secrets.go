@@ -26,10 +26,9 @@ type RandomSecrets struct {
 	period time.Duration
 	now    func() time.Time
 
-	mu       sync.Mutex
-	current  secret.Bytes
-	previous secret.Bytes // nil: none yet
-	next     time.Time    // when current is replaced
+	mu    sync.Mutex
+	valid []secret.Bytes // the current secret, then the previous one, if there is one; replaced as a whole
+	next  time.Time      // when the current secret is replaced
 }
 
 // NewRandomSecrets makes a provider. The period is token.validity. If now is nil, time.Now is used.
@@ -37,7 +36,7 @@ func NewRandomSecrets(period time.Duration, now func() time.Time) *RandomSecrets
 	if now == nil {
 		now = time.Now
 	}
-	return &RandomSecrets{period: period, now: now, current: randomSecret(), next: now().Add(period)}
+	return &RandomSecrets{period: period, now: now, valid: []secret.Bytes{randomSecret()}, next: now().Add(period)}
 }
 
 // Secrets also replaces the secrets when a period has passed, so no timer is needed.
@@ -45,18 +44,14 @@ func (r *RandomSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if late := r.now().Sub(r.next); late >= 0 {
-		r.previous = r.current
-		if late >= r.period { // not called for more than a period: the previous secret has expired too
-			r.previous = nil
+		valid = []secret.Bytes{randomSecret()}
+		if late < r.period { // otherwise no call came for more than a period, and the old secret has expired too
+			valid = append(valid, r.valid[0])
 		}
-		r.current = randomSecret()
+		r.valid = valid
 		r.next = r.next.Add(late.Truncate(r.period) + r.period)
 	}
-	valid = []secret.Bytes{r.current}
-	if r.previous != nil {
-		valid = append(valid, r.previous)
-	}
-	return r.current, valid
+	return r.valid[0], r.valid
 }
 
 func randomSecret() secret.Bytes {
@@ -68,7 +63,7 @@ func randomSecret() secret.Bytes {
 
 // FileSecret is the secret provider "file": one secret for all nodes. The secret does not change while the process
 // runs.
-type FileSecret struct{ secret secret.Bytes }
+type FileSecret struct{ valid []secret.Bytes }
 
 // maxSecretFile is the maximum size of the file in bytes. A signing secret is a line of text.
 const maxSecretFile = 64 << 10
@@ -100,10 +95,10 @@ func NewFileSecret(path string) (*FileSecret, error) {
 			claviger.BadProperty(property, nil,
 				"%s is not UTF-8 text, as Hadoop needs; write the secret as text, for example in base64", path)
 	}
-	return &FileSecret{secret: b}, nil
+	return &FileSecret{valid: []secret.Bytes{b}}, nil
 }
 
 // Secrets returns the file's content.
 func (s *FileSecret) Secrets() (current secret.Bytes, valid []secret.Bytes) {
-	return s.secret, []secret.Bytes{s.secret}
+	return s.valid[0], s.valid
 }

@@ -19,11 +19,15 @@ import (
 
 // trail keeps audit events.
 type trail struct {
+	off    bool // keep none
 	mu     sync.Mutex
 	events []audit.Event
 }
 
 func (t *trail) Log(_ context.Context, e audit.Event) {
+	if t.off {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.events = append(t.events, e)
@@ -54,6 +58,7 @@ type stack struct {
 	Migrator         keyring.Migrator
 	Auth             authn.Config
 	Policy           *authz.Policy
+	Rules            func() *authz.Policy // instead of Policy, if the rules change
 	KeyAuthorization bool
 	Trail            *trail
 	Limits           kmsapi.Limits
@@ -74,6 +79,9 @@ func start(t testing.TB, s stack) string {
 	if s.Policy == nil {
 		s.Policy, _ = authz.Parse(openRules)
 	}
+	if s.Rules == nil {
+		s.Rules = func() *authz.Policy { return s.Policy }
+	}
 	if s.Log == nil {
 		s.Log = slog.DiscardHandler
 	}
@@ -90,7 +98,7 @@ func start(t testing.TB, s stack) string {
 		s.Auth.Validity = time.Hour
 	}
 	ring, err := keyring.New(keyring.Config{
-		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy },
+		Primary: s.Primary, Sources: s.Sources, Policy: s.Rules,
 		KeyAuthorization: s.KeyAuthorization, Audit: s.Trail, Migrator: s.Migrator,
 		SourceTimeout: s.SourceTimeout, Reencryption: s.Reencryption,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,

@@ -1,0 +1,96 @@
+package authn
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger/secret"
+)
+
+// rollingSecret is a provider whose secrets the test sets.
+type rollingSecret struct {
+	valid atomic.Pointer[[]secret.Bytes]
+}
+
+func (r *rollingSecret) Secrets() (secret.Bytes, []secret.Bytes) {
+	v := *r.valid.Load()
+	return v[0], v
+}
+
+func (r *rollingSecret) set(names ...string) {
+	var v []secret.Bytes
+	for _, n := range names {
+		v = append(v, secret.Bytes(n))
+	}
+	r.valid.Store(&v)
+}
+
+// TestRememberedCookies: a cookie that was opened is opened from memory, until it expires or other secrets are valid.
+func TestRememberedCookies(t *testing.T) {
+	now := time.UnixMilli(1795442630957)
+	secrets := &rollingSecret{}
+	secrets.set("first")
+	a, err := New(Config{Validity: time.Hour, Secrets: secrets, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(cookie string) string {
+		r := Request{Header: http.Header{"Cookie": {strings.TrimSuffix(cookie, "; HttpOnly")}}}
+		res := a.Authenticate(t.Context(), r)
+		if res.Refusal != nil {
+			return res.Refusal.Reason
+		}
+		return res.Principal.Name
+	}
+	login := func() string { return a.Authenticate(t.Context(), Request{RawQuery: "user.name=alice"}).SetCookie }
+	want := func(when, cookie, want string) {
+		t.Helper()
+		for range 3 {
+			if got := open(cookie); !strings.HasSuffix(got, want) {
+				t.Errorf("%s: %s, want %s", when, got, want)
+			}
+		}
+	}
+	cookie := login()
+	want("new", cookie, "alice")
+	if _, ok := a.signer.opened.Load().get(digestOf(strings.Trim(cookie[len(CookieName)+1:len(cookie)-10], `"`))); !ok {
+		t.Error("the cookie is not remembered")
+	}
+	want("with another signature", strings.Replace(cookie, "&s=", "&s=A", 1), "Invalid signature")
+	secrets.set("second", "first")
+	want("after a roll", cookie, "alice")
+	secrets.set("third", "second")
+	want("after another roll", cookie, "Invalid signature")
+	second := login()
+	want("by the third secret", second, "alice")
+	now = now.Add(time.Hour)
+	want("at its end", second, "alice")
+	now = now.Add(time.Millisecond)
+	want("a millisecond later", second, "AuthenticationToken expired")
+	if opened := a.signer.opened.Load(); bytes.Contains(fmt.Appendf(nil, "%+v", opened), []byte("&s=")) {
+		t.Error("the memory holds a cookie")
+	}
+}
+
+// TestRandomSecretsEndCookies: a remembered cookie ends with the period after that of its secret.
+func TestRandomSecretsEndCookies(t *testing.T) {
+	now := time.UnixMilli(1795442630957)
+	clock := func() time.Time { return now }
+	a, err := New(Config{Validity: 10 * time.Hour, Secrets: NewRandomSecrets(time.Hour, clock), Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Request{Header: http.Header{"Cookie": {a.Authenticate(t.Context(),
+		Request{RawQuery: "user.name=alice"}).SetCookie}}}
+	for i, valid := range []bool{true, true, false} {
+		if res := a.Authenticate(t.Context(), r); (res.Principal != nil) != valid {
+			t.Errorf("after %d hours: %+v", i, res)
+		}
+		now = now.Add(time.Hour)
+	}
+}
