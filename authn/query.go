@@ -9,7 +9,16 @@ import (
 // Hadoop's parser does (Apache's URLEncodedUtils): parameters are separated by ';' or '&', a broken escape stays as
 // it is, and ok is false if the first such parameter has no '='.
 func queryValue(raw string, match func(name string) bool) (value string, ok bool) {
-	for _, part := range strings.FieldsFunc(raw, func(r rune) bool { return r == '&' || r == ';' }) {
+	for raw != "" {
+		part := raw
+		if i := strings.IndexAny(raw, "&;"); i >= 0 {
+			part, raw = raw[:i], raw[i+1:]
+		} else {
+			raw = ""
+		}
+		if part == "" {
+			continue
+		}
 		name, value, hasValue := strings.Cut(part, "=")
 		if match(formDecode(name)) {
 			return formDecode(value), hasValue

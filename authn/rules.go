@@ -168,6 +168,9 @@ var principalForm = regexp.MustCompile(`^([^/@]+)(?:/([^/@]+))?(?:@([^/@]+))?$`)
 // Short returns the short name of a principal. A name without host and realm is already short. The error has Hadoop's
 // text.
 func (r *Rules) Short(name string) (string, error) {
+	if !strings.ContainsAny(name, "/@") {
+		return name, nil
+	}
 	m := principalForm.FindStringSubmatch(name)
 	switch {
 	case m == nil && strings.Contains(name, "@"):
