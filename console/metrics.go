@@ -30,6 +30,8 @@ var sizes = prometheus.ExponentialBuckets(1, 2, 13) // 1 to 4096
 // Metrics are the metrics of a server, in a registry of their own.
 type Metrics struct {
 	registry *prometheus.Registry
+	served   observers[served]
+	called   observers[called]
 	// nameless has no labels with names of keys, hosts or people. It is for peers that
 	// Config.Details does not admit.
 	nameless *prometheus.Registry
@@ -229,7 +231,9 @@ func (m *Metrics) HSMFunctions(sessions func() (used, limit int)) {
 
 // Function counts a call of the PKCS #11 library. Call HSM or HSMFunctions first.
 func (m *Metrics) Function(name, result string, took time.Duration) {
-	m.functions.WithLabelValues(name, result).Observe(took.Seconds())
+	m.called.get(called{name, result}, func() prometheus.Observer {
+		return m.functions.WithLabelValues(name, result)
+	}).Observe(took.Seconds())
 }
 
 // Waited counts a request that waited for a slot of its class. admitted is false if it got
@@ -299,10 +303,45 @@ func (m *Metrics) underWay(next http.Handler) http.Handler {
 
 // Observe counts a request and, if it succeeded, its EDEKs. It is kmsapi's hook.
 func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
-	m.requests.WithLabelValues(op, strconv.Itoa(status)).Observe(took.Seconds())
+	m.served.get(served{op, status}, func() prometheus.Observer {
+		return m.requests.WithLabelValues(op, strconv.Itoa(status))
+	}).Observe(took.Seconds())
 	if edeks > 0 && status == http.StatusOK {
 		m.edeks.WithLabelValues(op).Add(float64(edeks))
 	}
+}
+
+// served and called have the labels of a request to a KMS, and of a call of the PKCS #11 library.
+type (
+	served struct {
+		op     string
+		status int
+	}
+	called struct{ function, result string }
+)
+
+// observers are the parts of a histogram by their labels. Prometheus makes a text of the labels for each search, and
+// compares it, which costs more than the count itself.
+type observers[K comparable] struct {
+	mu    sync.RWMutex
+	known map[K]prometheus.Observer
+}
+
+// get returns the part with the labels. find searches it in the histogram. A histogram has few parts, and keeps them.
+func (o *observers[K]) get(labels K, find func() prometheus.Observer) prometheus.Observer {
+	o.mu.RLock()
+	part := o.known[labels]
+	o.mu.RUnlock()
+	if part != nil {
+		return part
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.known == nil {
+		o.known = make(map[K]prometheus.Observer)
+	}
+	o.known[labels] = find()
+	return o.known[labels]
 }
 
 // Served counts a request to a server of NewServiceMetrics. result is "ok" or the kind of the
