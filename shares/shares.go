@@ -52,6 +52,14 @@ func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, c
 		h = &holder{caller: caller}
 		s.callers[caller] = h
 	}
+	if len(s.waiting) == 0 { // the usual case, in which dispatch would serve this request at once
+		if granted = s.grantable(h, n); granted > 0 {
+			h.held += granted
+			s.used += granted
+			s.mu.Unlock()
+			return granted, false, nil
+		}
+	}
 	w := &waiter{n: n, ready: make(chan struct{})}
 	if h.queue = append(h.queue, w); len(h.queue) == 1 {
 		s.waiting = append(s.waiting, h)
