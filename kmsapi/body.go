@@ -31,8 +31,19 @@ func (c *call) readBody(ctx context.Context) error {
 	if c.r.ContentLength > limit {
 		return &tooLarge{limit}
 	}
+	var in io.Reader = c.r.Body
+	if c.r.ContentLength < 0 { // otherwise net/http reads no more than the length
+		in = http.MaxBytesReader(c.w, c.r.Body, limit)
+	}
 	var err error
-	c.body, err = c.readAll(ctx, http.MaxBytesReader(c.w, c.r.Body, limit))
+	if c.body, err = c.readAll(ctx, in); err != nil {
+		return c.unread(err, limit)
+	}
+	return nil
+}
+
+// unread returns the answer for a body that could not be read.
+func (c *call) unread(err error, limit int64) error {
 	var over *http.MaxBytesError
 	var overload *busy
 	switch {
@@ -41,10 +52,8 @@ func (c *call) readBody(ctx context.Context) error {
 	case errors.As(err, &overload):
 		c.w.Header().Set("Connection", "close") // the rest is not read
 		return err
-	case err != nil:
-		return kmswire.Throw(kmswire.IOException, "the request's body could not be read to its end")
 	}
-	return nil
+	return kmswire.Throw(kmswire.IOException, "the request's body could not be read to its end")
 }
 
 // firstRead is the memory of a body before its first byte has arrived, in bytes.

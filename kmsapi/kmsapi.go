@@ -95,6 +95,7 @@ type api struct {
 	dump        stackDump
 	limiters    [classes]*limiter
 	requests    atomic.Uint64
+	dates       httpDates
 }
 
 // New returns the handler of all paths below /kms, and of the pages of Hadoop's
@@ -176,7 +177,7 @@ type call struct {
 	name   string // decoded key or version name of the path
 	// version is name parsed, if the path names a key version.
 	version claviger.VersionRef
-	query   url.Values // parsed at the first call of param
+	query   url.Values // parsed at the first call of values
 	body    []byte
 	// used is the memory that the request uses, in bytes; reserved is its part of
 	// the allowance for large requests.
@@ -204,11 +205,17 @@ func (c *call) op() string {
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{api: a, w: w, r: r, began: time.Now()}
-	c.caller.RequestID = a.instance + "-" + strconv.FormatUint(a.requests.Add(1), 10)
+	c.caller.RequestID = a.requestID()
 	a.gauges.web.begin()
 	defer func() { a.gauges.web.end(c.status, time.Since(c.began)) }() // done may panic
 	defer c.done()
 	c.serve()
+}
+
+func (a *api) requestID() string {
+	const digits = 32 // of the instance and of a number
+	b := append(make([]byte, 0, digits), a.instance...)
+	return string(strconv.AppendUint(append(b, '-'), a.requests.Add(1), 10))
 }
 
 // done counts and logs the request, and frees its memory and its slots. It turns
@@ -239,16 +246,35 @@ func (c *call) done() {
 	}
 }
 
-// param returns a query parameter's first value.
-func (c *call) param(name string) (string, bool) {
+// param returns a query parameter's first value. It makes no map of all parameters, since most requests need one.
+func (c *call) param(name string) (string, bool) { return firstValue(c.r.URL.RawQuery, name) }
+
+// values returns all values of a query parameter.
+func (c *call) values(name string) []string {
 	if c.query == nil {
 		c.query = c.r.URL.Query()
 	}
-	v, ok := c.query[name]
-	if !ok {
-		return "", false
+	return c.query[name]
+}
+
+// firstValue returns url.ParseQuery's first value of a name. Like ParseQuery, it leaves out a parameter with ';' and
+// one whose escapes are broken.
+func firstValue(query, name string) (string, bool) {
+	for query != "" {
+		var part string
+		part, query, _ = strings.Cut(query, "&")
+		if part == "" || strings.Contains(part, ";") {
+			continue
+		}
+		key, value, _ := strings.Cut(part, "=")
+		if key, err := url.QueryUnescape(key); err != nil || key != name {
+			continue
+		}
+		if value, err := url.QueryUnescape(value); err == nil {
+			return value, true
+		}
 	}
-	return v[0], true
+	return "", false
 }
 
 // baseURL returns scheme and host as the client sent them.

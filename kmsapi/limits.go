@@ -57,7 +57,7 @@ func (s Slow) allowed(bytes int64) time.Duration {
 // ReadTimeout allows. Errors are ignored: on a connection without deadlines the
 // web server's own timeouts remain.
 func (c *call) readDeadlines() func(got int) {
-	control, began := http.NewResponseController(c.w), time.Now()
+	control, began := c.connection(), time.Now()
 	most := c.server().ReadTimeout
 	return func(got int) {
 		if got < 0 {
@@ -66,6 +66,20 @@ func (c *call) readDeadlines() func(got int) {
 		}
 		_ = control.SetReadDeadline(began.Add(atMost(c.Limits.Slow.allowed(int64(got)), most)))
 	}
+}
+
+// deadliner sets the deadlines of a connection.
+type deadliner interface {
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// connection returns the request's connection. net/http's writer is one itself.
+func (c *call) connection() deadliner {
+	if d, ok := c.w.(deadliner); ok {
+		return d
+	}
+	return http.NewResponseController(c.w)
 }
 
 // server returns the web server of the request, for its time limits.
@@ -90,7 +104,7 @@ func (c *call) writeDeadline(bytes int64) {
 	const buffered = 4 << 10
 	if bytes > buffered {
 		most := atMost(c.Limits.Slow.allowed(bytes), c.server().WriteTimeout)
-		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(most))
+		_ = c.connection().SetWriteDeadline(time.Now().Add(most))
 	}
 }
 
@@ -100,8 +114,7 @@ func (c *call) weight() int64 {
 	if c.route.pattern != patternMetadata {
 		return 1
 	}
-	c.param("key")
-	return max(1, (int64(len(c.query["key"]))+unitNames-1)/unitNames)
+	return max(1, (int64(len(c.values("key")))+unitNames-1)/unitNames)
 }
 
 // batchWeight returns the weight of a batch: by its number of EDEKs, or by the

@@ -161,8 +161,7 @@ func names(ctx context.Context, c *call) error {
 }
 
 func keysMetadata(ctx context.Context, c *call) error {
-	c.param("key")
-	requested := c.query["key"]
+	requested := c.values("key")
 	if n := len(requested); n > c.Limits.MaxNames {
 		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf(
 			"the request names %d keys, and one request for metadata may name at most %d; split the "+

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // buffers and longBuffers hold bodies while they are read, and answers while they
@@ -34,7 +36,7 @@ func (c *call) json(status int, build func([]byte) []byte) {
 			return
 		}
 	}
-	c.answer(status, "application/json", b)
+	c.answer(status, jsonType, b)
 	recycle(b)
 }
 
@@ -68,14 +70,44 @@ func (c *call) answer(status int, contentType string, body []byte) {
 // contentHeaders sets the headers of every answer except error pages.
 func (c *call) contentHeaders(contentType string) {
 	h := c.w.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Cache-Control", "no-cache")
-	h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
+	if contentType == jsonType {
+		h["Content-Type"] = jsonValue
+	} else {
+		h.Set("Content-Type", contentType)
+	}
+	h["Cache-Control"] = noCache
+	h["Expires"] = c.dates.of(c.began)
+}
+
+const jsonType = "application/json"
+
+// Values of headers that many answers share. net/http copies the header before it sends it, and nobody changes a value
+// in its place.
+var jsonValue, noCache = []string{jsonType}, []string{"no-cache"}
+
+// httpDates formats times for headers. Requests of the same second share a value.
+type httpDates struct{ last atomic.Pointer[httpDate] }
+
+type httpDate struct {
+	second int64 // since 1970
+	value  []string
+}
+
+func (d *httpDates) of(t time.Time) []string {
+	last := d.last.Load()
+	if second := t.Unix(); last == nil || last.second != second {
+		last = &httpDate{second, []string{t.UTC().Format(http.TimeFormat)}}
+		d.last.Store(last)
+	}
+	return last.value
 }
 
 // defaultHeaders are the headers that Hadoop sends with every answer, in Hadoop's
 // spelling.
-var defaultHeaders = [...][2]string{{"X-Content-Type-Options", "nosniff"}, {"X-XSS-Protection", "1; mode=block"}}
+var defaultHeaders = [...]struct {
+	name  string
+	value []string
+}{{"X-Content-Type-Options", []string{"nosniff"}}, {"X-XSS-Protection", []string{"1; mode=block"}}}
 
 // send writes a response with the headers of every answer.
 func (c *call) send(status int, body []byte) {
@@ -91,12 +123,12 @@ func (c *call) head(status int, length int64) {
 	c.status = status
 	h := c.w.Header()
 	for _, d := range defaultHeaders {
-		if len(h[d[0]]) == 0 { // hadoop.http.header.* may have set another value
-			h[d[0]] = []string{d[1]}
+		if len(h[d.name]) == 0 { // hadoop.http.header.* may have set another value
+			h[d.name] = d.value
 		}
 	}
-	h.Set("Pragma", "no-cache")
-	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	h["Pragma"] = noCache
+	h["Content-Length"] = []string{strconv.FormatInt(length, 10)}
 	c.w.WriteHeader(status)
 	if c.r.Method == http.MethodHead {
 		return

@@ -25,13 +25,28 @@ const (
 	patternDeleted    = "trustee/keys/deleted"
 )
 
-// subresources are the last segments that do not belong to the name.
-var subresources = map[string][]string{
-	"key/": {
-		"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_dek", "_reencryptbatch",
-	},
-	"keyversion/":  {"_eek"},
-	"trustee/key/": nil,
+// resource is a kind of path with a name: the prefix, the name, and perhaps one of the last segments of subs, which do
+// not belong to the name.
+type resource struct {
+	prefix, pattern string
+	subs            []sub
+}
+
+type sub struct{ suffix, pattern string }
+
+func newResource(prefix string, subs ...string) resource {
+	r := resource{prefix: prefix, pattern: prefix + "{name}"}
+	for _, s := range subs {
+		r.subs = append(r.subs, sub{"/" + s, r.pattern + "/" + s})
+	}
+	return r
+}
+
+var resources = []resource{
+	newResource("key/",
+		"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_dek", "_reencryptbatch"),
+	newResource("keyversion/", "_eek"),
+	newResource("trustee/key/"),
 }
 
 // match returns the pattern that a raw path matches, and the raw name in the path.
@@ -46,18 +61,19 @@ func match(path string) (pattern, rawName string, ok bool) {
 	case patternRoot, patternKeys, patternMetadata, patternNames, patternDeleted:
 		return strings.TrimSuffix(rest, "/"), "", !strings.HasPrefix(rest, "/")
 	}
-	for prefix, subs := range subresources {
-		name, ok := strings.CutPrefix(rest, prefix)
+	for i := range resources {
+		r := &resources[i]
+		name, ok := strings.CutPrefix(rest, r.prefix)
 		if !ok {
 			continue
 		}
 		trimmed := strings.TrimSuffix(name, "/")
-		for _, sub := range subs {
-			if n, ok := strings.CutSuffix(trimmed, "/"+sub); ok {
-				return prefix + "{name}/" + sub, n, true
+		for _, s := range r.subs {
+			if n, ok := strings.CutSuffix(trimmed, s.suffix); ok {
+				return s.pattern, n, true
 			}
 		}
-		return prefix + "{name}", name, true
+		return r.pattern, name, true
 	}
 	return "", "", false
 }

@@ -116,3 +116,25 @@ func TestRoutes(t *testing.T) {
 		t.Errorf("%d routes", len(seen))
 	}
 }
+
+// TestFirstValue: a parameter is read as url.ParseQuery does, in all queries of up to four of these parts.
+func TestFirstValue(t *testing.T) {
+	parts := []string{"", "eek_op=decrypt", "eek_op=a%20b+c", "eek%5Fop=x", "eek_op", "eek_op=", "eek_op=%zz",
+		"=eek_op", "eek_op=a;b", "x=eek_op=y", "%zz=1", "eek+op=1"}
+	var try func(query string, more int)
+	try = func(query string, more int) {
+		want := (&url.URL{RawQuery: query}).Query()["eek_op"]
+		got, ok := firstValue(query, "eek_op")
+		if ok != (len(want) > 0) || ok && got != want[0] {
+			t.Fatalf("%q: %q, %v, want the first of %q", query, got, ok, want)
+		}
+		for _, p := range parts {
+			if more > 0 {
+				try(query+"&"+p, more-1)
+			}
+		}
+	}
+	for _, p := range parts {
+		try(p, 3)
+	}
+}
