@@ -96,6 +96,7 @@ type api struct {
 	limiters    [classes]*limiter
 	requests    atomic.Uint64
 	dates       httpDates
+	sweeper     sweeper
 }
 
 // New returns the handler of all paths below /kms, and of the pages of Hadoop's

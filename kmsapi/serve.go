@@ -173,9 +173,11 @@ func (c *call) readName(pattern, rawName string) (ok bool) {
 
 // runRoute reads the body, waits for a request slot, and runs the operation.
 func (c *call) runRoute() {
-	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
-	defer cancel()
-	ctx = provider.WithCaller(keyring.WithSlot(ctx, c), c.caller.Short)
+	ctx := &operationContext{
+		Context:  provider.WithCaller(keyring.WithSlot(c.r.Context(), c), c.caller.Short),
+		deadline: time.Now().Add(c.route.deadline), sweeper: &c.sweeper,
+	}
+	defer ctx.end(context.Canceled)
 	if c.route.body == batchBody && !c.mayReencryptBatch(ctx) {
 		return
 	}
