@@ -1,7 +1,6 @@
 package keystore
 
 import (
-	"crypto/tls"
 	"log/slog"
 	"slices"
 	"strings"
@@ -95,9 +94,4 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 		r.current.Store(&v)
 		r.log.Info("changed file was loaded", "files", strings.Join(r.files, ", "))
 	}
-}
-
-// GetCertificate returns a function for tls.Config.GetCertificate that returns the reloader's certificate.
-func GetCertificate(r *Reloader[tls.Certificate]) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.current.Load(), nil }
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha1" //nolint:gosec // the format of Java's keystores
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -108,23 +107,13 @@ func (f TLSFile) explain(format Format, err error) error {
 }
 
 // Certificate loads a private key and its certificate chain. If a file has several keys, it uses the one whose alias
-// sorts first.
+// sorts first. In a PEM file it is the first one.
 func (f TLSFile) Certificate() (tls.Certificate, error) {
-	data, format, err := f.open()
+	format, entries, err := f.keyEntries()
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	var c tls.Certificate
-	switch format {
-	case JKSFormat:
-		c, err = f.jksCertificate(data)
-	case JCEKSFormat:
-		c, err = f.jceksCertificate(data)
-	case PKCS12Format:
-		c, err = f.pkcs12Certificate(data)
-	case PEMFormat:
-		c, err = f.pemCertificate(data)
-	}
+	c, err := entries[0].load()
 	if err != nil {
 		return tls.Certificate{}, f.explain(format, err)
 	}
@@ -166,91 +155,6 @@ func (f TLSFile) loadJKS(data []byte) (jks.KeyStore, error) {
 		err = ErrPassword
 	}
 	return ks, err
-}
-
-func (f TLSFile) jksCertificate(data []byte) (tls.Certificate, error) {
-	ks, err := f.loadJKS(data)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	for _, alias := range ks.Aliases() {
-		if !ks.IsPrivateKeyEntry(alias) {
-			continue
-		}
-		e, err := ks.GetPrivateKeyEntry(alias, f.keyPassword())
-		if err != nil {
-			// Replace the error: the library's text says only "digest".
-			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, ErrPassword)
-		}
-		key, err := x509.ParsePKCS8PrivateKey(e.PrivateKey)
-		if err != nil {
-			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, err)
-		}
-		var chain [][]byte
-		for _, c := range e.CertificateChain {
-			chain = append(chain, c.Content)
-		}
-		return certificate(key, chain)
-	}
-	return tls.Certificate{}, errNoKey
-}
-
-func (f TLSFile) jceksCertificate(data []byte) (tls.Certificate, error) {
-	ks, err := ParseJCEKS(data, f.Password)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	for _, alias := range ks.Aliases() {
-		e := ks.Entry(alias)
-		if e.Kind != PrivateKeyEntry {
-			continue
-		}
-		pkcs8, chain, err := e.PrivateKey(f.keyPassword())
-		if err != nil {
-			return tls.Certificate{}, err
-		}
-		defer pkcs8.Wipe()
-		key, err := x509.ParsePKCS8PrivateKey(pkcs8)
-		if err != nil {
-			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, err)
-		}
-		return certificate(key, chain)
-	}
-	return tls.Certificate{}, errNoKey
-}
-
-func (f TLSFile) pkcs12Certificate(data []byte) (tls.Certificate, error) {
-	key, leaf, ca, err := pkcs12.DecodeChain(data, string(f.Password))
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	chain := [][]byte{leaf.Raw}
-	for _, c := range ca {
-		chain = append(chain, c.Raw)
-	}
-	return certificate(key, chain)
-}
-
-func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
-	keyData := data
-	if f.KeyPath != "" {
-		var err error
-		if keyData, err = readTLSFile(f.KeyPath); err != nil {
-			return tls.Certificate{}, err
-		}
-	}
-	for rest := keyData; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
-			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM files: " +
-				"put it into a PKCS#12 file (openssl pkcs12 -export), or unencrypted into a file that only the " +
-				"server's user can read")
-		}
-	}
-	return tls.X509KeyPair(data, keyData)
 }
 
 // Roots loads the certificates that a trust store trusts: its trusted certificates, and, as in Java, the certificates

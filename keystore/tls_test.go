@@ -183,13 +183,7 @@ func TestReloader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	get := func() *x509.Certificate {
-		c, err := GetCertificate(r)(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c.Leaf
-	}
+	get := func() *x509.Certificate { return r.Get().Leaf }
 	first := get()
 	put([]byte("broken"))
 	time.Sleep(50 * time.Millisecond) // give the reloader time for a wrong reload

@@ -63,23 +63,25 @@ func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
 	return suites, fixed, nil
 }
 
-// Certificates returns all certificates of a store, so that their expiry can be checked (NotAfter): the chain of its
-// private key if it has one, and otherwise its trusted certificates.
+// Certificates returns all certificates of a store, so that their expiry can be checked (NotAfter): the chains of
+// ServerCertificates if it has a private key, and otherwise its trusted certificates.
 func (f TLSFile) Certificates() ([]*x509.Certificate, error) {
 	data, format, err := f.open()
 	if err != nil {
 		return nil, err
 	}
-	if c, err := f.Certificate(); err == nil {
-		var chain []*x509.Certificate
-		for _, der := range c.Certificate {
-			cert, err := x509.ParseCertificate(der)
-			if err != nil {
-				return nil, f.explain(format, err)
+	if list, _, err := f.ServerCertificates(); err == nil {
+		var certs []*x509.Certificate
+		for _, c := range list {
+			for _, der := range c.Certificate {
+				cert, err := x509.ParseCertificate(der)
+				if err != nil {
+					return nil, f.explain(format, err)
+				}
+				certs = append(certs, cert)
 			}
-			chain = append(chain, cert)
 		}
-		return chain, nil
+		return certs, nil
 	}
 	return f.roots(data, format)
 }

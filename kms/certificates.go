@@ -47,7 +47,7 @@ func (v Validity) fault() error {
 // checkTime returns an error if clients refuse a certificate now because of its
 // validity.
 func checkTime(c tls.Certificate) error {
-	v, err := servedValidity(&c)
+	v, err := servedValidity([]tls.Certificate{c})
 	if err == nil && (time.Now().After(v.NotAfter) || time.Now().Before(v.NotBefore)) {
 		return v.fault()
 	}
@@ -56,21 +56,33 @@ func checkTime(c tls.Certificate) error {
 
 const serverKeystore = "ssl.server.keystore."
 
-// servedValidity returns the validity of the certificate that a server presents to
+// servedValidity returns the validity of the certificates that a server presents to
 // its clients.
-func servedValidity(c *tls.Certificate) (Validity, error) {
+func servedValidity(list []tls.Certificate) (Validity, error) {
 	var certs []*x509.Certificate
-	for _, der := range c.Certificate {
-		cert, err := x509.ParseCertificate(der)
+	for _, c := range list {
+		chain, err := parsed(c)
 		if err != nil {
 			return Validity{}, err
 		}
-		certs = append(certs, cert)
+		certs = append(certs, chain...)
 	}
 	if len(certs) == 0 {
 		return Validity{}, errors.New("there is no certificate")
 	}
 	return validityOf(serverKeystore+"location", certs), nil
+}
+
+// parsed returns the chain of a certificate.
+func parsed(c tls.Certificate) (chain []*x509.Certificate, err error) {
+	for _, der := range c.Certificate {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, cert)
+	}
+	return chain, nil
 }
 
 // storeFiles reads the files of the TLS stores. unreadable has an error for each
@@ -116,8 +128,8 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 // certificateCheck reads the stores at most once a minute: anybody may request the
 // result, and the key derivation from a store's password is slow.
 type certificateCheck struct {
-	// served returns the certificate that clients get; nil without TLS.
-	served func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// served returns the certificates that clients get; nil without TLS.
+	served func() []tls.Certificate
 
 	mu         sync.Mutex
 	at         time.Time
@@ -127,7 +139,7 @@ type certificateCheck struct {
 }
 
 // certificates returns the validities of the stores. For the server's keystore it is
-// that of the certificate that clients get now. The files of the other stores were
+// that of the certificates that clients get now. The files of the other stores were
 // read at most a minute ago.
 func (s *Service) certificates() (list []Validity, unreadable []error, err error) {
 	c := &s.certificateCheck
@@ -139,11 +151,7 @@ func (s *Service) certificates() (list []Validity, unreadable []error, err error
 	}
 	list = slices.Clone(c.list)
 	if c.served != nil {
-		cert, err := c.served(nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		v, err := servedValidity(cert)
+		v, err := servedValidity(c.served())
 		if err != nil {
 			return nil, nil, err
 		}

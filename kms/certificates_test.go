@@ -61,7 +61,7 @@ func TestCertificates(t *testing.T) {
 	}
 	svc := &Service{Conf: conf, Log: slog.New(slog.DiscardHandler)}
 	served := serverPEM(t, path, now.Add(-48*time.Hour), now.Add(-time.Hour))
-	svc.certificateCheck.served = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &served, nil }
+	svc.certificateCheck.served = func() []tls.Certificate { return []tls.Certificate{served} }
 	wants := func(when string, texts ...string) {
 		t.Helper()
 		svc.certificateCheck.at = time.Time{} // do not reuse the last result

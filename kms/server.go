@@ -114,7 +114,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
 	if e.tls != nil {
-		s.svc.certificateCheck.served = e.tls.Config.GetCertificate
+		s.svc.certificateCheck.served = e.tls.Certificates
 		e.tls.ShareTickets(s.auth.secrets.Secrets)
 	}
 	handler, err := s.handler(e.Addr(), e.connections)

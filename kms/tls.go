@@ -127,14 +127,17 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 			"name the keystore there, or set hadoop.kms.ssl.enabled to false",
 			filepath.Join(st.c.Dir(), "ssl-server.xml"))
 	}
-	load := func() (tls.Certificate, error) {
-		c, err := file.Certificate()
-		if err == nil {
+	load := func() ([]tls.Certificate, error) {
+		list, doubts, err := file.ServerCertificates()
+		for _, d := range doubts {
+			log.Warn("a private key of the server's keystore is not used", "reason", d)
+		}
+		for _, c := range list {
 			if err := checkTime(c); err != nil {
 				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
 			}
 		}
-		return c, err
+		return list, err
 	}
 	if t, err = web.FollowCertificate(file.Files(), load, log); err != nil {
 		return nil, st.c.BadFile("ssl.server.keystore.location", err, "")

@@ -15,9 +15,10 @@ import (
 
 // ServerTLS is what clients see of a server's TLS.
 type ServerTLS struct {
-	Chain           []*x509.Certificate // the server's certificate is the first
-	Lowest, Highest uint16              // protocols, such as tls.VersionTLS12
-	Names           []string            // by which clients reach the server, as far as its host knows them
+	// Chains has a chain for each kind of key that the server has. The server's certificate is the first of a chain.
+	Chains          [][]*x509.Certificate
+	Lowest, Highest uint16   // protocols, such as tls.VersionTLS12
+	Names           []string // by which clients reach the server, as far as its host knows them
 	// Config answers as the server would, for a try in memory. It demands no certificate of the client.
 	Config *tls.Config
 }
@@ -33,19 +34,15 @@ func (s *Service) ServerTLS(ctx context.Context) (*ServerTLS, error) {
 		return nil, err
 	}
 	defer t.Close()
-	served, err := t.Config.GetCertificate(nil)
-	if err != nil {
-		return nil, err
-	}
 	r := &ServerTLS{Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion, Config: &tls.Config{
-		Certificates: []tls.Certificate{*served}, MinVersion: t.Config.MinVersion, MaxVersion: t.Config.MaxVersion,
+		GetCertificate: t.Config.GetCertificate, MinVersion: t.Config.MinVersion, MaxVersion: t.Config.MaxVersion,
 		CipherSuites: t.Config.CipherSuites}}
-	for _, der := range served.Certificate {
-		c, err := x509.ParseCertificate(der)
+	for _, c := range t.Certificates() {
+		chain, err := parsed(c)
 		if err != nil {
 			return nil, err
 		}
-		r.Chain = append(r.Chain, c)
+		r.Chains = append(r.Chains, chain)
 	}
 	r.Names, _ = ownNames(ctx, s.Conf)
 	return r, nil

@@ -20,11 +20,17 @@ import (
 	"claviger/internal/processtest"
 )
 
+// loadPair reads a certificate and its key from one file.
+func loadPair(file string) ([]tls.Certificate, error) {
+	c, err := tls.LoadX509KeyPair(file, file)
+	return []tls.Certificate{c}, err
+}
+
 // withTLS gives a server a certificate for 127.0.0.1.
 func withTLS(t *testing.T, s *Server) {
 	t.Helper()
 	file := certtest.New(t, t.TempDir()).Issue("server", "127.0.0.1")
-	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) }
+	load := func() ([]tls.Certificate, error) { return loadPair(file) }
 	conf, err := FollowCertificate([]string{file}, load, s.Log)
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ const (
 	// ticketLabel keeps the keys of tickets apart from everything else that is made of the same secrets.
 	ticketLabel = "claviger TLS session tickets 1"
 	// ticketMark begins our entry of a ticket: the mark, the time of the full handshake in seconds (8 bytes, big
-	// endian), and the SHA-256 of the certificate.
+	// endian), and the SHA-256 of the certificates.
 	ticketMark = "claviger 1:"
 )
 
@@ -87,7 +87,7 @@ func (s *sharedTickets) now() (*tls.Config, error) {
 // ticketMaker makes and opens the tickets of one connection.
 type ticketMaker struct {
 	tickets *tickets
-	shows   [sha256.Size]byte // names the certificate of the connection
+	shows   [sha256.Size]byte // names the certificates of the server
 	now     func() time.Time
 	began   time.Time // the full handshake of the ticket that was opened last
 }

@@ -38,7 +38,7 @@ func (s *site) secrets() (current secret.Bytes, valid []secret.Bytes) {
 // server makes one of the servers.
 func (s *site) server() *TLS {
 	s.t.Helper()
-	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(s.file, s.file) }
+	load := func() ([]tls.Certificate, error) { return loadPair(s.file) }
 	served, err := FollowCertificate([]string{s.file}, load, newServer().Log)
 	if err != nil {
 		s.t.Fatal(err)

@@ -14,44 +14,74 @@ import (
 // TLS is the TLS configuration of a server. When a file with a certificate changes, Config
 // uses the new certificate; the server need not restart.
 type TLS struct {
-	Config      *tls.Config
-	certificate *keystore.Reloader[tls.Certificate]
-	roots       *keystore.Reloader[*x509.CertPool] // of client certificates; nil: none are required
-	tickets     tickets
-	close       []func()
+	Config       *tls.Config
+	certificates *keystore.Reloader[[]tls.Certificate]
+	roots        *keystore.Reloader[*x509.CertPool] // of client certificates; nil: none are required
+	tickets      tickets
+	close        []func()
 }
 
-// FollowCertificate returns a TLS with the certificate that load reads from files. load is called
-// again when one of the files has changed; while it fails, the certificate that was loaded
-// before stays in use. The caller may set limits of versions and cipher suites in Config
+// FollowCertificate returns a TLS with the certificates that load reads from files: at least one, of one server, with
+// different kinds of keys. A client gets the first one that it supports, or else the last one. load is called
+// again when one of the files has changed; while it fails, the certificates that were loaded
+// before stay in use. The caller may set limits of versions and cipher suites in Config
 // before the server starts.
-func FollowCertificate(files []string, load func() (tls.Certificate, error), log *slog.Logger) (*TLS, error) {
+func FollowCertificate(files []string, load func() ([]tls.Certificate, error), log *slog.Logger) (*TLS, error) {
 	r, err := keystore.NewReloader(files, load, keystore.ReloadInterval, log)
 	if err != nil {
 		return nil, err
 	}
-	t := &TLS{certificate: r, close: []func(){r.Close}}
+	t := &TLS{certificates: r, close: []func(){r.Close}}
 	t.Config = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
-		GetCertificate: keystore.GetCertificate(r), GetConfigForClient: t.forClient}
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return choose(hello, r.Get(), time.Now()), nil
+		}, GetConfigForClient: t.forClient}
 	return t, nil
 }
 
 // forClient returns the configuration of one connection. The certificate, the roots and the ticket of a connection are
 // those of one moment, even if files change during the handshake.
 func (t *TLS) forClient(*tls.ClientHelloInfo) (*tls.Config, error) {
-	now := t.Config.Clone()
-	now.GetConfigForClient = nil
+	conf := t.Config.Clone()
+	conf.GetConfigForClient = nil
 	if t.roots != nil {
-		now.ClientCAs = t.roots.Get()
+		conf.ClientCAs = t.roots.Get()
 	}
-	certificate := t.certificate.Get()
-	now.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificate, nil }
-	m := &ticketMaker{tickets: &t.tickets, shows: sha256.Sum256(certificate.Certificate[0]), now: now.Time}
-	if m.now == nil {
-		m.now = time.Now
+	now := conf.Time
+	if now == nil {
+		now = time.Now
 	}
-	now.WrapSession, now.UnwrapSession = m.wrap, m.unwrap
-	return now, nil
+	certificates := t.certificates.Get()
+	conf.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return choose(hello, certificates, now()), nil
+	}
+	shows := sha256.New()
+	for _, c := range certificates {
+		shows.Write(c.Certificate[0])
+	}
+	m := &ticketMaker{tickets: &t.tickets, shows: [sha256.Size]byte(shows.Sum(nil)), now: now}
+	conf.WrapSession, conf.UnwrapSession = m.wrap, m.unwrap
+	return conf, nil
+}
+
+// choose returns the first certificate that is valid now and that the client supports, or else the last one. Without a
+// client, it returns the first one.
+func choose(hello *tls.ClientHelloInfo, list []tls.Certificate, now time.Time) *tls.Certificate {
+	if hello == nil {
+		return &list[0]
+	}
+	anyName := *hello
+	anyName.ServerName = "" // all are valid for the same names; the client judges them
+	for i := range list[:len(list)-1] {
+		c := &list[i]
+		if c.Leaf != nil && (now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter)) {
+			continue
+		}
+		if anyName.SupportsCertificate(c) == nil {
+			return c
+		}
+	}
+	return &list[len(list)-1]
 }
 
 // ShareTickets makes a ticket of TLS 1.3 valid at each server that has the same secrets and the same certificate. A
@@ -80,14 +110,11 @@ func (t *TLS) Close() {
 	}
 }
 
-// Certificate returns the certificate that the server shows to clients now.
-func (t *TLS) Certificate() (*x509.Certificate, error) {
-	cert, err := t.Config.GetCertificate(nil)
-	if err != nil {
-		return nil, err
-	}
-	return Leaf(cert)
-}
+// Certificate returns the first certificate that the server shows to clients now.
+func (t *TLS) Certificate() (*x509.Certificate, error) { return Leaf(&t.certificates.Get()[0]) }
+
+// Certificates returns the certificates that the server shows to clients now.
+func (t *TLS) Certificates() []tls.Certificate { return t.certificates.Get() }
 
 // Leaf returns the first certificate of a chain.
 func Leaf(c *tls.Certificate) (*x509.Certificate, error) {

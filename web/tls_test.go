@@ -1,11 +1,19 @@
 package web
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"math/big"
+	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"claviger/internal/certtest"
 )
@@ -15,7 +23,7 @@ func TestRequireClientCertificates(t *testing.T) {
 	authority, other := certtest.New(t, t.TempDir()), certtest.New(t, t.TempDir())
 	file := authority.Issue("server", "127.0.0.1")
 	s := newServer()
-	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) }
+	load := func() ([]tls.Certificate, error) { return loadPair(file) }
 	conf, err := FollowCertificate([]string{file}, load, s.Log)
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +70,103 @@ func TestRequireClientCertificates(t *testing.T) {
 func TestFollowCertificateFails(t *testing.T) {
 	wrong := errors.New("wrong password")
 	s := newServer()
-	_, err := FollowCertificate(nil, func() (tls.Certificate, error) { return tls.Certificate{}, wrong }, s.Log)
+	_, err := FollowCertificate(nil, func() ([]tls.Certificate, error) { return nil, wrong }, s.Log)
 	if !errors.Is(err, wrong) {
 		t.Error(err)
+	}
+}
+
+// issued makes a self-signed certificate of a key for 127.0.0.1, which ends after life.
+func issued(t testing.TB, key crypto.Signer, life time.Duration) tls.Certificate {
+	t.Helper()
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-2 * time.Hour),
+		NotAfter: time.Now().Add(life), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// TestCertificateOfClient: a client gets the first certificate that it supports and that is valid.
+func TestCertificateOfClient(t *testing.T) {
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := []tls.Certificate{issued(t, e, time.Hour), issued(t, r, time.Hour)}
+	ended := []tls.Certificate{issued(t, e, -time.Hour), issued(t, r, time.Hour)}
+	rsaOnly := &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{
+		tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}
+	for name, c := range map[string]struct {
+		list   []tls.Certificate
+		client *tls.Config
+		want   x509.PublicKeyAlgorithm
+	}{
+		"a client of both":         {both, &tls.Config{}, x509.ECDSA},
+		"a client of another name": {both, &tls.Config{ServerName: "kms.example.com"}, x509.ECDSA},
+		"a client of RSA":          {both, rsaOnly, x509.RSA},
+		"a certificate that ended": {ended, &tls.Config{}, x509.RSA},
+		"one certificate":          {both[:1], &tls.Config{}, x509.ECDSA},
+	} {
+		load := func() ([]tls.Certificate, error) { return c.list, nil }
+		served, err := FollowCertificate(nil, load, newServer().Log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.client = c.client.Clone()
+		c.client.InsecureSkipVerify = true //nolint:gosec // the certificate is compared
+		var got x509.PublicKeyAlgorithm
+		c.client.VerifyConnection = func(s tls.ConnectionState) error {
+			got = s.PeerCertificates[0].PublicKeyAlgorithm
+			return nil
+		}
+		if _, err := resumes(served, c.client); err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", name, got, err, c.want)
+		}
+		served.Close()
+	}
+}
+
+// BenchmarkConnections measures new connections, both sides, with each kind of key, and one that is resumed.
+func BenchmarkConnections(b *testing.B) {
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		b.Fatal(err)
+	}
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		key     crypto.Signer
+		resumed bool
+	}{{"RSA", r, false}, {"ECDSA", e, false}, {"RSA resumed", r, true}} {
+		b.Run(c.name, func(b *testing.B) {
+			load := func() ([]tls.Certificate, error) { return []tls.Certificate{issued(b, c.key, time.Hour)}, nil }
+			served, err := FollowCertificate(nil, load, newServer().Log)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer served.Close()
+			client := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // its signature is verified
+			if c.resumed {
+				client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+			}
+			for i := 0; b.Loop(); i++ {
+				if got, err := resumes(served, client); err != nil || got != (c.resumed && i > 0) {
+					b.Fatal(got, err)
+				}
+			}
+		})
 	}
 }

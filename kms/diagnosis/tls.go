@@ -22,8 +22,9 @@ import (
 func (s *site) transport() doctor.Group {
 	return doctor.Group{Title: "TLS", Checks: []doctor.Check{
 		{ID: "D-tls-chain", Title: "the server's certificate", Needs: []string{"D-conf-read"},
-			Measures: "the keystore of ssl-server.xml is read as a start does; each certificate of the chain must be " +
-				"signed by the next one, the first must be one of a server, and Java must know its kind of key",
+			Measures: "the keystore of ssl-server.xml is read as a start does; each certificate of a chain must be " +
+				"signed by the next one, the first must be one of a server, and Java must know its kind of key; a " +
+				"server that has only RSA keys is told what ECDSA saves",
 			Why: "clients refuse a server whose certificate they cannot verify",
 			Cure: "put the certificate, and after it those of the authorities between it and the root, into the " +
 				"keystore",
@@ -70,26 +71,45 @@ func (s *site) tlsChain(ctx context.Context) []doctor.Finding {
 			"may read DEKs")
 	}
 	s.tls = facts
-	chain := facts.Chain
+	var list []doctor.Finding
+	onlyRSA := true
+	for _, chain := range facts.Chains {
+		found, ok := judge(chain)
+		if !ok {
+			return found
+		}
+		list = append(list, found...)
+		onlyRSA = onlyRSA && chain[0].PublicKeyAlgorithm == x509.RSA
+	}
+	if onlyRSA {
+		list = append(list, doctor.Pass("RSA only: with an ECDSA certificate (P-256) beside it, a new connection of a "+
+			"client that knows ECDSA costs the server about a third (docs/tls.md)")...)
+	}
+	return list
+}
+
+// judge returns the findings about one chain; ok is false if clients refuse it.
+func judge(chain []*x509.Certificate) (list []doctor.Finding, ok bool) {
 	for i, c := range chain[1:] {
 		if err := chain[i].CheckSignatureFrom(c); err != nil {
 			return doctor.Fail(fmt.Sprintf("certificate %d of the chain, %s, is not signed by certificate %d, %s: %v",
-				i+1, chain[i].Subject, i+2, c.Subject, err), "")
+				i+1, chain[i].Subject, i+2, c.Subject, err), ""), false
 		}
 	}
 	leaf := chain[0]
 	if !servesTLS(leaf) {
 		return doctor.Fail(fmt.Sprintf("the certificate of %s is not for servers: its extended key usage lacks "+
-			"serverAuth", leaf.Subject), "request a certificate for a server, with the usage serverAuth")
+			"serverAuth", leaf.Subject), "request a certificate for a server, with the usage serverAuth"), false
 	}
-	list := doctor.Pass("%s, of %s; certificates in the chain: %d", leaf.Subject, leaf.Issuer, len(chain))
+	list = doctor.Pass("%s, of %s; %s; certificates in the chain: %d", leaf.Subject, leaf.Issuer,
+		leaf.PublicKeyAlgorithm, len(chain))
 	for _, c := range chain {
 		if doubt := weak(c); doubt != "" {
 			list = append(list, doctor.Finding{Status: doctor.Warning, Measured: c.Subject.String() + ": " + doubt,
 				Cure: "request a certificate with an RSA key of 2048 bits or more, or one of P-256"})
 		}
 	}
-	return list
+	return list, true
 }
 
 // servesTLS reports whether the extended key usage admits servers.
@@ -111,8 +131,15 @@ func weak(c *x509.Certificate) string {
 	return ""
 }
 
-func (s *site) tlsNames(context.Context) []doctor.Finding {
-	leaf := s.tls.Chain[0]
+func (s *site) tlsNames(context.Context) (list []doctor.Finding) {
+	for _, chain := range s.tls.Chains {
+		list = append(list, s.namesOf(chain[0])...)
+	}
+	return list
+}
+
+// namesOf compares the names of a certificate with those of this host.
+func (s *site) namesOf(leaf *x509.Certificate) []doctor.Finding {
 	has := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
 		has = append(has, ip.String())
@@ -261,24 +288,34 @@ func (s *site) tlsJava(context.Context) []doctor.Finding {
 			return doctor.Error(fmt.Errorf("the cacerts of JAVA_HOME: %w", err), "")
 		}
 	}
+	var list []doctor.Finding
+	for _, chain := range s.tls.Chains {
+		list = append(list, trusted(chain, roots, path, ofJava)...)
+	}
+	return list
+}
+
+// trusted verifies a chain by the roots of the truststore path. If ofJava, it is that of a Java of this host.
+func trusted(chain []*x509.Certificate, roots *x509.CertPool, path string, ofJava bool) []doctor.Finding {
 	between := x509.NewCertPool()
-	for _, c := range s.tls.Chain[1:] {
+	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
-	_, err = s.tls.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now()})
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now()})
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return doctor.Fail(fmt.Sprintf("%s: %v", path, err), "renew the certificate")
 	case err != nil:
-		last := s.tls.Chain[len(s.tls.Chain)-1]
+		last := chain[len(chain)-1]
 		say := doctor.Fail
 		if ofJava {
 			say = doctor.Warn
 		}
 		return say(fmt.Sprintf("%s does not lead to a trusted certificate for %s: %v", path,
-			s.tls.Chain[0].Subject, err), fmt.Sprintf("import the certificate of %s into %[2]s, on each host of the "+
+			chain[0].Subject, err), fmt.Sprintf("import the certificate of %s into %[2]s, on each host of the "+
 			"cluster: keytool -importcert -keystore %[2]s -alias claviger -file ROOT.pem", last.Issuer, path))
 	}
-	return doctor.Pass("%s trusts the server's certificate", path)
+	return doctor.Pass("%s trusts the server's certificate of %s (%s)", path, chain[0].Subject,
+		chain[0].PublicKeyAlgorithm)
 }

@@ -1,8 +1,12 @@
 package diagnosis
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -190,6 +194,35 @@ func TestHealthyTLS(t *testing.T) {
 		"Java 11 would connect with TLS 1.3, TLS_AES_", "trust.p12 trusts the server's certificate"} {
 		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("%v: %q is not in\n%s", err, want, text)
+		}
+	}
+}
+
+// TestKindsOfKeys: a server with RSA alone is told what ECDSA saves, and with both kinds of keys each chain is checked.
+func TestKindsOfKeys(t *testing.T) {
+	l := newLab(t)
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	l.must(err)
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	l.must(err)
+	file := ""
+	for _, key := range []crypto.Signer{r, e} {
+		c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kms.example.com"},
+			DNSNames: []string{"kms.example.com"}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(year)}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+		l.must(err)
+		private, err := x509.MarshalPKCS8PrivateKey(key)
+		l.must(err)
+		file += string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})) +
+			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+		kmstest.WriteFile(t, l.path("own.pem"), file)
+		l.use(l.path("own.pem"), "")
+		text, err := l.check("D-tls-chain")
+		both := key == crypto.Signer(e)
+		if err != nil || !strings.Contains(text, "; RSA; ") || strings.Contains(text, "RSA only: ") == both ||
+			strings.Contains(text, "; ECDSA; ") != both {
+			t.Errorf("both kinds %t: %v\n%s", both, err, text)
 		}
 	}
 }

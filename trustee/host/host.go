@@ -167,7 +167,10 @@ func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
 				"needs its own certificate for this host; claviger trustee init makes one", file)
 		}
 	}
-	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }
+	load := func() ([]tls.Certificate, error) {
+		c, err := tls.LoadX509KeyPair(cert, key)
+		return []tls.Certificate{c}, err
+	}
 	t, err := web.FollowCertificate([]string{cert, key}, load, log)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", cert, key, err)
