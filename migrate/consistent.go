@@ -47,8 +47,8 @@ type SeenImage struct {
 }
 
 // seenImages returns the newest images, by the id of the namespace, of all verdicts with a result in the journal. A
-// verdict on an older image would say less than what is known. After a rollback of HDFS, only images that were counted
-// since matter.
+// verdict on an older image would say less than what is known, and so would one without a namespace that was counted
+// before. After a rollback of HDFS, only images that were counted since matter.
 func (e *Engine) seenImages(ctx context.Context) (map[uint32]SeenImage, error) {
 	var all []*Verdict
 	for _, run := range []string{verdictsRun, versionVerdictsRun} {
@@ -69,6 +69,9 @@ func (e *Engine) seenImages(ctx context.Context) (map[uint32]SeenImage, error) {
 	slices.SortStableFunc(all, func(a, b *Verdict) int { return a.At.Compare(b.At) })
 	seen := map[uint32]SeenImage{}
 	for _, v := range all {
+		for _, id := range v.Gone {
+			delete(seen, id)
+		}
 		for i := range v.Images {
 			m := &v.Images[i]
 			old, ok := seen[m.Namespace]
@@ -92,6 +95,12 @@ func (s SeenImage) Older(image string, transaction uint64) string {
 	}
 	return fmt.Sprintf("%s shows transaction %d of its namespace, and %s has counted a newer image (%s, transaction "+
 		"%d)", claviger.Printable(image), transaction, s.Verdict, claviger.Printable(s.Image), s.Transaction)
+}
+
+// Missing says that a verdict has no image of a namespace that an earlier one has counted.
+func (s SeenImage) Missing(id uint32) string {
+	return fmt.Sprintf("%s has counted an image of namespace %d (%s), and no image of that namespace is given now",
+		s.Verdict, id, claviger.Printable(s.Image))
 }
 
 // damagedVerdict is the error for a record of a verdict that is no JSON.

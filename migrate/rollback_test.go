@@ -42,6 +42,24 @@ func TestFinishAfterRollback(t *testing.T) {
 	}
 }
 
+// TestOtherNamespaces: a verdict without a namespace that was counted before does not count, unless the operator has
+// said that it is gone.
+func TestOtherNamespaces(t *testing.T) {
+	b := newVerdictMigration(t)
+	b.record(t)
+	b.v.Images[0].Namespace = 815
+	b.record(t)
+	if f := b.finish(t); f.Finished || len(f.Refusals) != 1 ||
+		!strings.Contains(f.Refusals[0], "has counted an image of namespace 4711 (fsimage_7)") {
+		t.Errorf("%q", f.Refusals)
+	}
+	b.v.Gone = []uint32{4711}
+	b.record(t)
+	if f := b.finish(t); !f.Finished {
+		t.Errorf("%q", f.Refusals)
+	}
+}
+
 // TestFinishByRolledBack: the record of the end has what the operator has accepted.
 func TestFinishByRolledBack(t *testing.T) {
 	b := newVerdictMigration(t)

@@ -36,6 +36,9 @@ type Verdict struct {
 	Run     string    `json:"run"`
 	// Images are the counted images, one of each namespace.
 	Images []VerdictImage `json:"images"`
+	// Gone are the ids of namespaces of which an earlier verdict has counted an image, and which are not a part of this
+	// HDFS, by the operator's word.
+	Gone []uint32 `json:"gone,omitempty"`
 	// Problems are the reasons why there is no verdict, each with its cure.
 	Problems []string `json:"problems"`
 	// Accepted are faults of images that the operator has accepted. Without the flag, each one is a problem.
@@ -246,6 +249,11 @@ func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error
 		m := &v.Images[i]
 		if why := seen[m.Namespace].Older(m.Image, m.Transaction); why != "" {
 			f.refuse("%s: %s: give that image, or a newer one", v.Name, why)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(seen)) {
+		if !slices.ContainsFunc(v.Images, func(m VerdictImage) bool { return m.Namespace == id }) {
+			f.refuse("%s: %s: %s of each namespace", v.Name, seen[id].Missing(id), again)
 		}
 	}
 	switch v.Outcome {

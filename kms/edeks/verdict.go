@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -57,7 +58,8 @@ type VerdictOptions struct {
 	// an EDEK in zones, each item a zone and the number of its files, as in /zone=3.
 	AcceptUnchecked   bool
 	AcceptUnencrypted []string
-	AcceptRollback    bool // see verdict.Input
+	AcceptRollback    bool // see verdict.Input, also for AcceptGone
+	AcceptGone        []uint
 }
 
 // Define gives a command the flags.
@@ -76,6 +78,8 @@ func (o *VerdictOptions) Define(cmd *cobra.Command) {
 		"zone, as in `/zone=N`; may be given several times; the verdict records it")
 	f.BoolVar(&o.AcceptRollback, "accept-rollback", false, "accept an image with an older transaction than one that "+
 		"was counted before, because HDFS was rolled back; the verdict records it")
+	f.UintSliceVar(&o.AcceptGone, "accept-gone", nil, "id of a namespace that is not a part of this HDFS, although an "+
+		"image of it was counted before; may be given several times; the verdict records it")
 }
 
 // accepted reads the flag --accept-unencrypted.
@@ -123,6 +127,11 @@ func (o *VerdictOptions) check() error {
 	if len(o.Images)+len(o.NameNodes) == 0 {
 		return &terminal.UsageError{Err: errors.New("give an image of each namespace by --image or --namenode")}
 	}
+	for _, id := range o.AcceptGone {
+		if id > math.MaxUint32 {
+			return &terminal.UsageError{Err: fmt.Errorf("--accept-gone: %d is no id of a namespace", id)}
+		}
+	}
 	return o.options("").check([]string{"FILE"})
 }
 
@@ -154,6 +163,9 @@ func (o *VerdictOptions) count(ctx context.Context, conf, hdfs string, log io.Wr
 	}
 	in := &verdict.Input{Nameservices: site.names, Unknown: site.unknown, Queue: site.queue,
 		AcceptUnchecked: o.AcceptUnchecked, AcceptUnencrypted: accepted, AcceptRollback: o.AcceptRollback}
+	for _, id := range o.AcceptGone {
+		in.AcceptGone = append(in.AcceptGone, uint32(id)) //nolint:gosec // check has refused a greater number
+	}
 	for _, file := range o.Images {
 		image, err := one.readImage(ctx, file, log)
 		if err != nil {

@@ -423,6 +423,7 @@ func TestMoreNamespaces(t *testing.T) {
 func TestVerdictUsage(t *testing.T) {
 	for _, o := range []VerdictOptions{{Workers: 1}, {Images: []string{"x"}, Workers: 0},
 		{Images: []string{"x"}, Workers: 1, Paths: -1},
+		{Images: []string{"x"}, Workers: 1, AcceptGone: []uint{1 << 32}},
 		{Images: []string{"x"}, Workers: 1, AcceptUnencrypted: []string{"/z"}},
 		{Images: []string{"x"}, Workers: 1, AcceptUnencrypted: []string{"/z=many"}}} {
 		_, err := o.Verdict(t.Context(), "", hdfsConf(t), nil, io.Discard)

@@ -1,6 +1,7 @@
 package verdict_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,5 +44,26 @@ func TestAcceptedRollback(t *testing.T) {
 	in.Images[0].Report.Image.Transaction = 8
 	if v = verdict.Judge(in); v.Outcome != migrate.Granted || len(v.Accepted) != 0 || v.Images[0].RolledBack {
 		t.Errorf("without a rollback: %+v", v)
+	}
+}
+
+// TestOtherHDFS: an image of another HDFS, whose keys have the same names, does not replace that of a namespace which
+// was counted before. The operator may say that the namespace is gone.
+func TestOtherHDFS(t *testing.T) {
+	in := site()
+	in.Facts.Images = map[uint32]migrate.SeenImage{815: {Transaction: 8, Image: "fsimage_8", Verdict: "verdict-1"}}
+	v := verdict.Judge(in)
+	if v.Outcome != migrate.NoVerdict || len(v.Problems) != 1 || !strings.Contains(v.Problems[0],
+		"verdict-1 has counted an image of namespace 815 (fsimage_8), and no image of that namespace is given now") {
+		t.Errorf("%+v", v)
+	}
+	in.AcceptGone = []uint32{4711, 815}
+	v = verdict.Judge(in)
+	if v.Outcome != migrate.Granted || len(v.Accepted) != 1 || !slices.Equal(v.Gone, []uint32{815}) {
+		t.Errorf("%+v", v)
+	}
+	in.Facts.Images = nil
+	if v = verdict.Judge(in); v.Outcome != migrate.Granted || len(v.Accepted)+len(v.Gone) > 0 {
+		t.Errorf("nothing is gone: %+v", v)
 	}
 }

@@ -59,7 +59,10 @@ type Input struct {
 	AcceptUnencrypted map[string]uint64
 	// AcceptRollback: the operator says that HDFS was rolled back to an older transaction than one that was counted.
 	AcceptRollback bool
-	Facts          *migrate.EDEKFacts
+	// AcceptGone are the ids of namespaces that are not a part of this HDFS, by the operator's word, although an image
+	// of them was counted before.
+	AcceptGone []uint32
+	Facts      *migrate.EDEKFacts
 }
 
 // Names returns the keys and versions in the censuses, whose holders the facts must have.
@@ -189,6 +192,7 @@ func (j *judge) checkNamespaces() {
 		j.problem("the configuration has %s, and the images are of %d namespaces: leave out images of other clusters",
 			j.nameservices(), len(byID))
 	}
+	j.checkGone()
 	j.checkClusters()
 }
 

@@ -2,6 +2,8 @@ package verdict
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"claviger"
@@ -90,4 +92,22 @@ func (j *judge) checkOlder(m *Image, asOf time.Time) (rolledBack bool) {
 		return true
 	}
 	return false
+}
+
+// checkGone checks that there is an image of each namespace that a verdict has counted before: an image of another
+// HDFS, whose keys have the same names, shows nothing about this one.
+func (j *judge) checkGone() {
+	for _, id := range slices.Sorted(maps.Keys(j.Facts.Images)) {
+		if slices.ContainsFunc(j.Images, func(m Image) bool { return m.Report.Image.Namespace == id }) {
+			continue
+		}
+		why := j.Facts.Images[id].Missing(id)
+		if slices.Contains(j.AcceptGone, id) {
+			j.v.Gone = append(j.v.Gone, id)
+			j.accept("%s; by the operator's word, the namespace is not a part of this HDFS (--accept-gone)", why)
+			continue
+		}
+		j.problem("%s: give an image of each, and name all nameservices in hdfs-site.xml. If the namespace is not a "+
+			"part of this HDFS, or not any more, --accept-gone %d accepts that, and the verdict says so", why, id)
+	}
 }
