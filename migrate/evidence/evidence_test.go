@@ -243,6 +243,11 @@ func TestShownAccepted(t *testing.T) {
 	r.Verdict.Accepted, r.Verdict.Lost = []string{"image " + hostile}, []string{"1 EDEKs are lost"}
 	r.Status.Runs[0].EDEKs = &migrate.EDEKProof{By: migrate.ByVerdict, Verdict: "verdict-1",
 		Accepted: []string{"zone /z"}}
+	record, err := json.Marshal(migrate.Verdict{Outcome: migrate.Granted, Accepted: []string{"a rollback"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Journal[1].Record = record
 	path, data := write(t, r)
 	page := string(content(filesOf(t, data), pageName))
 	v, err := Verify(path, public)
@@ -253,7 +258,7 @@ func TestShownAccepted(t *testing.T) {
 	v.Text(&text)
 	for want, in := range map[string]string{"<p>Accepted by the operator, without a measurement: image &lt;s": page,
 		"<p>Warning: 1 EDEKs are lost.</p>": page, "verdict-1; accepted by the operator: zone /z": page,
-		"\naccepted    ": text.String()} {
+		"<td>granted; accepted by the operator: a rollback</td>": page, "\naccepted    ": text.String()} {
 		if !strings.Contains(in, want) {
 			t.Errorf("want %q in\n%s", want, in)
 		}
