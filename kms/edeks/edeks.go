@@ -60,7 +60,8 @@ func (o *Options) Define(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.NameNodes, "namenode", nil,
 		"fetch the newest image of these NameNodes of one HDFS, as in https://HOST:9871,https://HOST2:9871")
-	f.StringVar(&o.Fetch, "fetch", "", "write the fetched image into this new file, and do not count")
+	f.StringVar(&o.Fetch, "fetch", "", "write the fetched image into this new file, and its digest into FILE.md5; do "+
+		"not count")
 	f.StringVar(&o.Conf, "conf", "", "configuration folder of a KMS, whose keys are compared with those of the "+
 		"image; for --namenode, its ssl-client.xml names the truststore, and claviger.client.kerberos.* the login "+
 		"(default: the system's roots and the tickets of kinit)")
@@ -160,16 +161,24 @@ func (o *Options) fetch(ctx context.Context, m *namenode.Image, write func(func(
 	})
 }
 
-// fetchInto fetches an image into a new file.
+// fetchInto fetches an image into a new file, and writes its digest beside it, as a NameNode does.
 func (o *Options) fetchInto(ctx context.Context, m *namenode.Image, log io.Writer) error {
+	digest := o.Fetch + digestSuffix
+	if _, err := os.Lstat(digest); err == nil {
+		return fmt.Errorf("--fetch: %w", &durable.AlreadyError{Path: digest})
+	}
 	if err := o.fetch(ctx, m, func(content func(io.Writer) error) error {
 		return durable.CreateFrom(o.Fetch, 0o600, content)
 	}, log); err != nil {
 		return fmt.Errorf("--fetch: %w", err)
 	}
+	line := fmt.Appendf(nil, "%s *%s\n", m.Digest, filepath.Base(o.Fetch))
+	if err := durable.Create(digest, line, 0o600); err != nil {
+		return fmt.Errorf("--fetch: %w", err)
+	}
 	return o.Out.Write(fetched{m.URL, m.Transaction, m.Size, m.Digest, o.Fetch}, func(w io.Writer) {
-		fmt.Fprintf(w, "%s holds the image of transaction %d, from %s. It holds paths, EDEKs and the secrets of "+
-			"delegation tokens: remove it after use.\n", o.Fetch, m.Transaction, m.URL)
+		fmt.Fprintf(w, "%s holds the image of transaction %d, from %s, and %s its digest. The image has paths, EDEKs "+
+			"and the secrets of delegation tokens: remove it after use.\n", o.Fetch, m.Transaction, m.URL, digest)
 	})
 }
 

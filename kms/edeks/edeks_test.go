@@ -129,6 +129,24 @@ func TestBrokenTransfer(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
+	sum := md5.Sum(s.image) //nolint:gosec // Hadoop's digest of images
+	text, err := os.ReadFile(file + ".md5")
+	if err != nil || string(text) != hex.EncodeToString(sum[:])+" *image\n" {
+		t.Errorf("%v: the digest beside the image is %q", err, text)
+	}
+	if image, err := (&Options{Workers: 1}).readImage(t.Context(), file, io.Discard); err != nil || image.Unchecked {
+		t.Errorf("a verdict on the fetched image: %v, %+v", err, image)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(Options{NameNodes: []string{start(t, s)}, Fetch: file}); !errors.Is(err, os.ErrExist) ||
+		!strings.Contains(err.Error(), "image.md5") {
+		t.Errorf("a digest is there: %v", err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := run(Options{NameNodes: []string{start(t, s)}, Fetch: file}); err == nil {
 		t.Error("a file was overwritten")
 	}

@@ -192,7 +192,7 @@ func (o *Options) readImage(ctx context.Context, file string, log io.Writer) (*v
 		return nil, err
 	}
 	defer f.Close()
-	stored, err := storedDigest(file + ".md5")
+	stored, err := storedDigest(file + digestSuffix)
 	if err != nil {
 		return nil, err
 	}
@@ -270,6 +270,9 @@ func (o *Options) image(ctx context.Context, f *os.File, stored string, log io.W
 
 // maxBeside is the greatest size of the files beside an image, in bytes.
 const maxBeside = 64 << 10
+
+// digestSuffix ends the name of the file with an image's digest.
+const digestSuffix = ".md5"
 
 // storedDigest reads the MD5 digest that a NameNode stores beside an image: the digest, a blank, and "*" with the name
 // of the image. The result is "" if there is no such file.
