@@ -38,6 +38,7 @@ func New(cfg Config, next http.Handler) http.Handler {
 	}
 	pages := map[string]http.Handler{"/healthz": http.HandlerFunc(healthz), "/readyz": http.HandlerFunc(c.readyz)}
 	if cfg.Metrics != nil {
+		cfg.Metrics.addChecks(c.probes)
 		pages["/metrics"] = cfg.Metrics.Handler(c.Log, c.details)
 		next = cfg.Metrics.underWay(next)
 	}

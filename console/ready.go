@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -207,25 +208,14 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 			probes = append(probes, p)
 		}
 	}
-	a := answer{Ready: true, Can: map[Purpose]bool{}, Checks: make([]result, len(probes))}
-	var wg sync.WaitGroup
-	for i, p := range probes {
-		wg.Go(func() { a.Checks[i] = p.result(ctx) })
-	}
-	wg.Wait()
+	a := answer{Checks: results(ctx, probes)}
+	a.Can = capable(probes, a.Checks, purposes)
+	a.Ready = !slices.Contains(slices.Collect(maps.Values(a.Can)), false)
 	anonymous := !c.details(r)
 	for i, p := range probes {
 		p.log(c.Log, a.Checks[i])
 		if anonymous {
 			a.Checks[i] = p.anonymous(a.Checks[i])
-		}
-	}
-	for _, purpose := range purposes {
-		a.Can[purpose] = true
-		for i, p := range probes {
-			if !a.Checks[i].OK && !p.Informational && p.concerns(purpose) {
-				a.Can[purpose], a.Ready = false, false
-			}
 		}
 	}
 	status := http.StatusOK
