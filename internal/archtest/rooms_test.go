@@ -248,6 +248,7 @@ var rules = []rule{
 	{"bench", []string{"", "durable", "kmswire", "provider", "provider/kmsclient", "secret", "terminal"},
 		"it is a client: it knows no server"},
 	{"cmd/*", []string{"*"}, "cmd wires"},
+	{"deploy/*", nil, "it tests files for other programs"},
 	{"test/*", []string{"*"}, "tests of the whole wire, as cmd does"},
 	{"internal/*", []string{"", "secret", "internal/*"}, "test helpers and this test"},
 }
