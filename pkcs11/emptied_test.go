@@ -88,3 +88,25 @@ func TestEmptyToken(t *testing.T) {
 		t.Errorf("the library was started %d times", n)
 	}
 }
+
+// TestListedTokenEmptied: a token has held keys also if they were only listed. So a list that is empty later is not
+// believed before the library was started again.
+func TestListedTokenEmptied(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	tok, m := openAs(t, c)
+	other, _ := openAs(t, c)
+	id, label := generate(t, other, 1, 256)
+	if list, err := tok.List(t.Context()); err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if err := other.Destroy(t.Context(), id, label); err != nil {
+		t.Fatal(err)
+	}
+	m.Reset()
+	if list, err := tok.List(t.Context()); err != nil || len(list) > 0 {
+		t.Error(list, err)
+	}
+	if n := m.Count("Initialize"); n != 1 {
+		t.Errorf("the library was started %d times, want 1", n)
+	}
+}

@@ -137,6 +137,24 @@ func TestProofOfEachMechanism(t *testing.T) {
 	}
 }
 
+// TestCheckBlockFails: if the call for the check block fails, which CBC makes first, the error is that of the call, and
+// not that of a wrong key. No block of the caller is sent to the token.
+func TestCheckBlockFails(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	check, err := tok.CheckValue(t.Context(), id, label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok.mechanisms = []uint{p11.CKM_AES_CBC}
+	m.Reset()
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_INVALID))
+	err = tok.EncryptBlocks(t.Context(), id, label, check, make([]byte, 2*blockSize))
+	if n := m.Count("Encrypt"); !errors.Is(err, p11.Error(p11.CKR_DATA_INVALID)) || n != 1 {
+		t.Errorf("%v after %d calls", err, n)
+	}
+}
+
 // TestHandleOfAnotherObject: a key whose handle has become invalid, or the handle of an object that cannot encrypt, is
 // searched again. The login stays.
 func TestHandleOfAnotherObject(t *testing.T) {
