@@ -28,6 +28,19 @@ func (p *Provider) Watch(ctx context.Context) error {
 	return err
 }
 
+// CheckAll compares the whole store with the token, and the check values of a sample.
+func (p *Provider) CheckAll(ctx context.Context) error { return p.checkFit(ctx, allKeys) }
+
+// CheckNext is Watch without the versions that were refused.
+func (p *Provider) CheckNext(ctx context.Context) error { return p.checkFit(ctx, nextKeys) }
+
+// MostWrong is the judgement of a comparison: of so many versions the token lacks some, and of those that it holds
+// some were compared and are wrong.
+func MostWrong(versions, lost, compared, wrong int) bool {
+	v := values{compared: compared, wrong: make([]string, wrong)}
+	return v.mostWrong(&Holdings{Versions: versions, Lost: make([]string, lost)})
+}
+
 // Sweep sweeps steps, as a server does every 30 seconds, after that time has passed.
 func (p *Provider) Sweep(ctx context.Context, later time.Duration) error {
 	return p.sweepSteps(ctx, time.Now().Add(later))
