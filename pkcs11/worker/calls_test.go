@@ -293,6 +293,20 @@ func TestCallLimits(t *testing.T) {
 	})
 }
 
+// TestLimitCure: a longer call-limit is the advice for calls that it limits, and for no others.
+func TestLimitCure(t *testing.T) {
+	for _, f := range []string{loadLibrary, ping, "Initialize", "Finalize", "OpenSession", "Login", "GenerateKeyPair"} {
+		if got := limitCure(&Request{Function: f}); got != "" {
+			t.Errorf("%s%s", f, got)
+		}
+	}
+	for _, f := range []string{"GetSlotList", "Encrypt", "GenerateKey"} {
+		if got := limitCure(&Request{Function: f}); !strings.Contains(got, "set a longer call-limit") {
+			t.Errorf("%s: %q", f, got)
+		}
+	}
+}
+
 // TestCrash: a library that faults ends the worker as it ends a program in C. Go's runtime does not write its stacks.
 func TestCrash(t *testing.T) {
 	m, c := start(t, 0)
