@@ -92,3 +92,21 @@ func TestAway(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedIsNotAway: a login that was refused, or not tried, does not count as an HSM that is away, unless it is
+// tried again by itself.
+func TestRefusedIsNotAway(t *testing.T) {
+	for i, c := range []struct {
+		err  error
+		away bool
+	}{
+		{refusal{heldBack{"tried again later"}, false}, true},
+		{refusal{heldBack{"not tried again"}, true}, false},
+		{refusal{errors.New("the PIN file cannot be read"), false}, false},
+		{refusal{p11.Error(p11.CKR_PIN_LOCKED), true}, false},
+	} {
+		if got := claviger.IsUnreachable(markAway(c.err)); got != c.away {
+			t.Errorf("case %d: away: %t", i, got)
+		}
+	}
+}
