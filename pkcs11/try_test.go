@@ -24,10 +24,11 @@ func TestTry(t *testing.T) {
 	}
 }
 
-// TestTryStandby: a standby that is the first token itself is refused, however its file names it.
+// TestTryStandby: a standby that is the first token itself is refused, however its file names it. No session stays.
 func TestTryStandby(t *testing.T) {
-	made := softhsmtest.New(t)
+	made, m := softhsmtest.New(t), new(Meter)
 	first := config(made)
+	first.Wrap = m.Wrap
 	info, err := Try(t.Context(), first)
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +45,9 @@ func TestTryStandby(t *testing.T) {
 	first.Standby = &Config{Module: first.Module, TokenLabel: "another"}
 	if _, err := Try(t.Context(), first); err != nil {
 		t.Errorf("another token: %v", err)
+	}
+	if open := m.Count("OpenSession") - m.Count("CloseSession"); open != 0 {
+		t.Errorf("%d sessions stay open", open)
 	}
 }
 
