@@ -101,7 +101,7 @@ func (r *reader) delegations(shared *cluster, log *slog.Logger) authn.Delegation
 		Renewal:   r.duration(prefix+"renew-interval.sec", time.Second),
 		Scan:      r.duration(prefix+"removal-scan-interval.sec", time.Second),
 		Store:     shared.tokens, Digests: shared.digests, Batch: shared.batch, Log: log,
-		Limits: r.tokenLimits(),
+		Remember: shared.remember, Limits: r.tokenLimits(),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
+	"claviger/internal/pgtest"
 	"claviger/keystore"
 	"claviger/kms/kmstest"
 	"claviger/secret"
@@ -141,6 +142,14 @@ func TestClusterAccepted(t *testing.T) {
 				len(got.checks) != c.connections {
 				t.Errorf("signers %v, tokens %v, %d connections", got.signers, got.tokens, len(got.checks))
 			}
+			want := rememberOwn
+			if _, zk := got.tokens.(*zookeeper.Tokens); zk {
+				want = 0
+			}
+			r := &reader{conf: kmstest.Conf(t, c.site)}
+			if d := r.delegations(got, slog.Default()); d.Remember != want || d.Store != got.tokens {
+				t.Errorf("tokens of %T are remembered for %v, want %v", d.Store, d.Remember, want)
+			}
 			// A Java KMS that shares ZooKeeper needs the passwords.
 			if _, zk := got.tokens.(*zookeeper.Tokens); c.tokens && got.digests == zk {
 				t.Errorf("a store %T gets digests: %v", got.tokens, got.digests)
@@ -149,6 +158,20 @@ func TestClusterAccepted(t *testing.T) {
 				t.Errorf("the log should warn %q: %s", c.warning, log.String())
 			}
 		})
+	}
+}
+
+// TestClusterOfPostgres: tokens that other nodes may cancel are remembered for a second.
+func TestClusterOfPostgres(t *testing.T) {
+	conf := kmstest.Conf(t, map[string]string{hadoopconf.MetastoreURI: pgtest.Database(t)})
+	shared, err := openCluster(t.Context(), conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shared.Close()
+	r := &reader{conf: conf}
+	if d := r.delegations(shared, slog.Default()); d.Store == nil || d.Remember != time.Second {
+		t.Errorf("tokens of %T are remembered for %v", d.Store, d.Remember)
 	}
 }
 
