@@ -324,6 +324,9 @@ var KMS = []Known{
 	{"claviger.audit.must", "management",
 		"operations that are refused if they cannot be audited: management, all, none, or a list such as " +
 			"CREATE_KEY,DELETE_KEY"},
+	{"claviger.ssl.rsa", "libcrypto",
+		"what makes the RSA signatures of TLS handshakes: libcrypto (OpenSSL 3, about three times as fast; without " +
+			"it Go's own code) or go"},
 	{"claviger.ssl.truststore", "",
 		"store with the certificates to trust for https:// sources; it replaces that of ssl-client.xml"},
 	{"claviger.ssl.truststore.type", "", "type of that store; empty: found by its content"},

@@ -127,15 +127,20 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 			"name the keystore there, or set hadoop.kms.ssl.enabled to false",
 			filepath.Join(st.c.Dir(), "ssl-server.xml"))
 	}
+	signer, err := rsaSigners(site, log)
+	if err != nil {
+		return nil, err
+	}
 	load := func() ([]tls.Certificate, error) {
 		list, doubts, err := file.ServerCertificates()
 		for _, d := range doubts {
 			log.Warn("a private key of the server's keystore is not used", "reason", d)
 		}
-		for _, c := range list {
+		for i, c := range list {
 			if err := checkTime(c); err != nil {
 				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
 			}
+			list[i].PrivateKey = signer(c.PrivateKey)
 		}
 		return list, err
 	}
