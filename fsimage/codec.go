@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
@@ -27,7 +28,7 @@ func codecs() map[string]codec {
 		"BZip2Codec":     func(r io.Reader) (io.ReadCloser, error) { return io.NopCloser(bzip2.NewReader(r)), nil },
 		"SnappyCodec":    blocks(decodeSnappy),
 		"Lz4Codec":       blocks(lz4.UncompressBlock),
-		"ZStandardCodec": openZstd,
+		"ZStandardCodec": new(zstdDecoders).open,
 	}
 }
 
@@ -48,13 +49,48 @@ func codecOf(class string) (codec, error) {
 // maxWindow bounds the memory of a zstd stream. Hadoop's levels 1 to 22 have windows up to 128 MB.
 const maxWindow = 128 << 20
 
-func openZstd(r io.Reader) (io.ReadCloser, error) {
+// zstdDecoders opens the zstd streams of an image. A decoder has a buffer of the size of the window, so the decoder of
+// a stream that was read is used again.
+type zstdDecoders struct {
+	mu    sync.Mutex
+	spare *zstd.Decoder // nil for none
+}
+
+func (z *zstdDecoders) open(r io.Reader) (io.ReadCloser, error) {
+	z.mu.Lock()
+	d := z.spare
+	z.spare = nil
+	z.mu.Unlock()
+	if d != nil {
+		if err := d.Reset(r); err != nil {
+			return nil, err
+		}
+		return &zstdStream{d, z}, nil
+	}
 	d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow),
 		zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, err
 	}
-	return d.IOReadCloser(), nil
+	return &zstdStream{d, z}, nil
+}
+
+// zstdStream is a stream that gives its decoder back.
+type zstdStream struct {
+	*zstd.Decoder
+	from *zstdDecoders
+}
+
+func (s *zstdStream) Close() error {
+	z := s.from
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.spare == nil && s.Reset(nil) == nil {
+		z.spare = s.Decoder
+	} else {
+		s.Decoder.Close()
+	}
+	return nil
 }
 
 func decodeSnappy(src, dst []byte) (int, error) {
