@@ -16,6 +16,7 @@ type reader struct {
 	collector
 	naming
 
+	inode    fsimage.INode
 	zones    []zoneRecord
 	overflow map[uint64]uint32 // files by folder << 32 | code that tree.add did not take
 	evidence map[uint32]*candidates
@@ -73,11 +74,11 @@ func (c *counter) readINodes(ctx context.Context) error {
 func (r *reader) batch(b *fsimage.Batch) error {
 	b.Header()
 	before := r.records
-	var n fsimage.INode
+	n := &r.inode
 	for msg, ok := b.Next(); ok; msg, ok = b.Next() {
 		err := n.Decode(msg)
 		if err == nil {
-			err = r.record(&n)
+			err = r.record(n)
 		}
 		if err != nil {
 			return b.Damaged(err)

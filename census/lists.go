@@ -151,7 +151,7 @@ func mergeIDs(lists [][]uint64, workers int) []uint64 {
 		})
 		lists = pairs
 	}
-	return slices.Compact(lists[0])
+	return slices.Clone(slices.Compact(lists[0])) // many ids may be in several lists
 }
 
 // mergeTwo merges two sorted lists.

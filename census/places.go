@@ -52,7 +52,7 @@ const openFlag = 1
 // collector gathers places and copies in one goroutine. Its folders have local numbers.
 type collector struct {
 	c       *counter
-	version *local
+	version local
 	folders list[uint64]
 	places  list[place]
 	copies  list[copied]

@@ -27,7 +27,7 @@ type local struct {
 	lastNumber uint32
 }
 
-func (v *versions) local() *local { return &local{all: v, numbers: map[string]uint32{}} }
+func (v *versions) local() local { return local{all: v, numbers: map[string]uint32{}} }
 
 // number returns the number of a version.
 func (l *local) number(name []byte) (uint32, error) {

@@ -215,7 +215,10 @@ type shared struct {
 
 // read calls fn for batches until the source has no more.
 func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
-	var b Batch
+	b := new(struct {
+		Batch
+		_ apart
+	})
 	for {
 		s, err := r.take()
 		if s == nil {
@@ -225,18 +228,21 @@ func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if ok, err := s.next(&b); err != nil {
+			if ok, err := s.next(&b.Batch); err != nil {
 				return err
 			} else if !ok {
 				break
 			}
-			if err := fn(&b); err != nil {
+			if err := fn(&b.Batch); err != nil {
 				return err
 			}
 		}
 		r.ended(s)
 	}
 }
+
+// apart lies behind what a worker writes for each message, so that no other worker writes into the same cache line.
+type apart [128]byte
 
 // take opens the next span, if there is one. It returns the open span with the fewest workers, or nil at the end.
 func (r *source) take() (*shared, error) {

@@ -92,6 +92,8 @@ type diffReader struct {
 	to     Diffs
 	copied INode
 	position
+
+	_ apart
 }
 
 // ReadDiffs reads the section SNAPSHOT_DIFF. Each worker has its own Diffs, for a batch at a time in any order.
