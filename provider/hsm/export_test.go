@@ -41,6 +41,13 @@ func MostWrong(versions, lost, compared, wrong int) bool {
 	return v.mostWrong(&Holdings{Versions: versions, Lost: make([]string, lost)})
 }
 
+// Assess judges a comparison of so many versions, of which the token lacks some. Of those that it holds, some were
+// compared, and some of these are wrong.
+func (p *Provider) Assess(ctx context.Context, bound, older bool, versions, lost, compared, wrong int) error {
+	return p.assess(ctx, bound, older, &Holdings{Versions: versions, Lost: make([]string, lost)},
+		&values{compared: compared, wrong: make([]string, wrong)})
+}
+
 // Sweep sweeps steps, as a server does every 30 seconds, after that time has passed.
 func (p *Provider) Sweep(ctx context.Context, later time.Duration) error {
 	return p.sweepSteps(ctx, time.Now().Add(later))
