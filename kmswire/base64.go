@@ -2,7 +2,9 @@ package kmswire
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
+	"slices"
 )
 
 // urlSafe is the encoding of all output: URL-safe and without padding.
@@ -72,4 +74,64 @@ func appendBase64[T string | []byte](dst []byte, s T) ([]byte, error) {
 // decodeBase64 is appendBase64 to a new slice. The result is never nil.
 func decodeBase64[T string | []byte](s T) ([]byte, error) {
 	return appendBase64(make([]byte, 0, len(s)*3/4), s)
+}
+
+// The functions below are for EDEKs, which are no secrets. Their tables are so large that the time of a look-up may
+// depend on the value, so material and DEKs use the functions above.
+
+const urlSafeDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+// noDigit is the value in digitsAt of a character of no alphabet. No group of digits has this bit.
+const noDigit = 1 << 31
+
+// digitsAt has the value of each character of both alphabets at each place of a group of four digits.
+var digitsAt = func() (t [4][256]uint32) {
+	for at := range t {
+		for c, v := range base64Values {
+			t[at][c] = noDigit
+			if v != 0xff {
+				t[at][c] = uint32(v) << (18 - 6*at)
+			}
+		}
+	}
+	return t
+}()
+
+// digitPairs has the two digits of each 12 bits.
+var digitPairs = func() (t [1 << 12][2]byte) {
+	for i := range t {
+		t[i] = [2]byte{urlSafeDigits[i>>6], urlSafeDigits[i&63]}
+	}
+	return t
+}()
+
+// appendPublicBase64 is appendBase64 for a text that is no secret.
+func appendPublicBase64(dst, s []byte) ([]byte, error) {
+	start := len(dst)
+	dst = slices.Grow(dst, len(s)/4*3+1) // 1: each group is stored as four bytes
+	out := dst[start:cap(dst)]
+	size := 0
+	for len(s) >= 4 && len(out) >= 4 {
+		v := digitsAt[0][s[0]] | digitsAt[1][s[1]] | digitsAt[2][s[2]] | digitsAt[3][s[3]]
+		if v >= noDigit {
+			break
+		}
+		binary.BigEndian.PutUint32(out, v<<8)
+		s, out, size = s[4:], out[3:], size+3
+	}
+	return appendBase64(dst[:start+size], s)
+}
+
+// appendPublic appends data, which is no secret, in the encoding of all output.
+func appendPublic(b, data []byte) []byte {
+	start, size := len(b), urlSafe.EncodedLen(len(data))
+	b = slices.Grow(b, size)[:start+size]
+	out := b[start:]
+	for len(data) >= 3 && len(out) >= 4 {
+		first, second := &digitPairs[int(data[0])<<4|int(data[1])>>4], &digitPairs[int(data[1]&15)<<8|int(data[2])]
+		out[0], out[1], out[2], out[3] = first[0], first[1], second[0], second[1]
+		data, out = data[3:], out[4:]
+	}
+	urlSafe.Encode(out, data)
+	return b
 }

@@ -169,7 +169,7 @@ func ReadEDEKs(body []byte) ([]claviger.EDEK, error) { return ReadBatch(body, ma
 
 // ReadEDEK decodes the answer to a single re-encrypt.
 func ReadEDEK(body []byte) (claviger.EDEK, error) {
-	b := &batchReader{lexer: newLexer(body), buf: make([]byte, 0, len(body))}
+	b := &batchReader{lexer: newLexer(body), limit: 1}
 	err := b.item()
 	for _, err := range [...]error{err, b.wrong, b.notEEK} {
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/big"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -318,13 +319,39 @@ func referenceBase64(s string) (b []byte, err error) {
 	return nil, err
 }
 
-// FuzzBase64 compares the decoder with encoding/base64.
+// FuzzBase64 compares the decoders and the encoder with encoding/base64.
 func FuzzBase64(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := decodeBase64(s)
 		want, refErr := referenceBase64(s)
 		if (err == nil) != (refErr == nil) || err == nil && !bytes.Equal(got, want) {
 			t.Fatalf("%q: %x, %v; encoding/base64: %x, %v", s, got, err, want, refErr)
+		}
+		public, err := appendPublicBase64([]byte("x"), []byte(s))
+		if (err == nil) != (refErr == nil) || err == nil && string(public) != "x"+string(want) {
+			t.Fatalf("%q: %x, %v; encoding/base64: %x, %v", s, public, err, want, refErr)
+		}
+		written := string(appendPublic([]byte("x"), []byte(s)))
+		if want := "x" + urlSafe.EncodeToString([]byte(s)); written != want {
+			t.Fatalf("%x: %s, want %s", s, written, want)
+		}
+	})
+}
+
+// FuzzSimilar compares a batch whose items are similar with one in which each item is read as JSON. The batch repeats
+// an item; the last one has a change.
+func FuzzSimilar(f *testing.F) {
+	f.Fuzz(func(t *testing.T, item, between []byte, at uint16, change []byte) {
+		body := slices.Concat([]byte("["), item, between, item, between)
+		from := len(body) + min(int(at), len(item))
+		body = append(body, item...)
+		body = slices.Concat(body[:from], change, body[min(from+len(change), len(body)):], []byte("]"))
+		for _, limit := range []int{2, 1000} {
+			got, err := ReadBatch(body, limit)
+			want, wantErr := readBatch(body, limit, (*batchReader).item)
+			if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(err, wantErr) {
+				t.Fatalf("%q\n got %+v, %v\nwant %+v, %v", body, got, err, want, wantErr)
+			}
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
@@ -206,9 +207,44 @@ func TestStrings(t *testing.T) {
 
 // TestFuzzSeeds: each fuzz target has seeds.
 func TestFuzzSeeds(t *testing.T) {
-	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64"} {
+	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64", "FuzzSimilar"} {
 		if files, err := os.ReadDir("testdata/fuzz/" + f); err != nil || len(files) == 0 {
 			t.Errorf("%s has no seeds: %v", f, err)
+		}
+	}
+}
+
+// TestSimilar: items in the forms of known clients are read by the pattern of the first one, until the version changes.
+func TestSimilar(t *testing.T) {
+	hadoop := "{\n  \"encryptedKeyVersion\" : {\n    \"material\" : \"%s\",\n    \"name\" : null,\n" +
+		"    \"versionName\" : \"EEK\"\n  },\n  \"versionName\" : \"%s\",\n  \"iv\" : \"%s\"\n}"
+	python := `{"encryptedKeyVersion": {"material": "%s", "name": "k1", "versionName": "EEK"}, "versionName": "%s", ` +
+		`"iv": "%s"}`
+	own := `{"versionName":"%[2]s","iv":"%[3]s","encryptedKeyVersion":{"versionName":"EEK","name":"k",` +
+		`"material":"%[1]s"}}`
+	for what, item := range map[string]string{"Hadoop": hadoop, "Python": python, "claviger": own} {
+		var items []string
+		var want Batch
+		for i := range 10 {
+			e := claviger.EDEK{Version: fmt.Sprint("k@", i/5), IV: bytes.Repeat([]byte{byte(i)}, 16),
+				Material: bytes.Repeat([]byte{0xff, byte(i)}, 16)}
+			want = append(want, e)
+			items = append(items, fmt.Sprintf(item, urlSafe.EncodeToString(e.Material), e.Version,
+				urlSafe.EncodeToString(e.IV)))
+		}
+		general := 0
+		got, err := readBatch([]byte("[ "+strings.Join(items, ", ")+" ]"), 10, func(b *batchReader) error {
+			if b.similar() {
+				return nil
+			}
+			general++
+			return b.item()
+		})
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+		if general != 2 {
+			t.Errorf("%s: %d items were read as JSON", what, general)
 		}
 	}
 }

@@ -288,12 +288,13 @@ const (
 type value struct {
 	java string // its class; "" for null and for an absent field
 	text []byte // the content of a string; otherwise the JSON text
+	at   int    // index in the lexer's data of a string's first character
 }
 
 // value reads a value of any kind.
 func (l *lexer) value() (v value, err error) {
 	if l.peek() == '"' {
-		v.java = javaString
+		v.java, v.at = javaString, l.pos+1
 		v.text, err = l.str()
 		return v, err
 	}

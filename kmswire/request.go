@@ -212,7 +212,7 @@ var errMaterial = Throw(IllegalArgument, "Parameter 'material' is not base64")
 // the extended buf as rest. ok is false if s is not base64.
 func decodeStrict(buf, s []byte) (value, rest []byte, ok bool) {
 	start := len(buf)
-	buf, err := appendBase64(buf, s)
+	buf, err := appendPublicBase64(buf, s)
 	if err != nil {
 		return nil, buf[:start], false
 	}
@@ -232,25 +232,25 @@ func decodeInto(buf, s []byte) (value, rest []byte) {
 // ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. A body of more
 // than limit EDEKs is an error. The EDEKs share one buffer.
 func ReadBatch(body []byte, limit int) (Batch, error) {
-	l := newLexer(body)
-	ok, err := l.begin('[', "java.util.ArrayList<java.lang.Object>")
+	return readBatch(body, limit, (*batchReader).next)
+}
+
+// readBatch is ReadBatch with a method that reads one item.
+func readBatch(body []byte, limit int, next func(*batchReader) error) (Batch, error) {
+	b := &batchReader{lexer: newLexer(body), limit: limit}
+	ok, err := b.begin('[', "java.util.ArrayList<java.lang.Object>")
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
 		return nil, required("jsonPayload")
 	}
-	// The JSON of an EDEK has about 150 bytes, and its decoded values a third of that.
-	// Both numbers set only initial capacities.
-	const edekSize = 150
-	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(limit, len(body)/edekSize+1)),
-		buf: make([]byte, 0, len(body)/3)}
 	items := 0
-	err = l.array(func() error {
+	err = b.array(func() error {
 		if items++; items > limit {
 			return tooMany(limit)
 		}
-		return b.item()
+		return next(b)
 	})
 	switch {
 	case err != nil:
@@ -259,6 +259,8 @@ func ReadBatch(body []byte, limit int) (Batch, error) {
 		return nil, b.wrong
 	case b.notEEK != nil:
 		return nil, b.notEEK
+	case b.edeks == nil:
+		return Batch{}, nil
 	}
 	return b.edeks, nil
 }
@@ -266,13 +268,23 @@ func ReadBatch(body []byte, limit int) (Batch, error) {
 // batchReader reads EDEKs one after another.
 type batchReader struct {
 	*lexer
+	limit   int // of EDEKs
 	edeks   Batch
-	buf     []byte // decoded bytes of the EDEKs; when it grows, earlier EDEKs keep their old array
-	version string // of the last EDEK; nearly all have the same, so they share one string
+	buf     []byte  // decoded bytes of the EDEKs; when it grows, earlier EDEKs keep their old array
+	version string  // of the last EDEK; nearly all have the same, so they share one string
+	pattern pattern // of the last EDEK that item has read
 	// Hadoop parses the whole body, then checks all items, then their inner version names.
 	// Therefore wrong is the error of the first wrong item, and notEEK is the error of the
 	// first wrong inner name.
 	wrong, notEEK error
+}
+
+// next reads the next item.
+func (b *batchReader) next() error {
+	if b.similar() {
+		return nil
+	}
+	return b.item()
 }
 
 // item reads {"versionName":..,"iv":..,"encryptedKeyVersion":{"versionName":"EEK","material":..}}.
@@ -290,6 +302,7 @@ func (b *batchReader) item() error {
 		}
 		return nil
 	}
+	start := b.pos
 	var version, iv, wrapped, inner, material value
 	err := b.object(func(field []byte) (err error) {
 		switch string(field) {
@@ -321,10 +334,26 @@ func (b *batchReader) item() error {
 		}
 		return err
 	})
-	if err == nil && b.wrong == nil {
-		b.setWrong(b.addEDEK(version, iv, wrapped, inner, material))
+	if err != nil || b.wrong != nil {
+		return err
 	}
-	return err
+	b.makeRoom(b.pos-start, iv, material)
+	b.setWrong(b.addEDEK(version, iv, wrapped, inner, material))
+	b.pattern = pattern{}
+	if b.wrong == nil && b.notEEK == nil {
+		b.pattern = patternOf(b.data, start, b.pos, iv, material)
+	}
+	return nil
+}
+
+// makeRoom allocates the memory for all EDEKs, if they are like the first one. size is the length of its JSON.
+func (b *batchReader) makeRoom(size int, iv, material value) {
+	if b.edeks != nil {
+		return
+	}
+	n := min(b.limit, (len(b.data)-b.pos)/size+1)
+	decoded := len(iv.text)*3/4 + len(material.text)*3/4
+	b.edeks, b.buf = make(Batch, 0, n), make([]byte, 0, n*decoded+1) // 1: see appendPublicBase64
 }
 
 // setWrong stores the first error of an item.
