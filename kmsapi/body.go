@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -68,8 +67,7 @@ func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 	if announced < 0 || first > firstRead {
 		first = firstRead
 	}
-	p, _ := buffers.Get().(*[]byte)
-	b := slices.Grow((*p)[:0], int(first))
+	b := buffer(int(first))
 	extendDeadline := c.readDeadlines()
 	for {
 		extendDeadline(len(b))
@@ -80,16 +78,25 @@ func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 			extendDeadline(-1)
 			return b, nil
 		case err == nil && len(b) == cap(b):
-			// The bytes in b are reserved already. Growing doubles b.
-			if err = c.reserve(ctx, int64(cap(b))); err == nil {
-				b = slices.Grow(b, cap(b))
-			}
+			b, err = c.grow(ctx, b)
 		}
 		if err != nil {
 			recycle(b)
 			return nil, err
 		}
 	}
+}
+
+// grow returns a longer buffer with the bytes of b, which is recycled.
+func (c *call) grow(ctx context.Context, b []byte) ([]byte, error) {
+	longer := longBuffer(2 * cap(b))
+	if err := c.reserve(ctx, int64(cap(longer)-cap(b))); err != nil { // the bytes in b are reserved already
+		recycle(longer)
+		return b, err
+	}
+	longer = append(longer, b...)
+	recycle(b)
+	return longer, nil
 }
 
 // tooLarge is the error for a body that is longer than its limit.

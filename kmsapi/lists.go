@@ -82,12 +82,7 @@ func (item appendItem) add(b []byte, i int) []byte {
 
 // list answers with a JSON list of n items.
 func (c *call) list(ctx context.Context, n int, item appendItem) error {
-	pool := &buffers
-	if n > unitNames {
-		pool = &longBuffers
-	}
-	p, _ := pool.Get().(*[]byte)
-	l := listAnswer{call: c, n: n, b: append((*p)[:0], '[')}
+	l := listAnswer{call: c, n: n, b: append(listBuffer(n), '[')}
 	defer func() { recycle(l.b[:cap(l.b)]) }()
 	first, err := l.fill(ctx, item)
 	if err != nil {
@@ -99,8 +94,7 @@ func (c *call) list(ctx context.Context, n int, item appendItem) error {
 		return nil
 	}
 	// The head needs the length, so the rest is made twice: to count it, and to send it.
-	p, _ = pool.Get().(*[]byte)
-	length, err := l.length(ctx, item, first, (*p)[:0])
+	length, err := l.length(ctx, item, first, listBuffer(n))
 	if err != nil {
 		return err
 	}
@@ -112,6 +106,15 @@ func (c *call) list(ctx context.Context, n int, item appendItem) error {
 	c.head(http.StatusOK, length)
 	l.send(item, first)
 	return nil
+}
+
+// listBuffer returns an empty buffer for a list of n items. Only a long one may become
+// longer than the buffers that need no reservation.
+func listBuffer(n int) []byte {
+	if n > unitNames {
+		return longBuffer(0)
+	}
+	return buffer(0)
 }
 
 // listAnswer is a JSON list while it is made. It does not hold the appendItem:

@@ -1,6 +1,7 @@
 package kmsapi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -104,6 +105,28 @@ func TestBatchWeight(t *testing.T) {
 		}
 		if got := batchWeight(list); got != c.want {
 			t.Errorf("%d EDEKs of %d bytes weigh %d, want %d", c.edeks, c.bytes, got, c.want)
+		}
+	}
+}
+
+// TestBuffers: a buffer has the capacity that its user needs, and nothing of its last user is in it.
+func TestBuffers(t *testing.T) {
+	for _, n := range []int{0, 1, 4 << 10, freeMemory, freeMemory + 1, 4 * freeMemory, 4*freeMemory + 1, keepBuffer,
+		keepBuffer + 1} {
+		for range 3 {
+			b := buffer(n)
+			whole := b[:cap(b)]
+			if len(b) != 0 || cap(b) < n || bytes.ContainsFunc(whole, func(r rune) bool { return r != 0 }) {
+				t.Fatalf("a buffer for %d bytes has a length of %d and a capacity of %d, or is not wiped", n, len(b),
+					cap(b))
+			}
+			if n <= freeMemory && cap(b) > freeMemory {
+				t.Fatalf("a buffer for %d bytes takes %d", n, cap(b))
+			}
+			for i := range whole {
+				whole[i] = 'x'
+			}
+			recycle(whole)
 		}
 	}
 }

@@ -2,17 +2,16 @@ package kmsapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// buffers and longBuffers hold bodies while they are read, and answers while they
-// are built: buffers those of up to freeMemory bytes, longBuffers longer ones.
-// The user of a long buffer reserves its memory. Both may hold key material, so
-// recycle wipes them.
-var buffers, longBuffers = sync.Pool{New: newBuffer}, sync.Pool{New: newBuffer}
+// buffers hold bodies while they are read, and answers while they are built, of up to
+// freeMemory bytes. They may hold key material, so recycle wipes them.
+var buffers = sync.Pool{New: newBuffer}
 
 func newBuffer() any {
 	const size = 4 << 10 // most answers are shorter
@@ -20,15 +19,47 @@ func newBuffer() any {
 	return &b
 }
 
-// keepBuffer is the largest buffer that goes back to the pool.
-const keepBuffer = 256 << 10
+// buffer returns an empty buffer for at least n bytes.
+func buffer(n int) []byte {
+	if n > freeMemory {
+		return longBuffer(n)
+	}
+	p, _ := buffers.Get().(*[]byte)
+	return slices.Grow((*p)[:0], n)
+}
+
+// longBuffers are buffers for longer bodies and answers: a pool for each least capacity.
+// The user of a long buffer reserves its memory. Each capacity is four times the one
+// before, so that a body that grows is copied rarely, and a body that stops arriving
+// takes about four times its bytes at most.
+var longBuffers = [...]struct {
+	capacity int
+	pool     sync.Pool
+}{{capacity: 4 * freeMemory}, {capacity: keepBuffer}}
+
+// keepBuffer is the largest buffer that goes back to a pool.
+const keepBuffer = 16 * freeMemory
+
+// longBuffer returns an empty buffer for at least n bytes.
+func longBuffer(n int) []byte {
+	for i := range longBuffers {
+		l := &longBuffers[i]
+		if n > l.capacity {
+			continue
+		}
+		if p, ok := l.pool.Get().(*[]byte); ok {
+			return *p
+		}
+		return make([]byte, 0, l.capacity)
+	}
+	return make([]byte, 0, n)
+}
 
 // json writes an answer that build appends. The answer to a key management request
 // reserves no memory: it is short, and the change is made already, so it must not
 // fail.
 func (c *call) json(status int, build func([]byte) []byte) {
-	p, _ := buffers.Get().(*[]byte)
-	b := build((*p)[:0])
+	b := build(buffer(0))
 	if status == http.StatusOK && c.route != nil && c.route.class != management {
 		if err := c.reserve(c.r.Context(), int64(cap(b))); err != nil {
 			recycle(b)
@@ -43,13 +74,17 @@ func (c *call) json(status int, build func([]byte) []byte) {
 // recycle wipes a buffer and returns it to its pool.
 func recycle(b []byte) {
 	clear(b)
-	switch {
-	case b == nil || cap(b) > keepBuffer:
-	case cap(b) > freeMemory:
-		longBuffers.Put(&b)
-	default:
-		buffers.Put(&b)
+	b = b[:0]
+	pool := &buffers
+	for i := range longBuffers {
+		if l := &longBuffers[i]; cap(b) >= l.capacity {
+			pool = &l.pool
+		}
 	}
+	if b == nil || cap(b) > keepBuffer || pool == &buffers && cap(b) > freeMemory {
+		return // to the garbage collector
+	}
+	pool.Put(&b)
 }
 
 // answer writes a whole response. A HEAD request gets the headers of an empty body.
