@@ -117,6 +117,33 @@ func listBuffer(n int) []byte {
 	return buffer(0)
 }
 
+// sizedList answers with a JSON list of n items whose lengths are known. Unlike list it
+// makes each item once.
+func (c *call) sizedList(ctx context.Context, n int, size func(i int) int, item appendItem) error {
+	length, longest := len("[]"), 0
+	for i := range n {
+		one := size(i) + len(",")
+		length, longest = length+one, max(longest, one)
+	}
+	if n > 0 {
+		length-- // there is no comma after the last item
+	}
+	l := listAnswer{call: c, n: n, b: buffer(min(length, chunk+longest))}
+	defer func() { recycle(l.b[:cap(l.b)]) }()
+	if err := l.cover(ctx, cap(l.b)); err != nil {
+		return err
+	}
+	c.contentHeaders("application/json")
+	if c.r.Method == http.MethodHead {
+		c.head(http.StatusOK, 0)
+		return nil
+	}
+	c.head(http.StatusOK, int64(length))
+	l.b = append(l.b, '[')
+	l.send(item, 0)
+	return nil
+}
+
 // listAnswer is a JSON list while it is made. It does not hold the appendItem:
 // that would put the function on the heap.
 type listAnswer struct {

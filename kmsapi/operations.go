@@ -286,9 +286,9 @@ func generate(ctx context.Context, c *call) error {
 		return generateError(c, err)
 	}
 	c.edeks = len(edeks)
-	return c.list(ctx, len(edeks), func(b []byte, i int) []byte {
-		return kmswire.AppendEDEK(b, &c.name, &edeks[i])
-	})
+	w := kmswire.NewEDEKWriter(c.name)
+	return c.sizedList(ctx, len(edeks), func(i int) int { return w.Size(&edeks[i]) },
+		func(b []byte, i int) []byte { return w.Append(b, &edeks[i]) })
 }
 
 // numKeys parses num_keys as a Java int. If it is missing or empty, it is 1.
@@ -378,7 +378,7 @@ func reencryptBatch(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.list(ctx, len(fresh), func(b []byte, i int) []byte {
-		return kmswire.AppendReencrypted(b, c.name, &in[i], &fresh[i])
-	})
+	w := kmswire.NewEDEKWriter(c.name)
+	return c.sizedList(ctx, len(fresh), func(i int) int { return w.SizeReencrypted(&in[i], &fresh[i]) },
+		func(b []byte, i int) []byte { return w.AppendReencrypted(b, &in[i], &fresh[i]) })
 }

@@ -111,33 +111,6 @@ func AppendDEK(b []byte, key string, dek secret.Bytes) []byte {
 	return appendVersion(b, key, EK, dek)
 }
 
-// AppendEDEK appends one EDEK. The inner name is the key's, or null if key is nil.
-func AppendEDEK(b []byte, key *string, e *claviger.EDEK) []byte {
-	b = append(b, `{"versionName":`...)
-	b = appendString(b, e.Version)
-	b = append(b, `,"iv":`...)
-	b = appendBytes(b, e.IV)
-	b = append(b, `,"encryptedKeyVersion":{"versionName":"`+EEK+`","name":`...)
-	b = appendNullable(b, key)
-	b = append(b, `,"material":`...)
-	b = appendBytes(b, e.Material)
-	return append(b, "}}"...)
-}
-
-// AppendEDEKs appends a list of fresh EDEKs of one key.
-func AppendEDEKs(b []byte, key string, es []claviger.EDEK) []byte {
-	return AppendList(b, len(es), func(b []byte, i int) []byte { return AppendEDEK(b, &key, &es[i]) })
-}
-
-// AppendReencrypted appends one EDEK of the answer to a batch. If its version has not
-// changed, the EDEK was not re-encrypted; Hadoop then writes null for its inner name.
-func AppendReencrypted(b []byte, key string, sent, fresh *claviger.EDEK) []byte {
-	if fresh.Version == sent.Version {
-		return AppendEDEK(b, nil, fresh)
-	}
-	return AppendEDEK(b, &key, fresh)
-}
-
 // AppendMetadata appends a key's metadata; nil is a key that does not exist.
 func AppendMetadata(b []byte, m *claviger.Metadata) []byte {
 	if m == nil {

@@ -207,7 +207,7 @@ func TestStrings(t *testing.T) {
 
 // TestFuzzSeeds: each fuzz target has seeds.
 func TestFuzzSeeds(t *testing.T) {
-	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64", "FuzzSimilar"} {
+	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64", "FuzzSimilar", "FuzzEDEKs"} {
 		if files, err := os.ReadDir("testdata/fuzz/" + f); err != nil || len(files) == 0 {
 			t.Errorf("%s has no seeds: %v", f, err)
 		}
@@ -267,7 +267,8 @@ func BenchmarkAppendReencrypted1000(b *testing.B) {
 	for i := range fresh {
 		fresh[i].Version = "k@fedcba9876543210"
 	}
-	item := func(b []byte, i int) []byte { return AppendReencrypted(b, "k", &sent[i], &fresh[i]) }
+	w := NewEDEKWriter("k")
+	item := func(b []byte, i int) []byte { return w.AppendReencrypted(b, &sent[i], &fresh[i]) }
 	out := AppendList(nil, len(sent), item)
 	b.Run("kmswire", func(b *testing.B) {
 		b.SetBytes(int64(len(out)))
