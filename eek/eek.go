@@ -16,6 +16,7 @@ import (
 	"errors"
 	"io"
 	"math/bits"
+	"sync"
 
 	"claviger"
 	"claviger/secret"
@@ -38,7 +39,7 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 		return nil, err
 	}
 	perEDEK := blocksOf(dekLen)
-	blocks := make([]byte, len(edeks)*perEDEK)
+	blocks := takeBlocks(len(edeks) * perEDEK)
 	for i := range edeks {
 		putCounters(blocks[i*perEDEK:(i+1)*perEDEK], edeks[i].IV)
 	}
@@ -49,7 +50,7 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 	for i := range edeks {
 		subtle.XORBytes(edeks[i].Material, edeks[i].Material, blocks[i*perEDEK:])
 	}
-	clear(blocks)
+	giveBlocks(blocks)
 	return edeks, nil
 }
 
@@ -92,15 +93,14 @@ func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	for i, dek := range deks {
 		edeks[i] = claviger.EDEK{Version: version, IV: ivs[i], Material: dek}
 	}
-	l, err := plan(op, edeks)
+	l, err := plan(op, edeks, nil)
 	if err != nil {
 		return nil, err
 	}
 	if err := encrypt(ctx, enc, version, l.blocks); err != nil {
 		return nil, err
 	}
-	l.rewrap(version, edeks)
-	return edeks, nil
+	return l.rewrap(version, edeks), nil
 }
 
 // Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several versions; each version needs one
@@ -108,7 +108,7 @@ func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 // one EDEK fails, the whole call fails. Kinds BadIV (before any call) and those of EncryptBlocks. The caller wipes the
 // DEKs.
 func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	l, err := plan("eek.Unwrap", edeks)
+	l, err := plan("eek.Unwrap", edeks, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 		subtle.XORBytes(all, e.Material, l.blocks[l.offset[i]:])
 		deks[i], all = all[:n:n], all[n:]
 	}
-	clear(l.blocks)
+	giveBlocks(l.blocks)
 	return deks, nil
 }
 
@@ -134,41 +134,25 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 // No DEK is computed: Reencrypt xors the two keystreams with each other first, and then the EDEK with the result.
 func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
-	old := make([]claviger.EDEK, 0, len(edeks))
-	index := make([]int, 0, len(edeks)) // index in edeks of each element of old
-	for i, e := range edeks {
-		if e.Version != version {
-			old, index = append(old, e), append(index, i)
-		}
-	}
-	l, err := plan("eek.Reencrypt", old)
+	l, err := plan("eek.Reencrypt", edeks, &version)
 	if err != nil {
 		return nil, err
 	}
-	counters := make([]byte, len(l.blocks))
+	counters := takeBlocks(len(l.blocks))
 	copy(counters, l.blocks)
 	if err := l.encryptBoth(ctx, from, to, version, counters); err != nil {
 		return nil, err
 	}
 	subtle.XORBytes(l.blocks, l.blocks, counters)
-	clear(counters)
-	l.rewrap(version, old)
-	if len(old) == len(edeks) {
-		return old, nil
-	}
-	out := make([]claviger.EDEK, len(edeks))
-	copy(out, edeks)
-	for i, at := range index {
-		out[at] = old[i]
-	}
-	return out, nil
+	giveBlocks(counters)
+	return l.rewrap(version, edeks), nil
 }
 
 // layout has the counter blocks of a batch of EDEKs in one array. The blocks of one version are contiguous. The
 // versions are in the order of their first EDEKs.
 type layout struct {
 	blocks []byte
-	offset []int // offset in blocks of each EDEK's first block
+	offset []int // offset in blocks of each EDEK's first block; leftOut for an EDEK without blocks
 	bytes  int   // length of all materials together
 	groups []group
 	index  map[string]int // index in groups by version; nil up to linearVersions groups
@@ -180,19 +164,26 @@ type group struct {
 	next    int // offset of the next EDEK's blocks, while the layout is made
 }
 
-// plan checks the IVs and makes the layout.
-func plan(op string, edeks []claviger.EDEK) (*layout, error) {
+// leftOut is the offset of an EDEK that the layout does not have.
+const leftOut = -1
+
+// plan checks the IVs and makes the layout. It leaves out the EDEKs of the version without, if without is not nil.
+func plan(op string, edeks []claviger.EDEK, without *string) (*layout, error) {
 	l := &layout{offset: make([]int, len(edeks))}
 	// offset has each EDEK's group first, and later the offset of its blocks.
 	last, total := -1, 0
 	for i := range edeks {
 		e := &edeks[i]
+		if last < 0 || l.groups[last].version != e.Version {
+			if without != nil && e.Version == *without {
+				l.offset[i] = leftOut
+				continue
+			}
+			last = l.groupOf(e.Version)
+		}
 		if len(e.IV) != claviger.IVSize {
 			return nil, claviger.Errorf(op, claviger.BadIV, e.Version,
 				"Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
-		}
-		if last < 0 || l.groups[last].version != e.Version {
-			last = l.groupOf(e.Version)
 		}
 		l.offset[i] = last
 		size := blocksOf(len(e.Material))
@@ -205,8 +196,11 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 		l.groups[i].next = next
 		next += l.groups[i].size
 	}
-	l.blocks = make([]byte, total)
+	l.blocks = takeBlocks(total)
 	for i := range edeks {
+		if l.offset[i] == leftOut {
+			continue
+		}
 		g := &l.groups[l.offset[i]]
 		size := blocksOf(len(edeks[i].Material))
 		putCounters(l.blocks[g.next:g.next+size], edeks[i].IV)
@@ -290,19 +284,24 @@ func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 	return nil
 }
 
-// rewrap xors each EDEK's material with its part of l.blocks, sets the version and copies the IV. IVs and materials are
-// in one new array. Then it wipes l.blocks.
-func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
-	all := make([]byte, l.bytes+len(edeks)*claviger.IVSize)
+// rewrap returns the EDEKs under the version. It xors each EDEK's material with its part of l.blocks. The new materials
+// are in one new array; the IVs stay where they are. An EDEK that was left out stays as it is. The layout is of no more
+// use.
+func (l *layout) rewrap(version string, edeks []claviger.EDEK) []claviger.EDEK {
+	out := make([]claviger.EDEK, len(edeks))
+	all := make([]byte, l.bytes)
 	for i := range edeks {
 		e := &edeks[i]
-		n := copy(all, e.IV)
-		e.IV, all = all[:n:n], all[n:]
-		n = subtle.XORBytes(all, e.Material, l.blocks[l.offset[i]:])
-		e.Material, all = all[:n:n], all[n:]
-		e.Version = version
+		if l.offset[i] == leftOut {
+			out[i] = *e
+			continue
+		}
+		n := subtle.XORBytes(all, e.Material, l.blocks[l.offset[i]:])
+		out[i] = claviger.EDEK{Version: version, IV: e.IV, Material: all[:n:n]}
+		all = all[n:]
 	}
-	clear(l.blocks)
+	giveBlocks(l.blocks)
+	return out
 }
 
 // encrypt calls EncryptBlocks, unless there are no blocks. After an error it wipes the blocks.
@@ -315,6 +314,34 @@ func encrypt(ctx context.Context, enc BlockEncrypter, version string, blocks []b
 		return err
 	}
 	return nil
+}
+
+// blockBuffers has wiped buffers of maxBuffer bytes for the blocks of batches.
+var blockBuffers sync.Pool
+
+const (
+	minBuffer = 4 << 10  // a smaller one is made quickly
+	maxBuffer = 64 << 10 // 2,000 EDEKs of 256-bit DEKs
+)
+
+// takeBlocks returns a buffer of n bytes.
+func takeBlocks(n int) []byte {
+	if n < minBuffer || n > maxBuffer {
+		return make([]byte, n)
+	}
+	if b, ok := blockBuffers.Get().(*[]byte); ok {
+		return (*b)[:n]
+	}
+	return make([]byte, n, maxBuffer)
+}
+
+// giveBlocks wipes a buffer of takeBlocks for its next use. A buffer of a call that failed must not be given: a
+// provider that breaks its contract might still write to it.
+func giveBlocks(b []byte) {
+	clear(b)
+	if cap(b) == maxBuffer {
+		blockBuffers.Put(&b)
+	}
 }
 
 // blocksOf returns the length in bytes of the blocks that cover n bytes.
