@@ -80,16 +80,17 @@ type checking struct {
 
 func (c checking) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	again := c.chosen(len(blocks) / blockSize)
-	in := make([]byte, len(blocks), len(blocks)+again.count*blockSize)
+	in := takeBlocks(len(blocks) + again.count*blockSize)
 	copy(in, blocks)
-	defer func() { clear(in) }()
 	for n := range again.count {
 		i := again.index(n)
-		in = append(in, blocks[i*blockSize:(i+1)*blockSize]...)
+		copy(in[len(blocks)+n*blockSize:], blocks[i*blockSize:(i+1)*blockSize])
 	}
 	if err := c.enc.EncryptBlocks(ctx, version, in); err != nil {
+		clear(in)
 		return err
 	}
+	defer giveBlocks(in)
 	for n := range again.count {
 		i := again.index(n)
 		second := in[len(blocks)+n*blockSize:][:blockSize]
