@@ -13,6 +13,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/pkcs11/cryptoki"
 )
 
 // blockSize is the size of an AES block in bytes.
@@ -118,7 +119,10 @@ func (w *waiter) finish(err error) {
 		}
 		w.done <- err
 	}
-	clear(w.in)
+	if clear(w.in); err == nil {
+		cryptoki.FreeBuffer(w.in)
+		w.in = nil
+	}
 }
 
 // part is the part of a waiter's blocks that goes into one call: w.in[from:to].
@@ -327,10 +331,11 @@ func (g *gatherer) goesOn() {
 }
 
 // gatherMore yields to goroutines that are about to queue a request, as long as the queues grow. Without it,
-// requests to a quick HSM would just miss a shared call. On an idle machine it takes no time.
+// requests to a quick HSM would just miss a shared call. On an idle machine it takes no time. A large waiter has
+// enough blocks for a call, and a yield would cost more than it gains.
 func (g *gatherer) gatherMore() {
 	const enough = 64 // with more waiters a block gets hardly cheaper
-	for before := g.waiting(); before < enough; {
+	for before := g.waiting(); 0 < before && before < enough && !g.hasLarge(); {
 		runtime.Gosched()
 		after := g.waiting()
 		if after == before {
@@ -344,6 +349,12 @@ func (g *gatherer) waiting() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return len(g.small) + len(g.large)
+}
+
+func (g *gatherer) hasLarge() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.large) > 0
 }
 
 // inputOf returns the blocks of a batch: those of its only part, or a copy of all.
@@ -403,10 +414,16 @@ func (g *gatherer) serve(batch []part) bool {
 		// In this function and not below, because a call that hangs may still read in and write out.
 		forget(err)
 		g.deliver(batch, out, err)
-		if len(batch) > 1 {
-			clear(in) // with one part, in is the waiter's own and may still be in use
+		own := len(batch) == 1 // in is the waiter's own: finish has wiped it, or a later call encrypts the rest
+		if !own {
+			clear(in)
 		}
-		clear(out)
+		if clear(out); err == nil {
+			cryptoki.FreeBuffer(out)
+			if !own {
+				cryptoki.FreeBuffer(in)
+			}
+		}
 		mu.Lock()
 		returned = true
 		resume := hung

@@ -9,6 +9,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/pkcs11/cryptoki"
 )
 
 // A library may use another key than the one that was asked for, and return no error. The handles of objects change
@@ -37,7 +38,7 @@ func CheckValueOf(err error) ([]byte, bool) {
 
 // makeInput returns an empty buffer for blocks of that size in bytes. Behind the blocks it has room for the check
 // block.
-func makeInput(size int) []byte { return make([]byte, 0, size+blockSize) }
+func makeInput(size int) []byte { return cryptoki.NewBuffer(size + blockSize)[:0] }
 
 // keyUse is what the calls need that encrypt for one operation.
 type keyUse struct {

@@ -119,7 +119,7 @@ func (l *library) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectH
 	if len(m.Parameter) > 0 {
 		parameter = unsafe.Pointer(&m.Parameter[0])
 	}
-	out := make([]byte, len(in))
+	out := NewBuffer(len(in))
 	n := C.ulong_t(len(out))
 	result := C.encrypt(l.functions, C.ulong_t(s), C.ulong_t(m.Mechanism), parameter, C.ulong_t(len(m.Parameter)),
 		C.ulong_t(key), (*C.uchar)(&in[0]), C.ulong_t(len(in)), (*C.uchar)(&out[0]), &n)

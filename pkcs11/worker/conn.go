@@ -11,6 +11,8 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
+
+	"claviger/pkcs11/cryptoki"
 )
 
 // conn is one end of a socket pair between a server and its worker. It carries one call at a time. The sockets block:
@@ -192,7 +194,7 @@ func (l *conn) call(q *Request) (*Response, error) {
 	case kind == byGob:
 		return r, l.dec.Decode(r)
 	case kind == encrypted && q.Function == "Encrypt":
-		r.Data, err = l.bytes(nil, len(q.Data)) // a block cipher makes no more
+		r.Data, err = l.bytes(cryptoki.NewBuffer(len(q.Data)), len(q.Data)) // a block cipher makes no more
 		return r, err
 	default:
 		return nil, fmt.Errorf("a message of an unknown kind, %#x", kind)
@@ -224,6 +226,7 @@ func (l *conn) serve(answer func(*Request, *Response)) error {
 		if kind == encrypt && !r.Failed {
 			err = l.sendResponse(r.Data)
 			clear(r.Data)
+			cryptoki.FreeBuffer(r.Data)
 		} else {
 			err = l.sendGob(r)
 		}
