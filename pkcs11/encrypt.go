@@ -282,9 +282,10 @@ func (g *gatherer) run() {
 		g.gatherMore()
 		time.Sleep(g.untilBegin())
 		batch := g.next()
-		if batch == nil || !g.serve(batch) {
+		if batch == nil {
 			return
 		}
+		g.serve(batch)
 	}
 }
 
@@ -322,12 +323,11 @@ func (g *gatherer) hangs(err error) {
 	g.small, g.large = nil, nil
 }
 
-// goesOn continues a run whose call has returned at last.
+// goesOn counts a run whose call has returned at last.
 func (g *gatherer) goesOn() {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.hung--
-	g.mu.Unlock()
-	g.run()
 }
 
 // gatherMore yields to goroutines that are about to queue a request, as long as the queues grow. Without it,
@@ -382,24 +382,16 @@ func (g *gatherer) watched(batch []part) *progress {
 	return call
 }
 
-// serve makes one call for a batch. The token's time limit ends the wait for it; then serve returns false, and goesOn
-// is called when the call has returned.
-func (g *gatherer) serve(batch []part) bool {
+// serve makes one call for a batch. If the call does not return within the token's time limit, the waiters get an
+// error then, and serve returns when the call returns.
+func (g *gatherer) serve(batch []part) {
 	const op = "pkcs11.EncryptBlocks"
 	in := inputOf(batch)
 	since := batch[0].w.since // read now: the waiter may have its answer, and be gone, before the call ends
-	// forget drops the gatherer of a key that is missing, before its waiters get that answer.
-	forget := func(err error) {
-		if claviger.Is(err, claviger.KeyNotFound) {
-			g.token.gather.CompareAndDelete(g.name, g)
-		}
-	}
 	call := g.watched(batch)
 	var out []byte
-	var mu sync.Mutex // guards the next two
-	var returned, hung bool
-	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), call, func(l *login,
-		s p11.SessionHandle) error {
+	hang := hanging{g: g, batch: batch}
+	g.token.doHere(op, keySubject(g.name.label), call, func(l *login, s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, keyUse{g.name, g.check, call}, in)
@@ -411,42 +403,28 @@ func (g *gatherer) serve(batch []part) bool {
 			Took: ended.Sub(begun), Err: err})
 		return err
 	}, func(err error) {
-		// In this function and not below, because a call that hangs may still read in and write out.
-		forget(err)
+		// The gatherer of a key that is missing is dropped before its waiters get that answer.
+		if claviger.Is(err, claviger.KeyNotFound) {
+			g.token.gather.CompareAndDelete(g.name, g)
+		}
 		g.deliver(batch, out, err)
-		own := len(batch) == 1 // in is the waiter's own: finish has wiped it, or a later call encrypts the rest
+		g.release(batch, in, out, err)
+		hang.end()
+	}, hang.begin)
+}
+
+// release wipes the buffers of a call that has returned. If it succeeded, they are used again.
+func (g *gatherer) release(batch []part, in, out []byte, err error) {
+	own := len(batch) == 1 // in is the waiter's own: finish has wiped it, or a later call encrypts the rest
+	if !own {
+		clear(in)
+	}
+	if clear(out); err == nil {
+		cryptoki.FreeBuffer(out)
 		if !own {
-			clear(in)
-		}
-		if clear(out); err == nil {
-			cryptoki.FreeBuffer(out)
-			if !own {
-				cryptoki.FreeBuffer(in)
-			}
-		}
-		mu.Lock()
-		returned = true
-		resume := hung
-		mu.Unlock()
-		if resume {
-			go g.goesOn()
-		}
-	})
-	if err == nil {
-		return true
-	}
-	mu.Lock()
-	hung = !returned
-	if hung {
-		g.hangs(err)
-	}
-	mu.Unlock()
-	for _, p := range batch { // the call may still run: the bytes that it reads must stay
-		if p.w.state.CompareAndSwap(waiting, served) {
-			p.w.done <- err
+			cryptoki.FreeBuffer(in)
 		}
 	}
-	return !hung
 }
 
 // deliver gives each waiter its part of out, or err. A waiter with more blocks to encrypt is queued again.

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"claviger/pkcs11/worker"
@@ -58,4 +59,38 @@ func (t *Token) hangs(s subject) error {
 		return nil
 	}
 	return t.paused(s)
+}
+
+// hanging is the state of a call that may hang.
+type hanging struct {
+	g     *gatherer
+	batch []part
+
+	mu           sync.Mutex
+	begun, ended bool
+}
+
+// begin gives the waiters of a call that has not returned an error. The bytes that the call reads must stay.
+func (h *hanging) begin(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
+		return
+	}
+	h.begun = true
+	h.g.hangs(err)
+	for _, p := range h.batch {
+		if p.w.state.CompareAndSwap(waiting, served) {
+			p.w.done <- err
+		}
+	}
+}
+
+// end records that the call has returned.
+func (h *hanging) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended = true; h.begun {
+		h.g.goesOn()
+	}
 }

@@ -159,9 +159,31 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, p *progre
 		return err
 	case <-ctx.Done():
 		// The C call runs on; its slot in the pool stays taken until it returns.
-		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w",
-			context.Cause(ctx))
+		return notInTime(ctx, op)
 	}
+}
+
+// notInTime is the error of a call that has not returned before ctx ended.
+func notInTime(ctx context.Context, op string) error {
+	return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w", context.Cause(ctx))
+}
+
+// doHere does the same as doAndNotify with the token's time limit, but on the caller's goroutine: it returns when onEnd
+// has returned. If the limit ends first, it calls late with the error, on another goroutine.
+func (t *Token) doHere(op string, s subject, p *progress, f func(*login, p11.SessionHandle) error, onEnd,
+	late func(error)) {
+	ctx, cancel := t.limited(context.Background())
+	defer cancel()
+	leave, err := t.takeSlotFor(ctx, op, s)
+	if err != nil {
+		onEnd(err)
+		return
+	}
+	defer leave()
+	p.begin()
+	defer p.end()
+	defer context.AfterFunc(ctx, func() { late(notInTime(ctx, op)) })()
+	onEnd(withKind(op, s, t.explained(t.attempt(ctx, s, f))))
 }
 
 // takeSlotFor takes a slot for a subject. Operations without a key take about half of all slots, so that calls of them
