@@ -27,6 +27,7 @@ type target struct {
 
 	destroyed bool // whether an object was destroyed, and the objects were not searched since
 	left      int  // the number of objects that the next search may find, if destroyed
+	count     int  // the number of objects that were destroyed
 }
 
 // allObjects as target.most destroys all objects that match.
@@ -65,7 +66,7 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 			return nil
 		}
 		n, err := t.destroyEach(s, w, found[:min(w.most, len(found))])
-		w.destroyed, w.left, w.most = n > 0, len(found)-n, w.most-n
+		w.destroyed, w.left, w.most, w.count = n > 0, len(found)-n, w.most-n, w.count+n
 		changed := errors.Is(err, errOtherObject) || isOneOf(err, p11.CKR_OBJECT_HANDLE_INVALID)
 		switch {
 		case err == nil:

@@ -153,6 +153,7 @@ func importPair(t *testing.T, tok *Token, id []byte, label string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tok.pairs.yes.Store(true) // as GeneratePair does
 }
 
 // importer is a library that stores importedPair in place of a new pair, and reports that each RSA key was made on the

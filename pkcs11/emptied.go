@@ -1,8 +1,10 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -21,46 +23,93 @@ type emptyToken struct{ error }
 
 func (e emptyToken) Unwrap() error { return e.error }
 
-// showsNoKey returns err as an emptyToken if the token has held keys and shows no AES key at all.
-func (t *Token) showsNoKey(s p11.SessionHandle, err error) error {
-	if !t.heldKeys.Load() {
+// held says whether the token held keys of one kind when they were last seen.
+type held struct {
+	yes   atomic.Bool             // one was seen, and this process has not destroyed the last one since
+	match func() []*p11.Attribute // what all keys of the kind show
+}
+
+// showsNone returns err as an emptyToken if the token has held keys of a kind, and shows none. The caller has the lock
+// of objects.
+func (t *Token) showsNone(s p11.SessionHandle, h *held, err error) error {
+	if !h.yes.Load() {
 		return err
 	}
-	unlock := t.objects()
-	found, failed := t.searchUntil(s, keyTemplate(nil, nil), 1)
-	unlock()
+	found, failed := t.searchUntil(s, h.match(), 1)
 	if failed != nil || len(found) > 0 {
 		return err
 	}
 	return emptyToken{err}
 }
 
-// errListEmpty is the error of a list of keys that is empty although the token has held keys.
-var errListEmpty = errors.New("the token shows no key, and has held keys before")
-
-// mayBeStale reports whether err is an emptyToken for which the library is to be started again.
-func (t *Token) mayBeStale(err error) bool {
-	if !errors.As(err, new(emptyToken)) {
-		return false
+// afterDestroy is called when no object of a target is left, of which that number of keys were destroyed. It returns
+// errNoneShown, as an emptyToken, if the library may not have shown the keys.
+func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error {
+	if !h.yes.Load() {
+		return nil
 	}
+	found, err := t.searchUntil(s, h.match(), 1)
+	switch {
+	case err != nil || len(found) > 0:
+		return err
+	case destroyed > 0:
+		h.yes.Store(false) // the last key
+		return nil
+	}
+	return emptyToken{errNoneShown}
+}
+
+// errNoneShown is the error of a token that shows no key although it has held keys. The callers of this package get an
+// empty result in its place, if a new start of the library has changed nothing.
+var errNoneShown error = judged{errors.New("the token shows no key, and has held keys before")}
+
+// startIfStale starts the library again if err is an emptyToken, and the library of that generation may be stale. again
+// says that the caller is to try again. If the library cannot be started now, startIfStale returns an error: the keys
+// count as lost only for a library that was started for that, or after it.
+func (t *Token) startIfStale(ctx context.Context, generation uint64, err error) (again bool, _ error) {
+	if !errors.As(err, new(emptyToken)) {
+		return false, nil
+	}
+	if t.believesEmpty(generation) {
+		return false, nil
+	}
+	if err := t.reset(ctx, generation, err); err != nil {
+		return false, err
+	}
+	t.startedForEmpty(t.module.current())
+	return true, nil
+}
+
+// believesEmpty reports whether the library of that generation was started for a token that shows no key, or later, a
+// short time ago.
+func (t *Token) believesEmpty(generation uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.successes.Load(); n != t.emptied.successes {
-		t.emptied.pause, t.emptied.successes = 0, n
+	e := &t.emptied
+	if n := t.successes.Load(); n != e.successes {
+		e.pause, e.successes = 0, n
 	}
-	if time.Since(t.emptied.at) < t.emptied.pause {
-		return false
+	return generation >= e.generation && time.Since(e.at) < e.pause
+}
+
+// startedForEmpty records the start of the library for a token that shows no key, unless another caller has done so.
+func (t *Token) startedForEmpty(generation uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := &t.emptied
+	if generation <= e.generation {
+		return
 	}
-	t.emptied.at = time.Now()
-	t.emptied.pause = min(max(2*t.emptied.pause, firstPauseOfEmpty), maxPauseOfResets)
-	return true
+	e.generation, e.at = generation, time.Now()
+	e.pause = min(max(2*e.pause, firstPauseOfEmpty), maxPauseOfResets)
 }
 
 // emptied is the record of the starts of the library because the token shows no key.
 type emptied struct {
-	at        time.Time     // of the last one
-	pause     time.Duration // after it
-	successes uint64        // Token.successes at that time
+	generation uint64        // of the library since the last one
+	at         time.Time     // of the last one
+	pause      time.Duration // after it
+	successes  uint64        // Token.successes at that time
 }
 
 // notShownAgain adds to the error of a search for a token that the token was there before.

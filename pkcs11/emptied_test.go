@@ -1,14 +1,22 @@
 package pkcs11
 
 import (
+	"crypto"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/secret"
 )
 
 // TestTokenAwayAndBack: the folder of SoftHSM's tokens is moved away while a server runs, and back. Meanwhile no key
@@ -74,7 +82,7 @@ func TestEmptyToken(t *testing.T) {
 	if err := tok.Destroy(t.Context(), id, label); err != nil {
 		t.Fatal(err)
 	}
-	tok.heldKeys.Store(true) // as if another process had destroyed the key
+	tok.aesKeys.yes.Store(true) // as if another process had destroyed the key
 	m.Reset()
 	for range 20 {
 		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.KeyNotFound) {
@@ -108,5 +116,179 @@ func TestListedTokenEmptied(t *testing.T) {
 	}
 	if n := m.Count("Initialize"); n != 1 {
 		t.Errorf("the library was started %d times, want 1", n)
+	}
+}
+
+// staleSearches shows no object while it is stale, until it is initialised again, as SoftHSM does with a token that was
+// away.
+type staleSearches struct {
+	Boundary
+	stale *atomic.Bool
+}
+
+func (l staleSearches) Initialize(o ...p11.InitializeOption) error {
+	l.stale.Store(false)
+	return l.Boundary.Initialize(o...)
+}
+
+func (l staleSearches) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error) {
+	found, more, err := l.Boundary.FindObjects(s, limit)
+	if l.stale.Load() {
+		return nil, false, err
+	}
+	return found, more, err
+}
+
+// openStale opens a token whose library can be made stale.
+func openStale(t *testing.T) (*Token, *atomic.Bool) {
+	t.Helper()
+	stale := new(atomic.Bool)
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary { return staleSearches{b, stale} }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tok, stale
+}
+
+// TestStaleLibrary: if a library shows no object any more, no key and no pair counts as lost or as destroyed before the
+// library was started again, also after other keys were destroyed.
+func TestStaleLibrary(t *testing.T) {
+	tok, stale := openStale(t)
+	ctx, id, label := t.Context(), []byte{9}, "pair"
+	importPair(t, tok, id, label)
+	k, err := tok.FindPair(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := seal(t, k.Public, secret.Bytes("x"))
+	for n := range byte(4) {
+		generate(t, tok, n, 256)
+		if err := encryptWith(t, tok, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	destroy := func(n byte) error { return tok.Destroy(ctx, []byte{1, 2, 3, n}, fmt.Sprintf("k@%d", n)) }
+	for _, c := range []struct {
+		name string
+		call func() error
+	}{
+		{"a destruction", func() error { return destroy(0) }},
+		{"a use after a destruction", func() error { return encryptWith(t, tok, 1) }},
+		{"a list", func() error {
+			list, err := tok.List(ctx)
+			if err == nil && len(list) != 3 {
+				err = fmt.Errorf("%d keys", len(list))
+			}
+			return err
+		}},
+		{"a pair", func() error { _, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, sealed); return err }},
+		{"a search for a pair", func() error {
+			k, err := tok.FindPair(ctx, id)
+			if err == nil && k == nil {
+				err = errors.New("no pair")
+			}
+			return err
+		}},
+		{"a destruction of a pair", func() error { return tok.DestroyPair(ctx, id, label) }},
+	} {
+		tok.mu.Lock()
+		tok.emptied.pause = 0 // the starts before are long ago
+		tok.mu.Unlock()
+		tok.retire(tok.login) // so that no handle is known
+		stale.Store(true)
+		eventually(t, func() error {
+			if err := c.call(); claviger.Is(err, claviger.Unavailable) {
+				return err // the pause between two starts of the library
+			} else if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			return nil
+		})
+	}
+	for label, match := range map[string][]*p11.Attribute{
+		"k@0": keyTemplate([]byte{1, 2, 3, 0}, nil), "pair": privateMatch(id, nil), "public": publicMatch(id)} {
+		err := tok.do(ctx, "test", func(_ *login, s p11.SessionHandle) error {
+			found, err := tok.search(s, match)
+			if len(found) > 0 {
+				t.Errorf("%s is still there", label)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestLastKeyDestroyed: a token whose last key this process has destroyed is empty, and the library is not started
+// again for that.
+func TestLastKeyDestroyed(t *testing.T) {
+	tok, m := open(t)
+	ctx, pair := t.Context(), []byte{9}
+	importPair(t, tok, pair, "pair")
+	if _, err := tok.FindPair(ctx, pair); err != nil {
+		t.Fatal(err)
+	}
+	generate(t, tok, 1, 256)
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := tok.Destroy(ctx, []byte{1, 2, 3, 1}, "k@1"); err != nil {
+			t.Error(err)
+		}
+		if list, err := tok.List(ctx); err != nil || len(list) > 0 {
+			t.Errorf("%v, %v", list, err)
+		}
+		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.KeyNotFound) {
+			t.Error(err)
+		}
+		if err := tok.DestroyPair(ctx, pair, "pair"); err != nil {
+			t.Error(err)
+		}
+		if k, err := tok.FindPair(ctx, pair); err != nil || k != nil {
+			t.Errorf("%v, %v", k, err)
+		}
+	}
+	if n := m.Count("Initialize"); n != 0 {
+		t.Errorf("the library was started %d times", n)
+	}
+}
+
+// TestStaleForMany: many callers at once find no key in a stale library. None of them is told that its key is lost.
+func TestStaleForMany(t *testing.T) {
+	tok, stale := openStale(t)
+	for n := range byte(8) {
+		generate(t, tok, n, 256)
+		if err := encryptWith(t, tok, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		stale.Store(true)
+		tok.retire(tok.login)
+		var wg sync.WaitGroup
+		for n := range byte(8) {
+			wg.Go(func() {
+				for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+					err := encryptWith(t, tok, n)
+					if err == nil {
+						return
+					}
+					if !claviger.Is(err, claviger.Unavailable) || time.Now().After(end) {
+						t.Errorf("key %d: %v", n, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
 	}
 }

@@ -60,7 +60,7 @@ func (t *Token) objects() (unlock func()) {
 func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
 	const op = "pkcs11.GenerateKey"
 	tried := false
-	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		if err != nil {
@@ -110,6 +110,10 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		}
 		return t.checkNewKey(s, object, id, label, bits)
 	})
+	if err == nil {
+		t.aesKeys.yes.Store(true)
+	}
+	return err
 }
 
 // checkNewKey destroys a new key whose attributes differ from the request, and returns an error. A policy of the HSM
@@ -248,19 +252,19 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		if err != nil {
 			return err
 		}
-		if len(found) == 0 && label == nil && t.heldKeys.Load() {
-			return emptyToken{judged{errListEmpty}}
+		if len(found) == 0 && label == nil && t.aesKeys.yes.Load() {
+			return emptyToken{errNoneShown}
 		}
 		keys, err := t.readFound(ctx, s, found, match, infoAttributes...)
 		for _, attrs := range keys {
 			list = append(list, keyInfo(attrs))
 		}
 		if len(list) > 0 {
-			t.heldKeys.Store(true)
+			t.aesKeys.yes.Store(true)
 		}
 		return err
 	})
-	if errors.Is(err, errListEmpty) {
+	if errors.Is(err, errNoneShown) {
 		return nil, nil // also after a new start of the library
 	}
 	if err != nil {
@@ -273,17 +277,23 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	w := &target{name: fmt.Sprintf("key %q with CKA_ID %x", label, id), match: keyTemplate(id, &label),
 		most: allObjects}
-	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
+	err := t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		name := keyName{string(id), label}
 		l.handles.Delete(name)
 		t.gather.Delete(name)
-		t.heldKeys.Store(false) // it may have been the last key
 		t.reduced.drop(name)
 		t.maxData.drop(name)
 		w.login = l
-		return t.destroyObjects(s, w)
+		if err := t.destroyObjects(s, w); err != nil {
+			return err
+		}
+		return t.afterDestroy(s, &t.aesKeys, w.count)
 	})
+	if errors.Is(err, errNoneShown) {
+		return nil // also after a new start of the library
+	}
+	return err
 }
 
 // Prove returns nil if the key has that check value, and ErrWrongKey if it has another one, also after it was searched
@@ -335,6 +345,9 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
 	return t.search(s, keyTemplate(id, label))
 }
+
+// allKeys is what each AES key of the token shows.
+func allKeys() []*p11.Attribute { return keyTemplate(nil, nil) }
 
 // keyTemplate is what find searches.
 func keyTemplate(id []byte, label *string) []*p11.Attribute {
@@ -463,9 +476,10 @@ func (t *Token) handle(l *login, s p11.SessionHandle, name keyName) (p11.ObjectH
 	switch len(found) {
 	case 0:
 		err := claviger.E("pkcs11.key", claviger.KeyNotFound, label, t.notShown(id, label))
-		return 0, t.showsNoKey(s, err)
+		defer t.objects()()
+		return 0, t.showsNone(s, &t.aesKeys, err)
 	case 1:
-		t.heldKeys.Store(true)
+		t.aesKeys.yes.Store(true)
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}

@@ -46,7 +46,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		return claviger.Errorf(op, claviger.Internal, label, "a pair without a CKA_ID could not be told from others")
 	}
 	tried := false
-	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.findPrivate(s, id, nil)
 		if err != nil {
@@ -89,6 +89,10 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		}
 		return t.checkNewPair(s, private, id, label, bits)
 	})
+	if err == nil {
+		t.pairs.yes.Store(true)
+	}
+	return err
 }
 
 // makePair makes a pair with the attributes that the token takes, and returns the handle of its private key.
@@ -160,12 +164,15 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 	var info *PairInfo
 	err := t.do(ctx, "pkcs11.FindPair", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
+		info = nil
 		found, err := t.findPrivate(s, id, nil)
 		switch {
 		case err != nil:
 			return err
 		case len(found) == 0:
-			info = nil
+			if err := t.showsNone(s, &t.pairs, errNoneShown); errors.As(err, new(emptyToken)) {
+				return err
+			}
 			return nil
 		case len(found) > 1:
 			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x; destroy or relabel the wrong one "+
@@ -177,9 +184,13 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 				"have changed; try again when the HSM is steady: the pair with CKA_ID %x was found, and %x was read",
 				id, k.ID)
 		}
+		t.pairs.yes.Store(true)
 		info = &k
 		return err
 	})
+	if errors.Is(err, errNoneShown) {
+		return nil, nil //nolint:nilnil // there is none, also after a new start of the library
+	}
 	if err != nil {
 		return nil, err // without the result, as in Find
 	}
@@ -190,12 +201,15 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
 	private := &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}
 	public := &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}
-	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
+	err := t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		l.handles.Delete(pairName{string(id), label})
 		found, err := t.findPrivate(s, id, &label)
-		if err != nil || len(found) == 0 && !private.destroyed {
+		if err != nil {
 			return err
+		}
+		if len(found) == 0 && !private.destroyed {
+			return t.afterDestroy(s, &t.pairs, private.count)
 		}
 		if len(found) > 1 {
 			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none was destroyed",
@@ -205,8 +219,15 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 		if err := t.destroyObjects(s, public); err != nil {
 			return err
 		}
-		return t.destroyObjects(s, private)
+		if err := t.destroyObjects(s, private); err != nil {
+			return err
+		}
+		return t.afterDestroy(s, &t.pairs, private.count)
 	})
+	if errors.Is(err, errNoneShown) {
+		return nil // also after a new start of the library
+	}
+	return err
 }
 
 // findPrivate returns the handles of RSA private keys with that id. A nil label matches all labels.
@@ -214,11 +235,16 @@ func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p1
 	return t.search(s, privateMatch(id, label))
 }
 
-// privateMatch is what findPrivate searches.
+// allPairs is what each private RSA key of the token shows.
+func allPairs() []*p11.Attribute { return privateMatch(nil, nil) }
+
+// privateMatch is what findPrivate searches. A nil id matches all ids.
 func privateMatch(id []byte, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
-		p11.NewAttribute(p11.CKA_ID, id),
+	}
+	if id != nil {
+		template = append(template, p11.NewAttribute(p11.CKA_ID, id))
 	}
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
@@ -335,17 +361,17 @@ func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label strin
 		h, _ := v.(p11.ObjectHandle)
 		return h, nil
 	}
-	unlock := t.objects()
+	defer t.objects()()
 	found, err := t.findPrivate(s, id, &label)
-	unlock()
 	if err != nil {
 		return 0, err
 	}
 	switch len(found) {
 	case 0:
-		return 0, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token holds no RSA private key "+
-			"with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+		return 0, t.showsNone(s, &t.pairs, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token "+
+			"holds no RSA private key with CKA_ID %s and label %q", hex.EncodeToString(id), label))
 	case 1:
+		t.pairs.yes.Store(true)
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}

@@ -206,6 +206,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		return err
 	}
 	begun, busy := time.Now(), 0
+	fresh := false // whether the library was started because the token showed no key
 	for step := anotherSession; ; {
 		worked, from := t.successes.Load(), time.Now()
 		l, generation, err := t.runOnce(ctx, f)
@@ -218,13 +219,17 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 				return err
 			}
 			continue
-		case t.mayBeStale(err):
-			if failed := t.reset(ctx, generation, err); failed != nil {
+		case damageOf(err) == none || settled(err):
+			if fresh {
+				return err
+			}
+			var failed error
+			if fresh, failed = t.startIfStale(ctx, generation, err); failed != nil {
 				return claviger.E("pkcs11.Token", claviger.Unavailable, s.name, failed)
+			} else if !fresh {
+				return err
 			}
 			continue
-		case damageOf(err) == none || settled(err):
-			return err
 		case t.isBusy(err):
 			if !t.awaitBusy(ctx, busy) {
 				t.failed(s, begun, err)

@@ -87,7 +87,7 @@ func TestUnequalReadings(t *testing.T) {
 
 // TestStartsForEmptyToken: the pauses between the starts of the library for an empty token grow, until a key works.
 func TestStartsForEmptyToken(t *testing.T) {
-	tok, empty := new(Token), emptyToken{errors.New("no key")}
+	tok, generation := new(Token), uint64(1)
 	for i, c := range []struct {
 		passed time.Duration // since the last start
 		worked bool          // a call succeeded meanwhile
@@ -105,11 +105,20 @@ func TestStartsForEmptyToken(t *testing.T) {
 		if c.worked {
 			tok.successes.Add(1)
 		}
-		if got := tok.mayBeStale(empty); got != c.starts || tok.emptied.pause != c.pause {
-			t.Errorf("case %d: %t, then a pause of %v", i, got, tok.emptied.pause)
+		starts := !tok.believesEmpty(generation)
+		if starts {
+			generation++
+			tok.startedForEmpty(generation)
+			tok.startedForEmpty(generation) // by another caller
+		}
+		if starts != c.starts || tok.emptied.pause != c.pause {
+			t.Errorf("case %d: %t, then a pause of %v", i, starts, tok.emptied.pause)
 		}
 	}
-	if tok.mayBeStale(empty.error) {
-		t.Error("the library is started again for another error")
+	if tok.believesEmpty(generation - 1) {
+		t.Error("a library that was started before is believed")
+	}
+	if again, err := tok.startIfStale(t.Context(), generation, errors.New("another error")); again || err != nil {
+		t.Errorf("another error: %t, %v", again, err)
 	}
 }

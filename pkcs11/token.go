@@ -57,10 +57,11 @@ type Token struct {
 	faults     map[subject]*fault // of the subjects that have failed
 	failing    atomic.Int64       // len(faults)
 
-	busySince atomic.Int64   // first result of a busy HSM since the last success, in UnixNano; 0: none
-	successes atomic.Uint64  // calls that encrypted with a key
-	progress  progress       // of the calls that encrypt
-	heldKeys  atomic.Bool    // a key was seen on the token since this process destroyed one
+	busySince atomic.Int64  // first result of a busy HSM since the last success, in UnixNano; 0: none
+	successes atomic.Uint64 // calls that encrypted with a key
+	progress  progress      // of the calls that encrypt
+	aesKeys   held
+	pairs     held           // private RSA keys
 	emptied   emptied        // guarded by mu
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
 	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
@@ -89,7 +90,8 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if cfg.PIN == nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}
-	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, closeTimeout: closeTimeout}
+	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, closeTimeout: closeTimeout,
+		aesKeys: held{match: allKeys}, pairs: held{match: allPairs}}
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	err := t.start(ctx)
