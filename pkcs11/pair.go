@@ -338,19 +338,40 @@ func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte,
 }
 
 // doWithPair does the same as do, with the handle of a private key. After an error it forgets the handle, which may be
-// the cause, unless the operation has judged the result.
+// the cause, unless the operation has judged the result. If the handle is that of another object after the error, the
+// error says nothing about the key: then doWithPair searches the key again, and calls f again.
 func (t *Token) doWithPair(ctx context.Context, op string, id []byte, label string,
 	f func(p11.SessionHandle, p11.ObjectHandle) error) error {
+	match := privateMatch(id, &label)
 	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
-		key, err := t.pairHandle(l, s, id, label)
-		if err != nil {
-			return err
+		for try := 1; ; try++ {
+			key, err := t.pairHandle(l, s, id, label)
+			if err != nil {
+				return err
+			}
+			if err = f(s, key); err == nil {
+				return nil
+			}
+			var other error
+			if damageOf(err) == none || wrongObject(err) {
+				if other = t.shows(s, key, match); !errors.Is(other, errOtherObject) && !isOneOf(other,
+					p11.CKR_OBJECT_HANDLE_INVALID) {
+					other = nil
+				}
+			}
+			if !settled(err) || other != nil {
+				l.handles.CompareAndDelete(pairName{string(id), label}, key)
+			}
+			switch {
+			case other == nil:
+				return err
+			case try == destroyTries:
+				return claviger.Errorf(op, claviger.Unavailable, label, "the handles of objects on the token change "+
+					"all the time; try again when the HSM is steady: %w (%w)", other, err)
+			}
+			t.log.Warn("the handle of a key is the handle of another object; the key is searched again", "label", label,
+				"err", err)
 		}
-		err = f(s, key)
-		if err != nil && !settled(err) {
-			l.handles.CompareAndDelete(pairName{string(id), label}, key)
-		}
-		return err
 	})
 }
 
