@@ -52,11 +52,14 @@ func (d *doubt) holdsBack(source string, file filestamp.Stamp) error {
 	}
 	cure := "start again with the right PIN"
 	if file.Exists() {
-		if d.files.changed(source, file) {
+		if d.logins < mostLogins && d.files.changed(source, file) {
 			return nil // a person has written the file again: one more try
 		}
-		cure = "write the right PIN into the file, which is read again by itself; if the PIN is right, touch the " +
-			"file for one more login"
+		once := "touch the file for one more login"
+		if d.logins >= mostLogins {
+			once = "start again"
+		}
+		cure = "write the right PIN into the file, which is read again by itself; if the PIN is right, " + once
 	}
 	return refusal{heldBack{fmt.Sprintf("%v; %d logins in a row have failed in this way, so the PIN of %s may be "+
 		"wrong, and it is not tried again, so that the token does not lock: %s", d.err, d.logins, source, cure)}, true}

@@ -245,6 +245,10 @@ func (t *Token) withCure(name string, pin secret.Bytes, err error) error {
 		return refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
 			"security officer must reset it, %s", name, codeOf(err),
 			t.loginCure("then start again", "then "+t.cfg.touchCure())), true}
+	case errors.As(err, new(spentPIN)):
+		return refusal{fmt.Errorf("token %s refuses the PIN of %s (%w)%s; it was tried %d times and is not tried "+
+			"again, so that the token does not lock: correct the PIN, or restart this server if it is right", name,
+			t.cfg.PINSource, codeOf(err), blankHint(pin), mostLogins), true}
 	case isPIN(err):
 		return refusal{fmt.Errorf("token %s refuses the PIN of %s (%w)%s; it was tried once and is not tried "+
 			"again, so that the token does not lock: correct the PIN%s", name, t.cfg.PINSource, codeOf(err),

@@ -171,3 +171,105 @@ func TestRefusedPINInTwoFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedPINIsTriedAFewTimes: a program touches the file of a wrong PIN again and again. The PIN is not tried so
+// often that a token locks, whatever the code of its refusal is. Another PIN is tried at once.
+func TestRefusedPINIsTriedAFewTimes(t *testing.T) {
+	for _, code := range []uint{p11.CKR_PIN_INCORRECT, p11.CKR_VENDOR_DEFINED | 9} {
+		tried, tries := newPINTrials(), 0
+		try := func(pin string, n int) error {
+			of := trial{pin: secret.Bytes(pin), source: "a", file: filestamp.Stamp{ModTime: time.Unix(int64(n), 0)}}
+			for _, d := range tried.doubts {
+				d.last = time.Time{} // its pause is over
+			}
+			for { // the first may say that the library must be started again
+				of.started = time.Now()
+				err := tried.try(t.Context(), of, func(bool) (bool, error) {
+					tries++
+					return false, loginError{p11.Error(code)}
+				})
+				if !errors.As(err, new(staleLibrary)) {
+					return err
+				}
+			}
+		}
+		var last error
+		for n := range 30 {
+			last = try("1", n+1)
+		}
+		if tries != mostLogins || last == nil {
+			t.Errorf("%v: tried %d times, want %d; %v", p11.Error(code), tries, mostLogins, last)
+		}
+		if text := last.Error(); code != p11.CKR_PIN_INCORRECT && !strings.Contains(text, "start again") {
+			t.Errorf("%v: %s", p11.Error(code), text)
+		}
+		if _ = try("2", 31); tries != mostLogins+1 {
+			t.Errorf("%v: another PIN was not tried", p11.Error(code))
+		}
+	}
+}
+
+// TestChangedPINOfASlowHSM: the PIN file was changed while another token of the library is open. So the library is
+// started again before the PIN is tried, also if the HSM needs long to show its token.
+func TestChangedPINOfASlowHSM(t *testing.T) {
+	tok, _, file, _ := serverWithPIN(t)
+	touch(t, file)
+	slow := new(Meter)
+	slow.SetLatency(writeTimeout / 2)
+	c := tok.cfg
+	c.Wrap = slow.Wrap
+	other, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow.SetLatency(0)
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLoggedInAlready: a token with a login does not compare the PIN, so its answer ends no refusal.
+func TestLoggedInAlready(t *testing.T) {
+	tok, _ := open(t)
+	of := trial{module: tok.module.name.resolved, token: tok.found}
+	refused := pinHash{1}
+	set := func(r *refusedPIN) {
+		triedPINs.mu.Lock()
+		defer triedPINs.mu.Unlock()
+		if delete(triedPINs.refused, refused); r != nil {
+			triedPINs.refused[refused] = r
+		}
+	}
+	set(&refusedPIN{token: of.name()})
+	defer set(nil)
+	second, err := tok.connect(t.Context()) // while the first login goes on
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.b.CloseSession(second.session) //nolint:errcheck // it ends with the test
+	triedPINs.mu.Lock()
+	defer triedPINs.mu.Unlock()
+	if triedPINs.refused[refused] == nil {
+		t.Error("the refusal was forgotten")
+	}
+}
+
+// TestRefusalNeedsANewStart: after a refusal the PIN of the token may be changed. So the next PIN, from whichever file,
+// is compared by a library that was started after it.
+func TestRefusalNeedsANewStart(t *testing.T) {
+	tried := newPINTrials()
+	try := func(pin, source string, started time.Time, result error) error {
+		of := trial{pin: secret.Bytes(pin), source: source, started: started}
+		return tried.try(t.Context(), of, func(bool) (bool, error) { return result == nil, result })
+	}
+	begun := time.Now()
+	if err := try("1", "a", begun, loginError{p11.Error(p11.CKR_PIN_INCORRECT)}); !isPIN(err) {
+		t.Error(err)
+	}
+	if err := try("2", "b", begun, nil); !errors.As(err, new(staleLibrary)) {
+		t.Errorf("the library that was there before: %v", err)
+	}
+	if err := try("2", "b", time.Now(), nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -20,7 +20,8 @@ var triedPINs = newPINTrials()
 // pinTrials remembers the PINs that a token refused, and those that it may have refused. After a few wrong PINs a token
 // locks, and a process opens one token many times: at each reload, for each provider, and after each loss of the token.
 //
-// A refused PIN is tried once more after each change of its file, because a person has looked at it. A login that the
+// A refused PIN is tried once more after each change of its file, because a person has looked at it, but no more than
+// mostLogins times: a program may touch the file again and again, such as a backup by hard links. A login that the
 // token accepts ends the token's own count of wrong PINs, so pinTrials then forgets all refusals of that token.
 //
 // It holds no PIN, but a keyed hash of each. The key of the hash exists only in this process.
@@ -41,8 +42,18 @@ func newPINTrials() *pinTrials {
 		tokens: map[string]*pinState{}}
 }
 
+// mostLogins is how often a process tries a PIN that a token refuses, or may refuse. Tokens are known that lock after
+// ten wrong tries.
+const mostLogins = 8
+
+// spentPIN is the error of a PIN that was tried mostLogins times.
+type spentPIN struct{ error }
+
+func (e spentPIN) Unwrap() error { return e.error }
+
 // refusedPIN is the record of a PIN that a token refused.
 type refusedPIN struct {
+	tries int
 	files pinFiles // when the PIN was tried last
 	err   error
 	token string // see trial.name
@@ -146,7 +157,11 @@ func (b *pinTrials) try(ctx context.Context, t trial, attempt func(doubted bool)
 
 // holdsBack returns why a PIN is not tried now, or nil. The caller holds b.mu.
 func (b *pinTrials) holdsBack(hash pinHash, t *trial) error {
-	if r := b.refused[hash]; r != nil && !r.files.changed(t.source, t.file) {
+	switch r := b.refused[hash]; {
+	case r == nil:
+	case r.tries >= mostLogins:
+		return spentPIN{r.err}
+	case !r.files.changed(t.source, t.file):
 		return r.err
 	}
 	if d := b.doubts[hash]; d != nil {
@@ -186,6 +201,7 @@ func (b *pinTrials) record(hash pinHash, t *trial, accepted bool, err error) {
 			r = &refusedPIN{token: token}
 			b.refused[hash] = r
 		}
+		r.tries++
 		r.files, r.err = r.files.with(t.source, t.file), err
 		delete(b.doubts, hash)
 		s.fresh = time.Now() // the PIN of the token may be changed from now on

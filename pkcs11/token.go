@@ -188,7 +188,8 @@ func (t *Token) firstLogin(ctx context.Context) error {
 		_, err = t.loggedIn(ctx)
 		t.module.leave(visit)
 		stale := errors.As(err, new(staleLibrary))
-		if err == nil || time.Now().Add(pause).After(until) || !stale && !readDuringWrite(&t.cfg, err) {
+		late := time.Now().Add(pause).After(until) // a stale library is not waited for, but started again
+		if err == nil || ctx.Err() != nil || !stale && (late || !readDuringWrite(&t.cfg, err)) {
 			return err
 		}
 		if !stale {
