@@ -118,8 +118,8 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 		return fit[0], nil
 	}
 	return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: "+
-		"--serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit),
-		c.Module, c.wanted(), list(fit))
+		"--serial in place of --token, or serial = ... in place of token = ... in the keystore file, which a server "+
+		"reads at its start", len(fit), c.Module, c.wanted(), list(fit))
 }
 
 // noneFits is the error if no token fits the configuration. slots are the slots with a token; silent has the errors of

@@ -84,13 +84,14 @@ func (s *site) beforeLogin() []doctor.Check {
 				"library is loaded, in a process of its own unless the file says otherwise",
 			Why: "without the library no key can be used; a user who can change its code can have the PIN and the " +
 				"keys used",
-			Cure: "install the HSM's client software, and name its library in the line module of the keystore file",
-			Run:  s.hsmLibrary},
+			Cure: "install the HSM's client software, name its library in the line module of the keystore file, and " +
+				"restart the server",
+			Run: s.hsmLibrary},
 		{ID: "D-hsm-token", Title: "the token", Needs: []string{"D-hsm-library"},
 			Measures: "the library is asked for its tokens; exactly one must fit the keystore file",
 			Why:      "a server that cannot find its token serves no key",
-			Cure: "name the token in the keystore file, and check that the HSM's client sees it as the " +
-				"service's user",
+			Cure: "name the token in the keystore file, restart the server, and check that the HSM's client sees the " +
+				"token as the service's user",
 			Run: s.hsmToken},
 		{ID: "D-hsm-pin", Title: "the PIN", Needs: []string{"D-hsm-token"},
 			Measures: "the token's flags are read, and the PIN from its place; the PIN is not tried yet",
@@ -123,8 +124,9 @@ func (s *site) afterLogin() []doctor.Check {
 		{ID: "D-hsm-sessions", Title: "room for sessions", Needs: []string{"D-hsm-mechanism"},
 			Measures: "the open sessions and the limit that the token reports are compared with max-sessions",
 			Why:      "a server that gets fewer sessions than it may use makes fewer calls at the same time, and waits",
-			Cure:     "lower max-sessions in the keystore file, or raise the limit of the partition",
-			Run:      s.hsmSessions},
+			Cure: "lower max-sessions in the keystore file and restart the server, or raise the limit of the " +
+				"partition",
+			Run: s.hsmSessions},
 		{ID: "D-hsm-room", Title: "room for keys", Needs: []string{"D-hsm-mechanism"},
 			Measures: "the free memory that the token reports, in keys",
 			Why:      "a full token makes no new key and no new version",
@@ -192,7 +194,7 @@ func (s *site) hsmLibrary(ctx context.Context) []doctor.Finding {
 	}
 	c, warnings, err := hsm.TokenConfig(s.firstProvider())
 	if err != nil {
-		return doctor.Error(err, "correct the keystore file, or make it: claviger hsm init")
+		return doctor.Error(err, "correct the keystore file, or make it (claviger hsm init), and restart the server")
 	}
 	s.tokenConfig = c
 	var list []doctor.Finding
@@ -439,7 +441,8 @@ func (s *site) hsmStandby(ctx context.Context) []doctor.Finding {
 	case standby == nil:
 		return doctor.Skip("the keystore file names no standby")
 	case standby.Problem != "":
-		return doctor.Fail(standby.Problem, "correct the line standby of the keystore file, or the file that it names")
+		return doctor.Fail(standby.Problem, "correct the line standby of the keystore file, or the file that it "+
+			"names, and restart the server")
 	case len(standby.Differences()) > 0:
 		return doctor.Warn(strings.Join(standby.Differences(), "; "), "")
 	default:

@@ -99,7 +99,7 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 	if was.known && was.serial != info.Serial {
 		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 			"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token "+
-				"in the keystore file, or the metastore of this token by claviger.metastore.uri",
+				"in the keystore file, or the metastore of this token by claviger.metastore.uri, and restart the server",
 			p.store.URI(), was.label, was.serial, tokenName(info), wrong[0])
 	}
 	if len(wrong) == verified {
@@ -125,7 +125,7 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 			return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 				"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can "+
 					"come back, and this is token %s: %w; name the right token in the keystore file, or another "+
-					"metastore by claviger.metastore.uri",
+					"metastore by claviger.metastore.uri, and restart the server",
 				p.store.URI(), was.label, was.serial, tokenName(info), err)
 		}
 	}
@@ -142,7 +142,7 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 			"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was interrupted, and "+
 				"this is token %s; name the right token in the keystore file, or another metastore by "+
-				"claviger.metastore.uri",
+				"claviger.metastore.uri, and restart the server",
 			p.store.URI(), was.label, was.serial, pending[0].Op, pending[0].Key, tokenName(info))
 	}
 	p.log.Warn("the metastore, which holds no key, was bound to another token", "was", was.label,

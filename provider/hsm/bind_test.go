@@ -35,7 +35,7 @@ func TestOtherToken(t *testing.T) {
 		t.Fatalf("opened at another token: %v", err)
 	}
 	for _, want := range []string{own.Label, own.Serial, other.Label, other.Serial, version, b.db,
-		"name the right token in the keystore file"} {
+		"name the right token in the keystore file", "and restart the server"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in %v", want, err)
 		}

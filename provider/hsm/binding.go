@@ -282,7 +282,7 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot "+
 			"tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the "+
-			"keystore file; if the first is lost, %s",
+			"keystore file, and restart the server; if the first is lost, %s",
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 

@@ -97,7 +97,8 @@ func (s *standby) mayBeUsed(ctx context.Context, p *Provider, tok *pkcs11.Token)
 	first, this := p.tok.Info(), tok.Info()
 	if s.module == s.tok.cfg.Module && first.Serial == this.Serial && first.Slot == this.Slot {
 		return claviger.Errorf(op, claviger.Invalid, "", "token %s is the first token itself; the line standby of the "+
-			"keystore file must name another token, which has copies of its keys", tokenName(this))
+			"keystore file must name another token, which has copies of its keys: correct it, and restart the server",
+			tokenName(this))
 	}
 	id, bound, err := p.store.Setting(ctx, SettingID)
 	if err != nil {

@@ -137,6 +137,6 @@ func (p *Provider) wrongValues(v *values) error {
 // cureWrong says what an operator can do about keys with wrong check values.
 func (p *Provider) cureWrong() string {
 	return fmt.Sprintf("restore the token or the metastore from the backup that fits the other, or name the right "+
-		"token in the keystore file; if the right keys are lost for good, destroy these objects by the HSM's own "+
+		"token in the keystore file, and restart the server; if the right keys are lost for good, destroy these objects by the HSM's own "+
 		"tool; then %s gives the versions up by name", p.adoptCommandLine("--rebind"))
 }
