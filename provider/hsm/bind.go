@@ -99,7 +99,8 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 	if was.known && was.serial != info.Serial {
 		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 			"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token "+
-				"in the keystore file, or the metastore of this token by claviger.metastore.uri, and restart the server",
+				"in the keystore file, or the metastore of this token by claviger.metastore.uri, and restart the "+
+				"server",
 			p.store.URI(), was.label, was.serial, tokenName(info), wrong[0])
 	}
 	if len(wrong) == verified {

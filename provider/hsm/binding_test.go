@@ -71,7 +71,8 @@ func TestBinding(t *testing.T) {
 		if !claviger.Is(err, claviger.Invalid) {
 			t.Fatalf("access %d: a second store was taken: %v", access, err)
 		}
-		for _, want := range []string{first, b.db, id, b.token.Label, "another token in the keystore file, and restart the server",
+		for _, want := range []string{first, b.db, id, b.token.Label,
+			"another token in the keystore file, and restart the server",
 			"--rebind"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q is not in %v", want, err)

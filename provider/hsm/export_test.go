@@ -73,6 +73,22 @@ func SetManyNames(t *testing.T, n int) {
 // NextPause returns the pause after an attempt to open a token that failed with err.
 func NextPause(last time.Duration, err error) time.Duration { return nextPause(last, err) }
 
+// SetWrong records that a version's check value was wrong in the last comparison, and WasWrong reports it.
+func (p *Provider) SetWrong(version string) { p.fit.wrong.Store(version, struct{}{}) }
+
+// WasWrong is explained at SetWrong.
+func (p *Provider) WasWrong(version string) bool {
+	_, wrong := p.fit.wrong.Load(version)
+	return wrong
+}
+
+// MostWrong is mostWrong for a store with versions, of which the token lacks some. Of those that it holds, some were
+// compared, and some of these are wrong.
+func MostWrong(versions, lost, compared, wrong int) bool {
+	v := values{wrong: make([]string, wrong), compared: compared}
+	return v.mostWrong(&Holdings{Versions: versions, Lost: make([]string, lost)})
+}
+
 // Renewals returns the number of proofs of keys that are running for leases.
 func (p *Provider) Renewals() int {
 	p.renewals.mu.Lock()

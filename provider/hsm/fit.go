@@ -310,6 +310,9 @@ func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit 
 	}
 	p.recordComparison(holdings)
 	found, err := p.compareValues(ctx, &holdings)
+	if err == nil && hadMisfit && !found.mostWrong(&holdings) {
+		err = found.unproved()
+	}
 	if err != nil {
 		return false, err
 	}

@@ -27,6 +27,7 @@ const (
 type values struct {
 	wrong    []string // versions whose objects on the token are other keys
 	compared int      // versions that the token holds, and that were compared
+	unknown  int      // versions of the sample that could not be compared
 }
 
 // mostWrong reports whether most versions of a comparison have wrong check values, or are missing on the token.
@@ -80,6 +81,7 @@ func (p *Provider) compareValues(ctx context.Context, h *Holdings) (found values
 			found.compared++
 			found.wrong = append(found.wrong, name)
 		case valueUnknown:
+			found.unknown++
 		}
 	}
 	slices.Sort(found.wrong)
@@ -127,6 +129,17 @@ func (p *Provider) testValue(ctx context.Context, version string) (valueResult, 
 	return valueWrong, nil
 }
 
+// unproved returns an error if most versions of a comparison could not be compared. After a misfit such a comparison
+// does not show that token and store fit together again.
+func (v *values) unproved() error {
+	if v.unknown <= v.compared {
+		return nil
+	}
+	return claviger.Errorf("hsm.fits", claviger.Unavailable, "", "the HSM token and the metastore did not fit "+
+		"together, and whether they do now is not known: the token did not encrypt with %d of the %d keys that were "+
+		"to be compared", v.unknown, v.unknown+v.compared)
+}
+
 // wrongValues is the misfit that most keys on the token have wrong check values.
 func (p *Provider) wrongValues(v *values) error {
 	return p.misfit("token %s holds other keys under the names of key versions of metastore %s: of %d key versions "+
@@ -137,6 +150,6 @@ func (p *Provider) wrongValues(v *values) error {
 // cureWrong says what an operator can do about keys with wrong check values.
 func (p *Provider) cureWrong() string {
 	return fmt.Sprintf("restore the token or the metastore from the backup that fits the other, or name the right "+
-		"token in the keystore file, and restart the server; if the right keys are lost for good, destroy these objects by the HSM's own "+
-		"tool; then %s gives the versions up by name", p.adoptCommandLine("--rebind"))
+		"token in the keystore file, and restart the server; if the right keys are lost for good, destroy these "+
+		"objects by the HSM's own tool; then %s gives the versions up by name", p.adoptCommandLine("--rebind"))
 }

@@ -6,9 +6,12 @@ import (
 	"strings"
 	"testing"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger"
 	"claviger/internal/logtest"
 	"claviger/pkcs11"
+	"claviger/provider/hsm"
 )
 
 // exchangeObjects gives versions other keys of the same CKA_ID and label.
@@ -80,5 +83,78 @@ func TestFewValuesWrong(t *testing.T) {
 	if text := log.String(); strings.Contains(text, "no longer fit together") {
 		t.Errorf("one wrong key is a misfit: %s", text)
 	}
+	mustClose(t, p)
+}
+
+// TestValuesNotCompared: while the token encrypts with no key, a comparison does not end a misfit of check values. Else
+// the next key would be made on the wrong token.
+func TestValuesNotCompared(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	var all []string
+	for i := range 5 {
+		create(t, p, fmt.Sprintf("k%d", i))
+		all = append(all, fmt.Sprintf("k%d@0", i))
+	}
+	b.exchangeObjects(t, all...)
+	wantStopped(t, p, "k0", "of 5 key versions that were compared, 5 have another check value")
+	b.meter.Fail("Encrypt", 1000, p11.Error(p11.CKR_DATA_INVALID))
+	err := p.SurveyNow(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "did not encrypt with 5 of the 5 keys") {
+		t.Errorf("a comparison without a result: %v", err)
+	}
+	b.meter.Heal()
+	wantStopped(t, p, "k0", "of 5 key versions that were compared, 5 have another check value")
+	mustClose(t, p)
+}
+
+// TestMostWrong: versions that the token lacks count like versions with wrong check values, and the versions that it
+// holds are wrong in the proportion of those that were compared.
+func TestMostWrong(t *testing.T) {
+	for _, c := range []struct {
+		versions, lost, compared, wrong int
+		most                            bool
+	}{
+		{10, 0, 10, 5, false}, {10, 0, 10, 6, true}, {10, 0, 2, 1, false}, {100, 0, 3, 2, true},
+		{10, 4, 6, 2, true}, {10, 4, 6, 1, false}, {10, 4, 3, 1, true}, {10, 9, 1, 0, false}, {10, 10, 0, 0, false},
+		{0, 0, 0, 0, false},
+	} {
+		if got := hsm.MostWrong(c.versions, c.lost, c.compared, c.wrong); got != c.most {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+// TestValueRightAgain: a version whose check value is right again is compared like all others from then on.
+func TestValueRightAgain(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	p.SetWrong("k@0")
+	if err := p.Watch(t.Context()); err != nil || p.WasWrong("k@0") {
+		t.Errorf("it counts as wrong: %v, %v", p.WasWrong("k@0"), err)
+	}
+	mustClose(t, p)
+}
+
+// TestWrongValueUnbound: if the object is gone that binds token and metastore, one wrong check value is enough for a
+// misfit: the object is not made again on a token that may be another one.
+func TestWrongValueUnbound(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	for i := range 4 {
+		create(t, p, fmt.Sprintf("k%d", i))
+	}
+	b.exchangeObjects(t, "k1@0")
+	b.withToken(t, func(tok *pkcs11.Token) {
+		list, err := tok.ListData(t.Context(), "claviger")
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		if err := tok.DestroyData(t.Context(), "claviger", list[0].Label); err != nil {
+			t.Fatal(err)
+		}
+	})
+	wantStopped(t, p, "k0", "of 4 key versions that were compared, 1 have another check value")
 	mustClose(t, p)
 }
