@@ -93,7 +93,8 @@ func (p *Provider) recordedToken(ctx context.Context) (t recordedToken, err erro
 
 // handleWrong handles versions that are missing on the token or differ there: wrong has their errors. verified counts
 // all versions that were compared. On the store's own token, handleWrong logs the errors, and the other versions are
-// served. On another token, and if all compared versions are wrong, handleWrong returns an error.
+// served. On another token, and if all compared versions are wrong, handleWrong returns an error. A command that shows
+// what is on the token reports versions that are missing by itself.
 func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
 	info := p.tok.Info()
 	if was.known && was.serial != info.Serial {
@@ -105,6 +106,14 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 	}
 	if len(wrong) == verified {
 		return p.noneFitsError(ctx, wrong[0])
+	}
+	if p.access.toleratesMisfit() {
+		wrong = slices.DeleteFunc(wrong, func(err error) bool { return !errors.Is(err, errMismatch) })
+		if len(wrong) > 0 && p.access == Inspect {
+			return claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s holds another key under the name of a "+
+				"key version of metastore %s, of %d of those that were compared: %w; %s", tokenName(info),
+				p.store.URI(), len(wrong), wrong[0], p.cureWrong())
+		}
 	}
 	for _, err := range wrong {
 		p.log.Error("a key version of the metastore is missing on this node's token, or differs there; requests for "+

@@ -59,7 +59,7 @@ func (o *opener) addStandby(ctx context.Context, p *Provider) {
 		return
 	}
 	cfg := *o.cfg.Standby
-	cfg.Log, cfg.Careful = p.log, o.Careful
+	cfg.Log, cfg.Careful, cfg.Serving = p.log, o.Careful, o.Access == Serve
 	s := &standby{tok: &lateToken{cfg: cfg}, module: o.cfg.Module}
 	p.namedStandby = s
 	if !p.access.Changes() {

@@ -108,6 +108,38 @@ func TestValuesNotCompared(t *testing.T) {
 	mustClose(t, p)
 }
 
+// TestInspectWrongKeys: a command that shows what is on the token logs no error. It names a missing version in its
+// result, and a version with a wrong check value in its misfit.
+func TestInspectWrongKeys(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	for i := range 4 {
+		create(t, p, fmt.Sprintf("k%d", i))
+	}
+	mustClose(t, p)
+	log := new(logtest.Buffer)
+	b.log, b.access = slog.New(slog.NewTextHandler(log, nil)), hsm.Inspect
+	b.destroyObjects(t, "k1@0")
+	p = b.mustOpen(t)
+	if err := p.Misfit(); err != nil {
+		t.Errorf("a version is missing: %v", err)
+	}
+	if h, err := p.Holdings(t.Context()); err != nil || len(h.Lost) != 1 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	mustClose(t, p)
+	b.exchangeObjects(t, "k2@0")
+	p = b.mustOpen(t)
+	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "k2@0") ||
+		!strings.Contains(err.Error(), "of 1 of those that were compared") {
+		t.Errorf("a version is wrong: %v", err)
+	}
+	mustClose(t, p)
+	if text := log.String(); strings.Contains(text, "level=ERROR") {
+		t.Errorf("logged: %s", text)
+	}
+}
+
 // TestMostWrong: versions that the token lacks count like versions with wrong check values, and the versions that it
 // holds are wrong in the proportion of those that were compared.
 func TestMostWrong(t *testing.T) {
