@@ -82,13 +82,6 @@ func (p *Provider) WasWrong(version string) bool {
 	return wrong
 }
 
-// MostWrong is mostWrong for a store with versions, of which the token lacks some. Of those that it holds, some were
-// compared, and some of these are wrong.
-func MostWrong(versions, lost, compared, wrong int) bool {
-	v := values{wrong: make([]string, wrong), compared: compared}
-	return v.mostWrong(&Holdings{Versions: versions, Lost: make([]string, lost)})
-}
-
 // Renewals returns the number of proofs of keys that are running for leases.
 func (p *Provider) Renewals() int {
 	p.renewals.mu.Lock()

@@ -140,23 +140,6 @@ func TestInspectWrongKeys(t *testing.T) {
 	}
 }
 
-// TestMostWrong: versions that the token lacks count like versions with wrong check values, and the versions that it
-// holds are wrong in the proportion of those that were compared.
-func TestMostWrong(t *testing.T) {
-	for _, c := range []struct {
-		versions, lost, compared, wrong int
-		most                            bool
-	}{
-		{10, 0, 10, 5, false}, {10, 0, 10, 6, true}, {10, 0, 2, 1, false}, {100, 0, 3, 2, true},
-		{10, 4, 6, 2, true}, {10, 4, 6, 1, false}, {10, 4, 3, 1, true}, {10, 9, 1, 0, false}, {10, 10, 0, 0, false},
-		{0, 0, 0, 0, false},
-	} {
-		if got := hsm.MostWrong(c.versions, c.lost, c.compared, c.wrong); got != c.most {
-			t.Errorf("%+v: %v", c, got)
-		}
-	}
-}
-
 // TestValueRightAgain: a version whose check value is right again is compared like all others from then on.
 func TestValueRightAgain(t *testing.T) {
 	b := newSite(t)
