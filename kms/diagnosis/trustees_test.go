@@ -75,10 +75,10 @@ func (l *lab) keptAt(cert string, addrs ...string) {
 	l.set(hadoopconf.ProviderURI, "keytrustee://file@"+l.path(".keytrustee"))
 }
 
-// dated starts a web server whose clock is wrong.
-func (l *lab) dated(status int) (addr string) {
+// dated starts a web server whose clock is wrong, and which answers each request with this body.
+func (l *lab) dated(status int, body string) (addr string) {
 	l.t.Helper()
-	s := httptest.NewTLSServer(late(status, ""))
+	s := httptest.NewTLSServer(late(status, body))
 	l.t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "https://")
 }
@@ -103,8 +103,10 @@ var trusteeFailures = []failure{
 		addr, _ := l.trustee(0)
 		l.keptAt(certtest.New(l.t, l.t.TempDir()).CA, addr)
 	}},
-	{"a web server", "D-kts-reach", false, func(l *lab) { l.keptAt("", l.dated(http.StatusNotFound)) }},
-	{"another time", "D-kts-clock", false, func(l *lab) { l.keptAt("", l.dated(http.StatusOK)) }},
+	{"a web server", "D-kts-reach", false, func(l *lab) { l.keptAt("", l.dated(http.StatusNotFound, "")) }},
+	{"another time", "D-kts-clock", false, func(l *lab) {
+		l.keptAt("", l.dated(http.StatusOK, "-----BEGIN PGP PUBLIC KEY BLOCK-----"))
+	}},
 	{"another trustee at the address", "D-kts-keys", false, func(l *lab) {
 		addr, cert := l.trustee(0)
 		l.keptAt(cert, addr)
