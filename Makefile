@@ -38,7 +38,7 @@ FUZZTIME ?= 4s
 BENCHTIME ?= 1s
 SAMPLE ?= 20
 
-.PHONY: help setup build test test-fast test-hadoop conformance soak fuzz demo mutate bench lint clean
+.PHONY: help setup build packages release test test-fast test-hadoop conformance soak fuzz demo mutate bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,6 +49,18 @@ setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerb
 build: ## build bin/claviger
 	@scripts/setup base
 	@scripts/build
+
+PACKAGE_ARCHS ?= amd64
+# Root, lintian, rpm, mmdebstrap and nfpm.
+REQUIRE += CLAVIGER_REQUIRE_PACKAGES=1
+
+packages: ## make .deb and .rpm in bin/packages, for the architectures in PACKAGE_ARCHS (amd64 arm64)
+	@scripts/setup base
+	@for arch in $(PACKAGE_ARCHS); do scripts/setup $$arch; PACKAGE_ARCH=$$arch scripts/packages bin/packages; done
+
+release: ## make the packages of the commit twice, compare, test and collect them in bin/release with checksums
+	@scripts/setup all
+	@scripts/release bin/release
 
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all

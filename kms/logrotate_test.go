@@ -33,10 +33,10 @@ func logrotateConf(t *testing.T, dir string) (conf string) {
 	}
 	text := string(sample)
 	for from, to := range map[string]string{
-		"/var/log/claviger":                     dir,
-		"su claviger claviger":                  "su " + current.Username + " " + group.Name,
-		"systemctl reload claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
-		"dateformat -%Y%m%d-%s":                 "dateformat -%Y%m%d-%s",
+		"/var/log/claviger":    dir,
+		"su claviger claviger": "su " + current.Username + " " + group.Name,
+		"systemctl try-reload-or-restart claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
+		"dateformat -%Y%m%d-%s":                                "dateformat -%Y%m%d-%s",
 	} {
 		if !strings.Contains(text, from) {
 			t.Fatalf("the sample does not contain %q", from)

@@ -13,74 +13,88 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// maxExposure is the highest exposure that systemd-analyze may report for the unit, of 10. It is 1.6 now.
+// maxExposure is the highest exposure that systemd-analyze may report for a unit, of 10. It is 1.6 now.
 const maxExposure = 2.0
 
-// TestUnit: systemd accepts the unit as it is, with each drop-in of docs/install.md, and with each line that is
-// commented out in it. It reports a low exposure. A server that waits for a missing part is not a failed start, so it
-// never reaches the limit of starts (TestStartWaits).
+// TestUnit: systemd accepts each unit as it is, and with each of its samples of drop-ins. It reports a low exposure. A
+// server that waits for a missing part is not a failed start, so it never reaches the limit of starts (TestStartWaits).
 func TestUnit(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
+		if os.Getenv("CLAVIGER_REQUIRE_PACKAGES") == "1" {
+			t.Fatal(err)
+		}
 		t.Skip("systemd-analyze is not installed")
 	}
-	text, err := os.ReadFile("../../packaging/claviger-kms.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	unit := strings.Replace(string(text), "/usr/bin/claviger", os.Args[0], 1) // the program may not be installed here
-	// The exit status after a refused PIN; TestWrongPINDoesNotLock checks it.
-	if !strings.Contains(unit, fmt.Sprintf("\nRestartPreventExitStatus=%d\n", exitPIN)) {
-		t.Error("the unit starts again after a wrong PIN")
-	}
-	// The process of the HSM's library: its socket, its end, and no core file of it. pkcs11/worker's TestServerEnds and
-	// TestNoCore check the rest.
-	for _, line := range []string{"KillMode=mixed", "LimitCORE=0"} {
-		if !strings.Contains(unit, "\n"+line+"\n") {
-			t.Errorf("the unit has no line %s", line)
+	for name, samples := range map[string]int{"claviger-kms": 3, "claviger-trustee": 2, "claviger-keyhsm": 2} {
+		text, err := os.ReadFile("../../packaging/" + name + ".service")
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if !regexp.MustCompile(`(?m)^RestrictAddressFamilies=.*\bAF_UNIX\b`).MatchString(unit) {
-		t.Error("the unit allows no sockets between the server and the process of the library")
-	}
-	page, err := os.ReadFile("../../docs/install.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := map[string]string{"none": ""}
-	for _, m := range regexp.MustCompile("(?ms)^`?/etc/systemd/system/claviger-kms.service.d/([a-z]+)\\.conf`?:\n\n"+
-		"```\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
-		all[m[1]] = m[2]
-	}
-	for _, m := range regexp.MustCompile(`(?m)^#([A-Z][A-Za-z]+=.*)$`).FindAllStringSubmatch(unit, -1) {
-		all["commented "+m[1]] = "[Service]\n" + m[1] + "\n"
-	}
-	if len(all) < 4 {
-		t.Fatalf("only these drop-ins were found: %q", all)
-	}
-	for name, dropIn := range all {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			file := filepath.Join(dir, "claviger-kms.service")
-			kmstest.WriteFile(t, file, unit)
-			if dropIn != "" {
-				if err := os.Mkdir(file+".d", 0o755); err != nil {
+		checkUnit(t, name, string(text))
+		unit := strings.Replace(string(text), "/usr/bin/claviger", os.Args[0], 1) // it may not be installed here
+		dropIns, err := filepath.Glob("../../packaging/examples/systemd/" + name + ".service.d/*.conf")
+		if err != nil || len(dropIns) != samples {
+			t.Errorf("%s has the samples %q, %v", name, dropIns, err)
+		}
+		for _, file := range append(dropIns, "") {
+			dropIn := ""
+			if file != "" {
+				text, err := os.ReadFile(file)
+				if err != nil {
 					t.Fatal(err)
 				}
-				kmstest.WriteFile(t, filepath.Join(file+".d", "one.conf"), dropIn)
+				dropIn = strings.ReplaceAll(string(text), "/usr/bin/claviger", os.Args[0])
 			}
-			out, err := exec.CommandContext(t.Context(), analyze, "verify", file).CombinedOutput()
-			if err != nil || strings.Contains(string(out), "claviger-kms.service") {
-				t.Errorf("systemd-analyze verify: %v\n%s", err, out)
-			}
-			out, err = exec.CommandContext(t.Context(), analyze, "security", "--offline=true", file).CombinedOutput()
-			m := regexp.MustCompile(`exposure level for claviger-kms.service: ([0-9.]+)`).FindSubmatch(out)
-			if m == nil {
-				t.Skipf("this systemd-analyze does not report the exposure of a file: %v\n%s", err, out)
-			}
-			if exposed, err := strconv.ParseFloat(string(m[1]), 64); err != nil || exposed > maxExposure {
-				t.Errorf("exposed by %s of 10, of which %v is the most: %v", m[1], maxExposure, err)
-			}
-		})
+			t.Run(name+"/"+filepath.Base(file), func(t *testing.T) { analyzeUnit(t, analyze, name, unit, dropIn) })
+		}
+	}
+}
+
+// checkUnit checks the lines of a unit that the program depends on.
+func checkUnit(t *testing.T, name, unit string) {
+	t.Helper()
+	lines := []string{"LimitCORE=0", "MemorySwapMax=0", "ProtectSystem=strict"}
+	if name != "claviger-trustee" {
+		// The exit status after a refused PIN; TestWrongPINDoesNotLock checks it. The process of the HSM's library: its
+		// end. pkcs11/worker's TestServerEnds and TestNoCore check the rest.
+		lines = append(lines, fmt.Sprintf("RestartPreventExitStatus=%d", exitPIN), "KillMode=mixed",
+			"ReadWritePaths=-/var/lib/softhsm")
+	}
+	for _, line := range lines {
+		if !strings.Contains(unit, "\n"+line+"\n") {
+			t.Errorf("%s has no line %s", name, line)
+		}
+	}
+	// AF_UNIX: between the server and the process of the library.
+	if !regexp.MustCompile(`(?m)^RestrictAddressFamilies=.*\bAF_UNIX\b`).MatchString(unit) {
+		t.Errorf("%s allows no sockets between processes", name)
+	}
+}
+
+// analyzeUnit runs systemd-analyze on a unit with a drop-in.
+func analyzeUnit(t *testing.T, analyze, name, unit, dropIn string) {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, name+".service")
+	kmstest.WriteFile(t, file, unit)
+	if dropIn != "" {
+		if err := os.Mkdir(file+".d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		kmstest.WriteFile(t, filepath.Join(file+".d", "one.conf"), dropIn)
+	}
+	// An unknown key is only printed. The man pages may not be installed here.
+	out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", file).CombinedOutput()
+	if err != nil || strings.Contains(string(out), name) {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	out, err = exec.CommandContext(t.Context(), analyze, "security", "--offline=true", file).CombinedOutput()
+	m := regexp.MustCompile(`exposure level for ` + name + `.service: ([0-9.]+)`).FindSubmatch(out)
+	if m == nil {
+		t.Skipf("this systemd-analyze does not report the exposure of a file: %v\n%s", err, out)
+	}
+	if exposed, err := strconv.ParseFloat(string(m[1]), 64); err != nil || exposed > maxExposure {
+		t.Errorf("exposed by %s of 10, of which %v is the most: %v", m[1], maxExposure, err)
 	}
 }
