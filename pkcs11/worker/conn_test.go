@@ -13,6 +13,7 @@ import (
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 
 	"claviger/internal/faultmodule"
 	"claviger/internal/processtest"
@@ -37,6 +38,7 @@ func pair(t *testing.T) (ours, theirs *conn) {
 func TestConn(t *testing.T) {
 	ours, theirs := pair(t)
 	served := make(chan error, 1)
+	var results [][]byte // of the library
 	go func() {
 		served <- theirs.serve(func(q *Request, r *Response) {
 			switch {
@@ -46,6 +48,7 @@ func TestConn(t *testing.T) {
 				r.fail(p11.Error(p11.CKR_DATA_LEN_RANGE))
 			default:
 				r.Data = append(bytes.Clone(q.Mechanisms[0].Parameter), q.Data[len(q.Mechanisms[0].Parameter):]...)
+				results = append(results, r.Data)
 			}
 		})
 	}()
@@ -72,6 +75,11 @@ func TestConn(t *testing.T) {
 	ours.shutdown()
 	if err := <-served; err == nil {
 		t.Error("the end of a connection is no error")
+	}
+	for _, b := range results {
+		if len(bytes.Trim(b, "\x00")) > 0 {
+			t.Errorf("a result of %d bytes is left", len(b))
+		}
 	}
 	for name, l := range map[string]*conn{"ours": ours, "theirs": theirs} {
 		for what, b := range map[string][]byte{"received": l.in, "read": l.data, "sent": l.out.Bytes()} {
@@ -119,7 +127,8 @@ func TestConnErrors(t *testing.T) {
 // TestServeEnds: the worker ends a connection on which bytes come that are not a request.
 func TestServeEnds(t *testing.T) {
 	for _, request := range []string{"x", "g\xff\xff", "e", "e" + strings.Repeat("\x00", 24),
-		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff"} {
+		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff",
+		"e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff" + strings.Repeat("\x00", 4)} {
 		ours, theirs := pair(t)
 		if _, err := syscall.Write(ours.fd, []byte(request)); err != nil {
 			t.Fatal(err)
@@ -129,6 +138,9 @@ func TestServeEnds(t *testing.T) {
 		}
 		if err := theirs.serve(func(*Request, *Response) { t.Errorf("%q is answered", request) }); err == nil {
 			t.Errorf("%q is no error", request)
+		}
+		if _, err := unix.FcntlInt(uintptr(theirs.fd), unix.F_GETFD, 0); !errors.Is(err, syscall.EBADF) {
+			t.Errorf("%q leaves the connection open: %v", request, err)
 		}
 	}
 	ours, theirs := pair(t)
