@@ -107,6 +107,9 @@ var trusteeFailures = []failure{
 	{"another time", "D-kts-clock", false, func(l *lab) {
 		l.keptAt("", l.dated(http.StatusOK, "-----BEGIN PGP PUBLIC KEY BLOCK-----"))
 	}},
+	{"a web server that has a page", "D-kts-reach", false, func(l *lab) {
+		l.keptAt("", l.dated(http.StatusOK, "<html>Welcome</html>"))
+	}},
 	{"another trustee at the address", "D-kts-keys", false, func(l *lab) {
 		addr, cert := l.trustee(0)
 		l.keptAt(cert, addr)
