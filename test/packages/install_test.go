@@ -152,6 +152,12 @@ func checkInstalled(t *testing.T, r *root) {
 		if name != want || !strings.HasPrefix(command, "/usr/bin/claviger "+unit+" ") {
 			t.Errorf("claviger-%s.service runs %q as %s", unit, command, name)
 		}
+		text := r.read("/usr/lib/systemd/system/claviger-" + unit + ".service")
+		for _, m := range regexp.MustCompile(`(?m)^Exec\w+=(\S+)`).FindAllStringSubmatch(text, -1) {
+			if !r.exists(m[1]) { // as /bin/kill, which a small Debian lacks
+				t.Errorf("claviger-%s.service runs %s, which no package that claviger depends on has", unit, m[1])
+			}
+		}
 	}
 }
 
