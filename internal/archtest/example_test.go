@@ -14,6 +14,7 @@ var noExample = map[string]string{
 	"bench":                    "it loads a running KMS; docs/performance.md shows it",
 	"buildinfo":                "its output differs with each build",
 	"demo":                     "it plays with real servers, for a minute",
+	"deploy/grafana":           "it has tests alone",
 	"deploy/prometheus":        "it has tests alone",
 	"gssapi":                   "it needs a KDC",
 	"heap":                     "its effect shows only under load",
