@@ -384,6 +384,7 @@ func validName(name string) bool {
 // principalOf returns the principal of a name, with the short name by the rules. The error has the text of Hadoop's
 // exception.
 func (a *Authenticator) principalOf(name string) (claviger.Principal, error) {
+	name = strings.Clone(name) // it is remembered in several places, and may be a part of a long request
 	short, err := a.conf.Rules.Short(name)
 	var none noRule
 	switch {

@@ -127,7 +127,7 @@ func (s *signer) open(signed string) (*token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("org.apache.hadoop.security.authentication.util.SignerException: %w", err)
 	}
-	tok, err := parseToken(text)
+	tok, err := parseToken(strings.Clone(text)) // not a part of a header that may be long
 	if err != nil {
 		return nil, err
 	}

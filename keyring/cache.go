@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,7 +125,7 @@ func (c *cache[V]) store(s *shard[V], name string, value V) {
 	}
 	e := &entry[V]{value: value}
 	e.stamp.Store(int64(c.now()))
-	s.entries[name] = e
+	s.entries[strings.Clone(name)] = e // name may be a part of a long request
 }
 
 // evict drops the oldest of evictionSample entries.

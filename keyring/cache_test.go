@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -373,4 +375,26 @@ func TestCacheSharesTheError(t *testing.T) {
 			t.Errorf("a value that was read as the context ended: %q, %t, %v", v, ok, err)
 		}
 	})
+}
+
+// TestCacheKeepsNames: the cache holds the names in requests, and not the requests, which may be long.
+func TestCacheKeepsNames(t *testing.T) {
+	heap := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc) //nolint:gosec // far below the limit
+	}
+	const names, length = 100, 60 << 10
+	c := newCache[string](time.Hour, false, 10_000)
+	before := heap()
+	for i := range names {
+		c.put((strings.Repeat("x", length) + fmt.Sprint("name", i))[length:], "v")
+	}
+	if grown := heap() - before; grown > names*length/10 {
+		t.Errorf("the cache of %d names has %d bytes", names, grown)
+	}
+	if _, ok := c.get("name7"); !ok {
+		t.Error("a name is forgotten")
+	}
 }

@@ -154,6 +154,9 @@ func (c *call) readName(pattern, rawName string) (ok bool) {
 		c.badMessage()
 		return false
 	}
+	if len(c.r.RequestURI) > 4*claviger.MaxVersionName {
+		c.name = strings.Clone(c.name) // it is remembered in several places, and must not keep a long request there
+	}
 	param, most := "name", claviger.MaxName
 	if strings.HasPrefix(pattern, "keyversion/") {
 		param, most = "versionName", claviger.MaxVersionName
