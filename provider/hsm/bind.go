@@ -4,11 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
-	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"claviger"
 	"claviger/metastore"
@@ -34,8 +30,9 @@ const (
 // bind makes sure that store and token belong together. It verifies the check values of some versions, because a clone
 // of the store's token has another serial number but the same keys. If versions are missing on the token or differ
 // there, a token with another serial number is refused. On the token with the recorded serial number, only these
-// versions are refused (see CheckKeys), unless all verified versions are missing or differ. bind returns the relation
-// of store and token.
+// versions are refused (see CheckKeys), unless all verified versions are missing or differ. A version with which the
+// token's calls fail or hang is left for later, if the token has proved another version. bind returns the relation of
+// store and token.
 func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	was, err := p.recordedToken(ctx)
 	if err != nil {
@@ -49,16 +46,19 @@ func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	if first, err = p.notGivenUp(ctx, first); err != nil {
 		return r, err
 	}
-	wrong, err := p.verifyAll(ctx, first)
+	found, err := p.verifyAll(ctx, first)
+	if err == nil {
+		err = p.handleUnknown(ctx, was, found)
+	}
 	if err != nil {
 		return r, err
 	}
-	if len(wrong) > 0 {
-		if err := p.handleWrong(ctx, was, wrong, len(first)); err != nil {
+	if len(found.wrong) > 0 {
+		if err := p.handleWrong(ctx, was, found.wrong, len(first)); err != nil {
 			return r, err
 		}
 	}
-	if r, err = p.relationOf(ctx, all, all-len(first)+len(wrong)); err != nil {
+	if r, err = p.relationOf(ctx, all, all-len(first)+len(found.wrong)+len(found.unknown)); err != nil {
 		return r, err
 	}
 	info := p.tok.Info()
@@ -294,39 +294,6 @@ func (p *Provider) notGivenUp(ctx context.Context, versions []string) ([]string,
 		}
 	}
 	return kept, nil
-}
-
-// verifyAll returns the errors of single versions, sorted by their texts. It fails if the token or the store does not
-// answer.
-func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []error, err error) {
-	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(verifyConcurrency)
-	for _, v := range versions {
-		g.Go(func() error {
-			e, err := p.entry(ctx, v)
-			if claviger.Is(err, claviger.VersionNotFound) {
-				return nil // deleted meanwhile
-			}
-			if err != nil {
-				return err
-			}
-			err = p.verify(ctx, e)
-			if isUnusable(err) {
-				if claviger.Is(p.missingOnToken(ctx, "hsm.Open", e, err), claviger.VersionNotFound) {
-					return nil // deleted meanwhile
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				wrong = append(wrong, err)
-				return nil
-			}
-			return err
-		})
-	}
-	err = g.Wait()
-	slices.SortFunc(wrong, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return wrong, err
 }
 
 // CheckKeys returns an error that names the versions that are missing on this node's token or differ there. Requests

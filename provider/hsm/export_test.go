@@ -88,3 +88,10 @@ func (p *Provider) Renewals() int {
 	defer p.renewals.mu.Unlock()
 	return p.renewals.running
 }
+
+// SetVerifyStall sets how long the verification at the start waits for the next right version.
+func SetVerifyStall(t *testing.T, d time.Duration) {
+	was := verifyStall
+	verifyStall = d
+	t.Cleanup(func() { verifyStall = was })
+}
