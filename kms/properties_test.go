@@ -78,6 +78,7 @@ var wrongValues = map[string]wrongValue{
 	kmsClient + "failover.sleep.base.millis":  {with: "source"},
 	kmsClient + "failover.sleep.max.millis":   {with: "source"},
 
+	"claviger.ssl.rsa":                                               {with: "https"},
 	"hadoop.ssl.enabled.protocols":                                   {with: "https"},
 	"hadoop.ssl.server.conf":                                         {value: noFile, with: "https"},
 	"hadoop.ssl.client.conf":                                         {value: noFile, with: "https source"},
