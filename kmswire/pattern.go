@@ -38,9 +38,13 @@ func patternOf(data []byte, from, to int, iv, material value) (p pattern) {
 }
 
 // holeOf returns the place of a string in an item that begins at from. ok is false unless all characters of the string
-// are digits of base64. A string with an escape has a backslash among its first len(v.text) characters.
+// are digits of base64, and as many as base64 has. A string with an escape has a backslash among its first len(v.text)
+// characters.
 func holeOf(data []byte, from int, v value) (h hole, ok bool) {
 	n := len(v.text)
+	if n%4 == 1 {
+		return hole{}, false
+	}
 	for _, c := range data[v.at : v.at+n] {
 		if base64Values[c] == 0xff {
 			return hole{}, false
