@@ -224,7 +224,7 @@ func (p *Provider) tryVersion(ctx context.Context, version string) error {
 		return err
 	}
 	got, err := p.checkValue(ctx, e)
-	if isAway(err) && p.standby != nil && p.standby.prove(ctx, p.store, e) == nil {
+	if isAway(err) && p.standby != nil && p.standby.prove(ctx, p, e) == nil {
 		return nil
 	}
 	if err != nil {

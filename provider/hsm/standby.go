@@ -281,7 +281,7 @@ func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context
 		e.first.set(err)
 		why = err
 	}
-	err := s.call(ctx, p.store, e, onStandby)
+	err := s.call(ctx, p, e, onStandby)
 	if err != nil && !yes {
 		if err := onFirst(ctx); !isAway(err) {
 			return err
@@ -295,22 +295,23 @@ func (p *Provider) orStandby(ctx context.Context, e *entry, onFirst func(context
 }
 
 // call makes a call with the standby's copy of a key. The store must still have the version with this key: the standby
-// may hold copies of keys that were destroyed on the first token.
-func (s *standby) call(ctx context.Context, store metastore.Store, e *entry,
+// may hold copies of keys that were destroyed on the first token. If the standby holds several copies, call chooses the
+// right one.
+func (s *standby) call(ctx context.Context, p *Provider, e *entry,
 	f func(context.Context, *lateToken) error) error {
-	m, v, err := store.ByVersion(ctx, e.name)
+	m, v, err := p.store.ByVersion(ctx, e.name)
 	if err == nil {
 		err = e.isRecordedAs(m, v)
 	}
 	if err != nil {
 		return err
 	}
-	return f(ctx, s.tok)
+	return p.withChoiceOn(ctx, s.tok, e, func() error { return f(ctx, s.tok) })
 }
 
 // prove returns nil if the standby has the version's key.
-func (s *standby) prove(ctx context.Context, store metastore.Store, e *entry) error {
-	return s.call(ctx, store, e, e.proveOn)
+func (s *standby) prove(ctx context.Context, p *Provider, e *entry) error {
+	return s.call(ctx, p, e, e.proveOn)
 }
 
 // proveOn returns nil if a token has the version's key.
@@ -376,7 +377,7 @@ func (p *Provider) CheckStandby(ctx context.Context) error {
 	texts := s.last.texts()
 	if time.Since(s.used) < time.Minute {
 		texts = append([]string{fmt.Sprintf("the standby is in use, since the first token does not answer; no key is "+
-			"made meanwhile: %v", s.why)}, texts...)
+			"made meanwhile (the last use was at %s): %v", s.used.UTC().Format(time.TimeOnly), s.why)}, texts...)
 	}
 	if len(texts) == 0 {
 		return nil

@@ -197,6 +197,34 @@ func TestStandbyHasNoCopy(t *testing.T) {
 	}
 }
 
+// TestStandbyHasSeveralCopies: if the standby holds several keys under one id and label, as after a second cloning, the
+// one with the right check value is used.
+func TestStandbyHasSeveralCopies(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	create(t, p, "first") // also makes the data object
+	file := b.made(t, func() { create(t, p, "k") })
+	mustClose(t, p)
+	const version = "k@0"
+	id, label := b.object(t, version)
+	b.double(t, file, id, label, true)
+	b.addStandby(t)
+	p = b.mustOpen(t)
+	waitUntil(t, "the standby can be used", func() error { return p.CheckStandby(t.Context()) })
+	want := make([]byte, 16)
+	if err := p.EncryptBlocks(t.Context(), version, want); err != nil {
+		t.Fatal(err)
+	}
+	b.firstFails()
+	got := make([]byte, 16)
+	if err := p.EncryptBlocks(t.Context(), version, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%x, want %x, %v", got, want, err)
+	}
+	if err := p.CheckStandby(t.Context()); err == nil || !strings.Contains(err.Error(), "standby is in use") {
+		t.Errorf("the check says %v", err)
+	}
+}
+
 // TestCopiesOfDestroyedKeys: a key that was destroyed while the keystore file named no standby is named if the standby
 // has a copy of it. A deleted key that can come back is not.
 func TestCopiesOfDestroyedKeys(t *testing.T) {

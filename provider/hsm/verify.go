@@ -89,24 +89,29 @@ func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
 // withChoice makes a call with a version's key. If the token holds several keys of that id and label, it chooses one
 // and makes the call again.
 func (p *Provider) withChoice(ctx context.Context, e *entry, call func() error) error {
+	return p.withChoiceOn(ctx, p.tok, e, call)
+}
+
+// withChoiceOn is withChoice for a token that may be the standby.
+func (p *Provider) withChoiceOn(ctx context.Context, tok token, e *entry, call func() error) error {
 	err := call()
 	if errors.Is(err, pkcs11.ErrSeveral) {
-		if err = p.choose(ctx, e); err == nil {
+		if err = p.choose(ctx, tok, e); err == nil {
 			err = call()
 		}
 	}
 	return err
 }
 
-// choose makes the token use the key with the version's check value, if it holds several keys of that id and label.
-func (p *Provider) choose(ctx context.Context, e *entry) error {
-	err := p.tok.Choose(ctx, e.id, e.name, e.check)
+// choose makes a token use the key with the version's check value, if it holds several keys of that id and label.
+func (p *Provider) choose(ctx context.Context, tok token, e *entry) error {
+	err := tok.Choose(ctx, e.id, e.name, e.check)
 	switch {
 	case errors.Is(err, pkcs11.ErrSeveral):
 		return claviger.Errorf("hsm.choose", claviger.Unavailable, e.name, "%w: %w", errMismatch, err)
 	case err == nil:
 		p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used",
-			"version", e.name, "id", hex.EncodeToString(e.id))
+			"token", tokenName(tok.Info()), "version", e.name, "id", hex.EncodeToString(e.id))
 	}
 	return err
 }
