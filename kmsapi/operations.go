@@ -87,6 +87,9 @@ func create(ctx context.Context, c *call) error {
 		return err
 	}
 	v, err := c.Ring.Create(ctx, c.caller, spec)
+	if err != nil {
+		c.returnQuota(err)
+	}
 	algorithm, _, _ := strings.Cut(in.Cipher, "/")
 	if claviger.Is(err, claviger.UnknownCipher) && strings.EqualFold(algorithm, "SM4") {
 		// Hadoop supports SM4, so Hadoop's answer to an unknown cipher would mislead.
@@ -119,6 +122,9 @@ func roll(ctx context.Context, c *call) error {
 		return err
 	}
 	v, err := c.Ring.Roll(ctx, c.caller, c.name, in.Material)
+	if err != nil {
+		c.returnQuota(err)
+	}
 	if claviger.Is(err, claviger.KeyNotFound) && in.Material != nil {
 		return kmswire.Throw(kmswire.IOException, "Key "+c.name+" not found")
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"claviger"
 	"claviger/kmswire"
 )
 
@@ -52,6 +53,15 @@ func (q *quota) take(user string, now time.Time) bool {
 	return true
 }
 
+// give returns one version to a user, whose creation or roll was refused.
+func (q *quota) give(user string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.count[user] > 0 {
+		q.count[user]--
+	}
+}
+
 // forget drops the users with the fewest versions, to make room for others. The users with most versions stay:
 // otherwise a user could reset their own count by requests under many other names. q.mu is held.
 func (q *quota) forget() {
@@ -75,6 +85,17 @@ func (c *call) checkQuota() error {
 		c.Log.Warn("a user makes more key versions than one may in an hour (claviger.kms.max.new.versions)",
 			"user", c.caller.Short, "limit", c.newVersions.most, "notShown", notShown)
 	}
-	return kmswire.Throw(kmswire.StandbyException, "you have made "+strconv.Itoa(c.newVersions.most)+
-		" key versions at this node within an hour, which is the limit of one user; try again later")
+	return kmswire.Throw(kmswire.StandbyException, "you have made, or tried to make, "+
+		strconv.Itoa(c.newVersions.most)+" key versions at this node within an hour, which is the limit of one user; "+
+		"try again later")
+}
+
+// returnQuota gives the quota back after an error that shows that no version was begun. Other attempts that failed
+// count: they may have left an object in the HSM until the next sweep.
+func (c *call) returnQuota(err error) {
+	switch claviger.KindOf(err) {
+	case claviger.Denied, claviger.KeyDenied, claviger.KeyExists, claviger.KeyNotFound, claviger.Invalid,
+		claviger.InvalidKeySize, claviger.MaterialLength, claviger.UnknownCipher, claviger.Unsupported:
+		c.newVersions.give(c.caller.Short)
+	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // TestNewVersionsByUser: a user who makes and deletes many keys is refused after a number of
-// versions. Other users, and operations that make no version, are not refused.
+// versions. Other users, and operations that make no version, are not refused, and refused creations do not count.
 func TestNewVersionsByUser(t *testing.T) {
 	var refused atomic.Int64
 	addr := withKey(t, stack{
@@ -18,6 +18,14 @@ func TestNewVersionsByUser(t *testing.T) {
 	})
 	create := func(user, name string) answer {
 		return send(t, addr, "POST", "/kms/v1/keys?user.name="+user, fmt.Sprintf(`{"name":"%s","length":128}`, name))
+	}
+	for range 6 { // they are refused, and so do not count
+		if a := create("mallory", "k"); a.status != 500 {
+			t.Fatalf("a key that exists: %d %s", a.status, a.body)
+		}
+		if a := send(t, addr, "POST", "/kms/v1/key/none?user.name=mallory", "{}"); a.status != 500 {
+			t.Fatalf("a roll of a key that does not exist: %d %s", a.status, a.body)
+		}
 	}
 	for i := range 4 {
 		if a := create("mallory", fmt.Sprint("m", i)); a.status != 201 {
