@@ -2,6 +2,9 @@ package authn
 
 import (
 	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os/user"
@@ -10,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-ldap/ldap/v3"
 
 	"claviger"
 	"claviger/authz"
@@ -286,6 +291,30 @@ func TestLDAPRefused(t *testing.T) {
 		}
 		if _, err := LDAPGroups(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("LDAPGroups: %v, want %s", err, want)
+		}
+	}
+}
+
+// TestLDAPCure: each error of a lookup that a property causes has a cure, which names the property.
+func TestLDAPCure(t *testing.T) {
+	result := func(code uint16) error { return ldap.NewError(code, errors.New("refused")) }
+	for _, c := range []struct {
+		err  error
+		want string // "": no cure
+	}{
+		{x509.UnknownAuthorityError{}, "put the certificate of its authority, or its own if it is self-signed, into " +
+			"the truststore of " + LDAPPrefix + "ssl.truststore"},
+		{result(ldap.LDAPResultInvalidCredentials), LDAPPrefix + "bind.password.file"},
+		{result(ldap.LDAPResultNoSuchObject), LDAPPrefix + "userbase"},
+		{result(ldap.LDAPResultInsufficientAccessRights), LDAPPrefix + "bind.user"},
+		{result(ldap.LDAPResultSizeLimitExceeded), LDAPPrefix + "directory.search.timeout"},
+		{result(ldap.ErrorNetwork), "host and port in " + LDAPPrefix + "url"},
+		{result(ldap.LDAPResultBusy), ""},
+		{errors.New("another error"), ""},
+	} {
+		got := LDAPCure(fmt.Errorf("a lookup: %w", c.err))
+		if !strings.Contains(got, c.want) || (c.want == "") != (got == "") {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
 		}
 	}
 }

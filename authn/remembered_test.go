@@ -103,6 +103,10 @@ func TestRememberedTokens(t *testing.T) {
 	d.wantUse(store, "with another service", parsed.text(), 5, "alice", 1)
 	parsed.password[3] ^= 1
 	d.wantUse(store, "with another password", parsed.text(), 2, "password doesn't match", 2)
+	if res := d.do(http.MethodPut, "op=RENEWDELEGATIONTOKEN&user.name=yarn&token="+token); res.Refusal != nil {
+		t.Fatal(res.Refusal)
+	}
+	d.wantUse(store, "renewed before its end", token, 3, "alice", 1)
 
 	end := d.now.Add(24 * time.Hour)
 	d.now = end
@@ -148,6 +152,21 @@ func TestRememberedTokenOfAnotherNode(t *testing.T) {
 		time.Sleep(1)
 		d.wantUse(store, "after a second", token, 2, "can't be found in cache", 2)
 	})
+}
+
+// TestForget: a token that another node has cancelled is refused from the moment at which that node has reported it.
+func TestForget(t *testing.T) {
+	d, store := remembering(t, time.Hour)
+	token, other := d.get("user.name=alice"), d.get("user.name=bob")
+	d.wantUse(store, "used", token, 2, "alice", 1)
+	d.wantUse(store, "another", other, 2, "bob", 1)
+	_, id, _ := parseDelegation(token)
+	if ok, err := store.RemoveDelegation(t.Context(), id.sequence); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	d.tokens.Forget(id.sequence)
+	d.wantUse(store, "cancelled", token, 2, "can't be found in cache", 2)
+	d.wantUse(store, "another after that", other, 2, "bob", 0)
 }
 
 // TestCancelDuringReading: a token is cancelled between the moment at which a request reads it and the moment at which

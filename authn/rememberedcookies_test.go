@@ -94,3 +94,31 @@ func TestRandomSecretsEndCookies(t *testing.T) {
 		now = now.Add(time.Hour)
 	}
 }
+
+// TestCookieWithoutShortName: a cookie with a good signature is refused each time if the rules map its principal to no
+// user. Another node has other rules, or the rules have changed since.
+func TestCookieWithoutShortName(t *testing.T) {
+	rules, err := ParseRules("DEFAULT", MechanismHadoop, "EXAMPLE.COM")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.UnixMilli(1795442630957)
+	a, err := New(Config{Validity: time.Hour, Secrets: oneSecret{}, Rules: rules, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for principal, known := range map[string]bool{"alice@EXAMPLE.COM": true, "alice@ELSEWHERE.COM": false} {
+		tok := token{user: "alice", principal: principal, kind: simpleTokenType, expires: now.Add(time.Hour)}
+		cookie := http.Header{"Cookie": {CookieName + `="` + a.signer.sign(tok.text()) + `"`}}
+		for range 3 {
+			res := a.Authenticate(t.Context(), Request{Header: cookie})
+			switch {
+			case known && (res.Principal == nil || res.Principal.Short != "alice"):
+				t.Errorf("%s: %+v", principal, res)
+			case !known && (res.Principal != nil || res.Refusal == nil ||
+				!strings.Contains(res.Refusal.Reason, "Illegal principal name")):
+				t.Errorf("%s: %+v, %+v", principal, res.Principal, res.Refusal)
+			}
+		}
+	}
+}
