@@ -413,6 +413,24 @@ func TestNoProcessIsLeft(t *testing.T) {
 	}
 }
 
+// TestNoMountIsLeft: the temporary files of tests do not outlive them, nor do mounts among these files.
+func TestNoMountIsLeft(t *testing.T) {
+	r := runner{root: t.TempDir()}
+	_, out := r.command(t.Context(), "/bin/sh", ".", []string{"-c",
+		`mkdir $TMPDIR/a && touch $TMPDIR/b && echo $TMPDIR && mount -t tmpfs -o size=64k none $TMPDIR/a`}, time.Minute)
+	dir, failed, _ := strings.Cut(string(out), "\n")
+	if _, err := os.Stat(dir); !os.IsNotExist(err) || dir == "" {
+		t.Errorf("%q: %v", dir, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || strings.Contains(string(mounts), dir+"/a ") {
+		t.Errorf("a mount is left: %v", err)
+	}
+	if failed != "" {
+		t.Skipf("no file system can be mounted here: %s", failed)
+	}
+}
+
 // TestFailingTests: tests that fail without a change end the run with an error, because they show nothing about a
 // mutant.
 func TestFailingTests(t *testing.T) {

@@ -84,26 +84,44 @@ func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time
 	return r.command(ctx, binary, pkg, args, limit, env...)
 }
 
-// command runs a test binary in its package's folder. The binary's own limit says
-// which test hung; the process group is killed if that does not end it. The processes that the tests have left are
-// killed, too: a change can make them start others without end.
+// command runs a test binary in its package's folder. The binary's own limit
+// says which test hung; the process group is killed if that does not end it.
+// The processes that the tests have left are killed, too: a change can make
+// them start others without end. The temporary files of the tests are removed,
+// and what is mounted among them is unmounted.
 func (r *runner) command(ctx context.Context, binary, pkg string, args []string, limit time.Duration, env ...string) (
 	passed bool, out []byte) {
+	temp, err := os.MkdirTemp("", "m") // a short name: a socket's path has at most 107 bytes
+	if err != nil {
+		return false, []byte(err.Error())
+	}
+	defer removeTemp(temp)
 	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir = filepath.Join(r.root, pkg)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+temp), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	var text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &text, &text
-	err := cmd.Run()
+	err = cmd.Run()
 	if cmd.Process != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // there may be none
 	}
 	return err == nil, text.Bytes()
+}
+
+// removeTemp removes the temporary files of tests. Tests that were stopped have not unmounted what they mounted there.
+func removeTemp(dir string) {
+	mounts, _ := os.ReadFile("/proc/self/mounts") // only Linux has the file
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH) // RemoveAll cannot remove what is still mounted
+		}
+	}
+	_ = os.RemoveAll(dir)
 }
 
 // usesRapid reports whether a package has property tests.
