@@ -35,7 +35,7 @@ func TestGivesUpDuringDelivery(t *testing.T) {
 }
 
 // TestHungCallEndsAtTokenLimit: a call that hangs ends for all its callers at the token's time limit, also for callers
-// that would wait longer.
+// that would wait longer. When it has returned, it does not count as a call that hangs.
 func TestHungCallEndsAtTokenLimit(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
@@ -50,6 +50,33 @@ func TestHungCallEndsAtTokenLimit(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+	g := tok.gathererOf(keyName{string(id), label}, nil)
+	hung := func() int {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.hung
+	}
+	if n := hung(); n != 1 {
+		t.Errorf("%d calls hang", n)
+	}
+	release()
+	eventually(t, func() error { // otherwise a later call that hangs would end the waiters of calls that do not
+		if n := hung(); n != 0 {
+			return fmt.Errorf("%d calls hang after the return", n)
+		}
+		return nil
+	})
+}
+
+// TestBufferOfFailedCall: the buffer of a call that failed is not used again, because its library may still write to
+// it.
+func TestBufferOfFailedCall(t *testing.T) {
+	for _, failed := range []error{nil, errors.New("failed")} {
+		w := &waiter{in: makeInput(16)[:16], blocks: make([]byte, 16), done: make(chan error, 1)}
+		if w.finish(failed); (w.in != nil) != (failed != nil) {
+			t.Errorf("after the error %v the waiter has %d bytes", failed, len(w.in))
+		}
+	}
 }
 
 // TestErrorOfALargeCall: an error that is not about the size of the data is returned, and the size is not reduced. The

@@ -293,7 +293,8 @@ func TestCallLimits(t *testing.T) {
 	})
 }
 
-// TestLimitCure: a longer call-limit is the advice for calls that it limits, and for no others.
+// TestLimitCure: a longer call-limit is the advice for calls that it limits, and for no others. Only functions of the
+// library are named as PKCS #11 names them.
 func TestLimitCure(t *testing.T) {
 	for _, f := range []string{loadLibrary, ping, "Initialize", "Finalize", "OpenSession", "Login", "GenerateKeyPair"} {
 		if got := limitCure(&Request{Function: f}); got != "" {
@@ -304,6 +305,30 @@ func TestLimitCure(t *testing.T) {
 		if got := limitCure(&Request{Function: f}); !strings.Contains(got, "set a longer call-limit") {
 			t.Errorf("%s: %q", f, got)
 		}
+	}
+	for f, want := range map[string]string{loadLibrary: loadLibrary, ping: ping, "Login": "C_Login"} {
+		if got := nameOf(&Request{Function: f}); got != want {
+			t.Errorf("%s is named %s", f, got)
+		}
+	}
+}
+
+// TestLimitEndsWithCall: the limit of a call that has returned does not end the worker later.
+func TestLimitEndsWithCall(t *testing.T) {
+	for limit := 200 * time.Millisecond; ; limit *= 2 {
+		p := load(t, softhsmtest.New(t).Module, 0).process.Load()
+		begun := time.Now()
+		if _, err := p.call(&Request{Function: ping}, limit); err != nil {
+			isGone(t, err, "ping did not return in") // the machine is busy
+			continue
+		}
+		for over := false; !over; { // one more call after the limit
+			over = time.Since(begun) > limit+limit/2
+			if _, err := p.call(&Request{Function: ping}, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
 	}
 }
 

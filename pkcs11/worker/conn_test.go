@@ -195,6 +195,41 @@ func TestWaitForSocketEnds(t *testing.T) {
 	})
 }
 
+// TestTakeAndFreeAtEnd: a worker that ends takes no connections, and no caller waits for another call's connection. A
+// connection of a call that returns after the end is closed.
+func TestTakeAndFreeAtEnd(t *testing.T) {
+	socket, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Close(theirs); err != nil { // as the worker does when it ends
+		t.Fatal(err)
+	}
+	fd, err := syscall.Dup(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := newConn(fd)
+	p := &process{socket: os.NewFile(uintptr(socket), "worker"), ended: make(chan struct{}), status: "for the test",
+		conns: map[*conn]struct{}{busy: {}}}
+	p.freed.L = &p.mu
+	within(t, "take", func() {
+		if l, err := p.take(); l != nil || !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("before the end is noticed: %v, %v", l, err)
+		}
+		close(p.ended)
+		l, err := p.take()
+		if isGone(t, err, "for the test"); l != nil {
+			t.Error(l)
+		}
+	})
+	p.free(busy)
+	if _, err := unix.FcntlInt(uintptr(busy.fd), unix.F_GETFD, 0); !errors.Is(err, syscall.EBADF) ||
+		len(p.conns)+len(p.idle) > 0 {
+		t.Errorf("the connection is open (%v), or kept: %v, %v", err, p.conns, p.idle)
+	}
+}
+
 // TestConnectionsAreKept: calls that follow each other use the same connection, and Finalize closes all.
 func TestConnectionsAreKept(t *testing.T) {
 	keepFiles(t)

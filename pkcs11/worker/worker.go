@@ -119,9 +119,27 @@ func (c *client) start(ctx context.Context) (*process, error) {
 	fail := func(err error) (*process, error) {
 		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err)
 	}
-	ours, theirs, err := socketPair()
+	p, err := spawn()
 	if err != nil {
 		return fail(err)
+	}
+	loaded, err := p.load(ctx, c.path)
+	switch {
+	case errors.As(err, new(noSocketError)):
+		return fail(err)
+	case err != nil || !loaded:
+		return nil, err
+	}
+	go p.watch()
+	go p.watchState()
+	return p, nil
+}
+
+// spawn starts a worker without a library.
+func spawn() (*process, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
 	}
 	p := &process{socket: os.NewFile(uintptr(ours), "worker"), ended: make(chan struct{}), conns: map[*conn]struct{}{}}
 	p.freed.L = &p.mu
@@ -135,21 +153,20 @@ func (c *client) start(ctx context.Context) (*process, error) {
 	}
 	started := make(chan error)
 	go p.run(started)
-	if err := <-started; err != nil {
-		return fail(err)
-	}
+	return p, <-started
+}
+
+// load loads a library in the process. If it is not loaded, also because ctx ends, the process ends.
+func (p *process) load(ctx context.Context, path string) (loaded bool, _ error) {
 	defer context.AfterFunc(ctx, func() { p.kill("it did not load its library in time") })()
-	switch r, err := p.call(&Request{Function: loadLibrary, Path: c.path}, slowLimit); {
+	r, err := p.call(&Request{Function: loadLibrary, Path: path}, slowLimit)
+	switch {
 	case errors.As(err, new(noSocketError)):
 		p.end("it cannot be reached")
-		return fail(err)
 	case err != nil || !r.Loaded:
 		p.end("its library was not loaded")
-		return nil, err
 	}
-	go p.watch()
-	go p.watchState()
-	return p, nil
+	return err == nil && r.Loaded, err
 }
 
 // socketPair returns two connected sockets.

@@ -287,6 +287,26 @@ func TestNoDescriptors(t *testing.T) {
 	}
 }
 
+// TestNotReached: a worker to which no connection can be made is ended; nothing else would end it.
+func TestNotReached(t *testing.T) {
+	p, err := spawn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	limitFiles(t, 0, func() {
+		loaded, err := p.load(t.Context(), "/none")
+		if loaded || !errors.As(err, new(noSocketError)) {
+			t.Errorf("loaded %t, %v", loaded, err)
+		}
+	})
+	select {
+	case <-p.ended:
+	default:
+		t.Error("the worker runs")
+		p.end("for the test")
+	}
+}
+
 // limitFiles calls f while this process may open that many more files.
 func limitFiles(t *testing.T, more int, f func()) {
 	t.Helper()
@@ -324,6 +344,20 @@ func TestGarbage(t *testing.T) {
 			t.Errorf("%v, loaded %t", l, loaded)
 		}
 		noneLeft(t, before)
+	})
+}
+
+// TestGarbageBeforeLimit: garbage stays the reason for the end of a worker if the limit of the call passes before the
+// end.
+func TestGarbageBeforeLimit(t *testing.T) {
+	t.Setenv(envFake, "garbage")
+	p, err := spawn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the call", func() {
+		_, err := p.call(&Request{Function: ping}, pingLimit-time.Second)
+		isGone(t, err, "a message of an unknown kind, 0xff")
 	})
 }
 
