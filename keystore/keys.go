@@ -185,6 +185,7 @@ func (f TLSFile) pkcs12Keys(data []byte) (entries []keyEntry, err error) {
 
 // pkcs12SeveralKeys finds the keys of a file that has more than one.
 func (f TLSFile) pkcs12SeveralKeys(data []byte) ([]keyEntry, error) {
+	//nolint:staticcheck // DecodeChain refuses two keys; tls.X509KeyPair reads keys in the forms that ToPEM makes
 	blocks, err := pkcs12.ToPEM(data, string(f.Password))
 	if err != nil {
 		return nil, fmt.Errorf("the file has several private keys, and one part of it is not known: %w", err)

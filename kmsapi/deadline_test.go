@@ -88,7 +88,7 @@ func TestOperationContextErr(t *testing.T) {
 		if err := first.Err(); err != nil {
 			t.Errorf("before the deadline: %v", err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if err := first.Err(); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("at the deadline: %v", err)
 		}

@@ -108,7 +108,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 			f.storeDate(resp, began, time.Since(began))
 		}
 	}
-	f.Err, f.Cure = s.fault(resp, strings.TrimSpace(body))
+	f.Cure, f.Err = s.fault(resp, strings.TrimSpace(body))
 	if f.Err == nil && s.Ask != nil {
 		if err := s.Ask(ctx, base); err != nil && !claviger.Is(err, claviger.Denied) {
 			f.Err = fmt.Errorf("it answers, and does not list its keys: %s",
@@ -120,7 +120,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 }
 
 // fault returns what is wrong with the answer of a host, and the cure.
-func (s *SourceKMS) fault(resp *http.Response, body string) (err error, cure string) {
+func (s *SourceKMS) fault(resp *http.Response, body string) (cure string, err error) {
 	text := "HTTP status " + resp.Status
 	if body != "" {
 		text += ": " + claviger.Printable(body)
@@ -128,28 +128,28 @@ func (s *SourceKMS) fault(resp *http.Response, body string) (err error, cure str
 	status := errors.New(text)
 	switch code := resp.StatusCode; {
 	case s.Page != "" && (code != http.StatusOK || !s.Right(body)):
-		return status, fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property())
+		return fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property()), status
 	case s.Page != "":
-		return nil, ""
+		return "", nil
 	case code == http.StatusNotFound:
-		return status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property())
+		return fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property()), status
 	case code >= 500:
-		return status, "see the log of the KMS there"
+		return "see the log of the KMS there", status
 	case code >= 300 && code < 400:
-		return fmt.Errorf("HTTP status %s: a redirect to %s", resp.Status,
-			claviger.Printable(resp.Header.Get("Location"))), fmt.Sprintf("name the KMS itself in %s", s.property())
+		return fmt.Sprintf("name the KMS itself in %s", s.property()), fmt.Errorf("HTTP status %s: a redirect to %s",
+			resp.Status, claviger.Printable(resp.Header.Get("Location")))
 	}
 	// Without an identity a KMS answers 401, or 403 or a list of names if it allows anonymous access. Any other answer
 	// comes from another service, another path, or a KMS that cannot work.
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return nil, ""
+		return "", nil
 	case http.StatusOK:
 		if strings.HasPrefix(body, "[") {
-			return nil, ""
+			return "", nil
 		}
 	}
-	return status, fmt.Sprintf("this is not the answer of a KMS: correct host, port and path in %s", s.property())
+	return fmt.Sprintf("this is not the answer of a KMS: correct host, port and path in %s", s.property()), status
 }
 
 // explain finds out why a host did not answer properly. It tries the other scheme.

@@ -145,8 +145,8 @@ func TestAgeOfTickets(t *testing.T) {
 		s := newSite(t)
 		served, c := s.server(), s.client(version)
 		s.want("the first connection", served, c, false)
-		for _, hours := range []time.Duration{9, 18, 23} {
-			s.late = hours * time.Hour
+		for _, late := range []time.Duration{9 * time.Hour, 18 * time.Hour, 23 * time.Hour} {
+			s.late = late
 			s.want(s.late.String()+" after the handshake", served, c, true)
 		}
 		s.late = 25 * time.Hour

@@ -45,7 +45,8 @@ func write(page, dir string) error {
 	}
 	for i := range commands {
 		c := &commands[i]
-		if err := os.WriteFile(filepath.Join(dir, c.page()+".1"), []byte(c.roff(date, commands)), 0o644); err != nil {
+		file := filepath.Join(dir, c.page()+".1")
+		if err := os.WriteFile(file, []byte(c.roff(date, commands)), 0o644); err != nil { //nolint:gosec // public
 			return err
 		}
 	}
