@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -59,6 +60,20 @@ static volatile uint64_t *orders;
 static CK_FUNCTION_LIST list;
 static uint64_t logouts, sessions_gone; /* orders that this process has carried out */
 static int64_t sessions;                /* that are open */
+
+/*
+ * SoftHSM frees a session that is closed while another thread is in a call with it. An HSM's library does not, so
+ * an order to close all sessions waits for the calls of other threads, which hold in_use for reading.
+ */
+static pthread_rwlock_t in_use = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+static CK_RV leave(CK_RV rv)
+{
+    pthread_rwlock_unlock(&in_use);
+    return rv;
+}
+
+#define REAL(call) (pthread_rwlock_rdlock(&in_use), leave(real->call))
 
 static uint64_t get(int at) { return __atomic_load_n(&orders[at], __ATOMIC_SEQ_CST); }
 
@@ -127,8 +142,10 @@ static void once(void)
     count = 64;
     if (__atomic_exchange_n(&sessions_gone, n, __ATOMIC_SEQ_CST) != n &&
         real->C_GetSlotList(CK_TRUE, slots, &count) == CKR_OK) {
+        pthread_rwlock_wrlock(&in_use);
         for (CK_ULONG i = 0; i < count; i++)
             real->C_CloseAllSessions(slots[i]);
+        pthread_rwlock_unlock(&in_use);
         __atomic_store_n(&sessions, 0, __ATOMIC_SEQ_CST);
     }
 }
@@ -176,7 +193,7 @@ static CK_RV end(int function, int action, CK_RV ordered, CK_RV got)
 #define CALL(name, args)                                                                                             \
     CK_RV ordered = CKR_OK, got;                                                                                     \
     int action = begin(N_##name, &ordered);                                                                          \
-    got = action == FAIL ? ordered : real->C_##name args;                                                            \
+    got = action == FAIL ? ordered : REAL(C_##name args);                                                            \
     got = end(N_##name, action, ordered, got)
 
 /* exchanged returns the handle that has changed places with h, or h. */
@@ -221,7 +238,7 @@ static uint64_t label_hash(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o)
     CK_BYTE label[256];
     CK_ATTRIBUTE a = {CKA_LABEL, label, sizeof label};
     uint64_t hash = 0xcbf29ce484222325ULL;
-    if (real->C_GetAttributeValue(s, o, &a, 1) != CKR_OK)
+    if (REAL(C_GetAttributeValue(s, o, &a, 1)) != CKR_OK)
         return 0;
     for (CK_ULONG i = 0; i < a.ulValueLen; i++)
         hash = (hash ^ label[i]) * 0x100000001b3ULL;
@@ -417,7 +434,7 @@ static CK_RV my_Encrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE
         /* A call that fails ends the operation; an empty one does so in the module behind. */
         CK_BYTE none[16];
         CK_ULONG size = sizeof none;
-        real->C_Encrypt(s, none, 1, none, &size);
+        REAL(C_Encrypt(s, none, 1, none, &size));
         return refused(N_Encrypt, CKR_DATA_LEN_RANGE);
     }
     CALL(Encrypt, (s, in, n, out, m));
