@@ -68,6 +68,29 @@ func TestHungCallEndsAtTokenLimit(t *testing.T) {
 	})
 }
 
+// TestNoSlotForCall: if all slots are taken until the token's time limit, the callers get an error then.
+func TestNoSlotForCall(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 128)
+	tok.limit = 200 * time.Millisecond
+	for range cap(tok.slots) {
+		tok.slots <- struct{}{}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("%v", err)
+		}
+	})
+	for range cap(tok.slots) {
+		<-tok.slots
+	}
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBufferOfFailedCall: the buffer of a call that failed is not used again, because its library may still write to
 // it.
 func TestBufferOfFailedCall(t *testing.T) {

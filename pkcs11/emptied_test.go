@@ -212,6 +212,7 @@ func TestStaleLibrary(t *testing.T) {
 			return nil
 		})
 	}
+	stale.Store(false) // as it is by now, so that the search shows what was really destroyed
 	for label, match := range map[string][]*p11.Attribute{
 		"k@0": keyTemplate([]byte{1, 2, 3, 0}, nil), "pair": privateMatch(id, nil), "public": publicMatch(id)} {
 		err := tok.do(ctx, "test", func(_ *login, s p11.SessionHandle) error {

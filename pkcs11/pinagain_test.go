@@ -273,3 +273,14 @@ func TestRefusalNeedsANewStart(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSpentPIN: the error of a PIN that was tried too often counts as a refusal, has the token's code, and says that
+// the PIN is not tried again.
+func TestSpentPIN(t *testing.T) {
+	tok, _ := open(t)
+	err := tok.withCure("kms", secret.Bytes("1"), spentPIN{p11.Error(p11.CKR_PIN_INCORRECT)})
+	if !errors.As(err, new(refusal)) || !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) ||
+		!strings.Contains(err.Error(), "it was tried 8 times and is not tried again") {
+		t.Errorf("%v", err)
+	}
+}
