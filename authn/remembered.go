@@ -5,22 +5,22 @@ import (
 	"sync"
 )
 
-// digest is the SHA-256 of a credential. A credential that was verified is remembered by its digest alone, so nobody
-// who reads the memory of the process finds a credential there that could be used.
+// digest is the SHA-256 of a credential. A verified credential is remembered by its digest, so the list of remembered
+// credentials contains none that a client could send.
 type digest [sha256.Size]byte
 
 func digestOf(credential string) digest {
-	const usual = 512 // bytes that need no memory of the heap
+	const usual = 512 // bytes: a credential up to this length is copied to the stack, not to the heap
 	return sha256.Sum256(append(make([]byte, 0, usual), credential...))
 }
 
-// rememberedLimit is the number of credentials of a kind (tokens, cookies) in each half of a remembered. An entry takes
-// about 250 bytes, and at most about 1,200, because the length of names is limited.
+// rememberedLimit is the number of credentials of a kind (tokens or cookies) in each half of a remembered. An entry
+// usually takes 250 bytes, and at most about 1,200, because the length of names is limited.
 const rememberedLimit = 4096
 
-// remembered keeps what verified credentials say, for at most twice rememberedLimit credentials. It has two halves. If
-// the newer half is full, it becomes the older half, and the entries of the older half that were not used since are
-// forgotten.
+// remembered maps the digests of verified credentials to their content. It has two halves of up to rememberedLimit
+// entries each. A full newer half replaces the older half, whose entries are then forgotten. get copies an entry of the
+// older half to the newer half, so entries in use stay.
 type remembered[V any] struct {
 	mu           sync.RWMutex
 	newer, older map[digest]V
@@ -51,7 +51,7 @@ func (r *remembered[V]) put(d digest, v V) {
 	r.store(d, v)
 }
 
-// store is put under the lock.
+// store is put for a caller that holds the lock.
 func (r *remembered[V]) store(d digest, v V) {
 	if _, there := r.newer[d]; !there && len(r.newer) >= rememberedLimit {
 		r.older, r.newer = r.newer, nil

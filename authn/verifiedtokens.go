@@ -9,23 +9,23 @@ import (
 
 // verifiedToken is a delegation token that was found in the store, with the right password.
 type verifiedToken struct {
-	who      *claviger.Principal // shared by the requests with the token, and not changed
+	who      *claviger.Principal // shared by the requests with the token; read-only
 	sequence int32
-	renew    time.Time // the token has expired after that
-	until    time.Time // after that, the token is read from the store again
+	renew    time.Time // the token expires then, unless it is renewed
+	until    time.Time // from then on, the token is read from the store again
 }
 
 // verifiedTokens are the tokens that were verified lately. A nil *verifiedTokens remembers none.
 //
-// Between the reading of a token and its put, another request may cancel the token. So a reading begins with begin,
-// and put keeps nothing if a token was forgotten since.
+// Another request may cancel a token after this request has read it from the store and before it calls put. So begin
+// is called before the read, and put stores nothing if forget was called since.
 type verifiedTokens struct {
-	hold time.Duration // how long a reading counts
+	hold time.Duration // how long a token is used without reading it again
 	remembered[verifiedToken]
 	generation uint64 // how many times forget was called; guarded by mu
 }
 
-// reading is the beginning of a reading of the store.
+// reading says when a read of the store began.
 type reading struct {
 	generation uint64
 	at         time.Time

@@ -80,7 +80,8 @@ func (c *connection) exchange(ctx context.Context, request []byte) (status int, 
 	return answer.StatusCode, nil
 }
 
-// noEOF makes an error of a half answer differ from the end of an idle connection.
+// noEOF replaces io.EOF, by which do recognises an idle connection that the server has closed. Half an answer is not
+// requested again.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -114,7 +115,7 @@ func (c *connection) dial(ctx context.Context) error {
 
 func (c *connection) close() {
 	if c.conn != nil {
-		_ = c.conn.Close() // all that was asked for has been read, or has failed
+		_ = c.conn.Close() // each answer has been read, or has failed
 		c.conn = nil
 	}
 }

@@ -35,23 +35,23 @@ type worker struct {
 	lateness *hdrhistogram.Histogram
 	done     int // requests with the right answer
 	edeks    int
-	failed   map[string]int // how often, by the text of the failure
-	last     []byte         // body of the last answer, of a load whose answers differ
+	failed   map[string]int // number of failures by their text
+	last     []byte         // body of the last answer to a request that has no only right answer
 	wrong    error          // a wrong answer, which ends the measurement
 }
 
-// run is one measurement that goes on.
+// run is one measurement in progress.
 type run struct {
 	shape
-	t      *target
-	began  time.Time
-	ticket atomic.Int64
-	sent   atomic.Int64
-	errs   atomic.Int64
+	t     *target
+	began time.Time
+	next  atomic.Int64 // number of the next request
+	sent  atomic.Int64
+	errs  atomic.Int64
 }
 
 const (
-	// tooMany is the share of failures that ends a measurement, after fewFailures.
+	// tooMany is the share of failed requests that ends a measurement, from fewFailures failures on.
 	tooMany     = 0.2
 	fewFailures = 50
 	// sampleInterval is how often the memory of the server is read.
@@ -60,7 +60,7 @@ const (
 
 var errTooManyFailures = errors.New("more than a fifth of the requests failed, so the load was stopped")
 
-// measure loads a KMS for a while.
+// measure loads a KMS for the duration of the shape.
 func measure(ctx context.Context, t *target, s shape) (*Measurement, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.duration, errOver)
 	defer cancel()
@@ -87,7 +87,7 @@ func measure(ctx context.Context, t *target, s shape) (*Measurement, error) {
 
 var errOver = errors.New("the time of the measurement is over")
 
-// fault returns what makes a measurement worthless.
+// fault returns the error that makes a measurement unusable, or nil.
 func (r *run) fault(ctx context.Context, workers []*worker) error {
 	for _, w := range workers {
 		if w.wrong != nil {
@@ -136,7 +136,7 @@ func (r *run) tooManyFailures() bool {
 func (r *run) work(ctx context.Context, w *worker, stop context.CancelFunc) {
 	defer w.conn.close()
 	for ctx.Err() == nil {
-		n := r.ticket.Add(1) - 1
+		n := r.next.Add(1) - 1
 		due, ok := r.wait(ctx, n, w)
 		if !ok {
 			return
@@ -149,7 +149,7 @@ func (r *run) work(ctx context.Context, w *worker, stop context.CancelFunc) {
 }
 
 // wait waits until the n-th request is due, and returns that time. A request that is sent later because all
-// connections were busy is the server's delay, and counts as latency; the lateness of this process is kept apart.
+// connections were busy is the server's delay, and counts as latency. The lateness of this process is recorded apart.
 func (r *run) wait(ctx context.Context, n int64, w *worker) (due time.Time, ok bool) {
 	if r.rate == 0 {
 		return time.Now(), true
@@ -174,7 +174,7 @@ func record(h *hdrhistogram.Histogram, d time.Duration) {
 	_ = h.RecordValue(min(max(d.Microseconds(), 1), slowest)) // within the bounds of the histogram
 }
 
-// send sends a request, and counts the answer. A request that began before the end is waited for.
+// send sends a request, and counts the answer. It waits for the answer also after the end of the measurement.
 func (w *worker) send(r *run, due time.Time, n int) {
 	q := r.t.next(r.load, n)
 	r.sent.Add(1)
@@ -196,7 +196,7 @@ func (w *worker) send(r *run, due time.Time, n int) {
 	}
 }
 
-// failurePause is the pause of a connection after a failure: a server that refuses at once is not loaded with refusals.
+// failurePause is the pause of a connection after a failure, so that a server that refuses at once is not flooded.
 const failurePause = 10 * time.Millisecond
 
 func (w *worker) fail(r *run, text string) {

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// list is a long list that one goroutine makes, in parts. A slice would be copied each time it grows, and the old
-// copies would take memory until the next collection of garbage.
+// list is a long list in parts, to which one goroutine adds entries. A slice would be copied each time it grows, and
+// the old copies would take memory until the next garbage collection.
 type list[T any] struct {
 	full []part[T]
 	last part[T]
@@ -16,11 +16,11 @@ type list[T any] struct {
 
 // part is a part of a list.
 type part[T any] struct {
-	at      int64 // of the batch from which it was made, in the section
+	at      int64 // place in the section of the batch with these entries, as given to begin
 	entries []T
 }
 
-// The sizes of parts.
+// Capacities of the first part after begin, and of the parts after that.
 const (
 	firstPart = 64
 	longPart  = 2048
@@ -79,7 +79,7 @@ func join[T any](lists ...*list[T]) []T {
 	return all
 }
 
-// each calls f for the numbers up to n, in several goroutines.
+// each calls f for each number from 0 to n-1, in at most workers goroutines.
 func each(workers, n int, f func(i int)) {
 	var group sync.WaitGroup
 	var next atomic.Int64
@@ -96,10 +96,10 @@ func each(workers, n int, f func(i int)) {
 // together calls several functions at the same time.
 func together(f ...func()) { each(len(f), len(f), func(i int) { f[i]() }) }
 
-// fewEntries are sorted by one goroutine.
+// Fewer than fewEntries are sorted by one goroutine.
 const fewEntries = 1 << 14
 
-// sortBy sorts entries in several goroutines, in place. Equal entries are in any order.
+// sortBy sorts entries in place, in several goroutines. The order of equal entries is undefined.
 func sortBy[T any](entries []T, workers int, compare func(a, b T) int) {
 	if workers <= 1 || len(entries) < fewEntries {
 		slices.SortFunc(entries, compare)
@@ -110,7 +110,7 @@ func sortBy[T any](entries []T, workers int, compare func(a, b T) int) {
 		func() { sortBy(entries[n:], workers-workers/2, compare) })
 }
 
-// median returns about the median of many entries.
+// median returns an approximate median of many entries: that of a sample.
 func median[T any](entries []T, compare func(a, b T) int) T {
 	const n = 101
 	some := make([]T, n)
@@ -121,8 +121,8 @@ func median[T any](entries []T, compare func(a, b T) int) T {
 	return some[n/2]
 }
 
-// partition moves entries below pivot before all others, and returns how many these are. Entries that are in their
-// order stay so, which makes them fast to sort.
+// partition moves the entries below pivot before all others, and returns their number. Entries that are sorted already
+// are not moved, so they stay fast to sort.
 func partition[T any](entries []T, pivot T, compare func(a, b T) int) int {
 	i, k := 0, len(entries)
 	for {
@@ -139,7 +139,7 @@ func partition[T any](entries []T, pivot T, compare func(a, b T) int) int {
 	}
 }
 
-// mergeIDs returns the ids of several lists in their order, each once. It sorts the lists.
+// mergeIDs returns the ids of all lists in ascending order, each once. It sorts the lists in place.
 func mergeIDs(lists [][]uint64, workers int) []uint64 {
 	each(workers, len(lists), func(i int) { slices.Sort(lists[i]) })
 	for len(lists) > 1 {
@@ -151,7 +151,7 @@ func mergeIDs(lists [][]uint64, workers int) []uint64 {
 		})
 		lists = pairs
 	}
-	return slices.Clone(slices.Compact(lists[0])) // many ids may be in several lists
+	return slices.Clone(slices.Compact(lists[0])) // the clone needs less memory if many ids were in several lists
 }
 
 // mergeTwo merges two sorted lists.

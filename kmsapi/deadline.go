@@ -7,19 +7,19 @@ import (
 )
 
 // operationContext is the context of an operation: that of its request, with the deadline of its route.
-// context.WithDeadline would make a timer and register with the request's context each time, although nearly all
-// operations end long before. Here that costs something only if somebody waits for the end, and then a sweeper looks
-// after all of them together, each sweepEvery. So an operation ends at most sweepEvery after its deadline, or after its
-// client has disconnected. Err is exact.
+// context.WithDeadline would start a timer and register with the request's context for each operation, although nearly
+// all operations end long before. This context does neither. If Done is called, the sweeper checks the context once
+// each sweepEvery. So Done is closed up to sweepEvery after the deadline, or after the client has disconnected. Err is
+// exact.
 type operationContext struct {
 	context.Context // of the request
 	deadline        time.Time
 	sweeper         *sweeper
 
 	mu    sync.Mutex
-	err   error // not nil after the end
-	done  chan struct{}
-	funcs map[*func()]struct{} // of AfterFunc
+	err   error                // not nil after the end
+	done  chan struct{}        // nil until Done is called
+	funcs map[*func()]struct{} // to call at the end, registered by AfterFunc
 	// The place in the sweeper's list, guarded by the sweeper's lock.
 	next, previous *operationContext
 }
@@ -89,7 +89,7 @@ func (c *operationContext) AfterFunc(f func()) (stop func() bool) {
 	}
 }
 
-// end ends the context. It is called once the operation is done, too.
+// end ends the context with err. It is also called when the operation has returned.
 func (c *operationContext) end(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -108,14 +108,14 @@ func (c *operationContext) end(err error) {
 	c.funcs = nil
 }
 
-// sweepEvery is the time between two looks at the contexts for whose end somebody waits.
+// sweepEvery is the time between two sweeps.
 const sweepEvery = 100 * time.Millisecond
 
-// sweeper ends the contexts whose time has come. It has a timer only while there are contexts.
+// sweeper ends the contexts in its list that are due. It has a timer only while the list has contexts.
 type sweeper struct {
 	mu    sync.Mutex
 	first *operationContext
-	armed bool // sweep will be called
+	armed bool // a timer will call sweep
 }
 
 // add puts a context into the list. The caller holds the context's lock.
@@ -147,7 +147,8 @@ func (s *sweeper) remove(c *operationContext) {
 	c.next, c.previous = nil, nil
 }
 
-// sweep ends the contexts that are due. It ends them without its lock, since end takes the locks in the other order.
+// sweep ends the contexts that are due. It calls end without the sweeper's lock, because end locks the context first
+// and then the sweeper.
 func (s *sweeper) sweep() {
 	now := time.Now()
 	var ended []*operationContext

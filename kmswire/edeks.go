@@ -2,8 +2,8 @@ package kmswire
 
 import "claviger"
 
-// EDEKWriter appends the EDEKs of a list, whose inner name is one key's. The text is that of AppendEDEK. It makes the
-// parts that the EDEKs share only once.
+// EDEKWriter appends EDEKs of one key, as JSON in the form of AppendEDEK. It encodes the parts that the EDEKs share
+// only once.
 type EDEKWriter struct {
 	version        string // of head
 	head           []byte // the text before the IV
@@ -53,8 +53,8 @@ func (w *EDEKWriter) Append(b []byte, e *claviger.EDEK) []byte { return w.append
 // Size returns the length of the text that Append appends.
 func (w *EDEKWriter) Size(e *claviger.EDEK) int { return w.size(w.named, e) }
 
-// AppendReencrypted appends one EDEK of the answer to a batch. If its version has not
-// changed, the EDEK was not re-encrypted; Hadoop then writes null for its inner name.
+// AppendReencrypted appends one EDEK of the answer to a batch. If its version has not changed, the EDEK was not
+// re-encrypted, and its inner name is null, as in Hadoop.
 func (w *EDEKWriter) AppendReencrypted(b []byte, sent, fresh *claviger.EDEK) []byte {
 	return w.append(b, w.middle(sent, fresh), fresh)
 }
@@ -85,7 +85,7 @@ func (w *EDEKWriter) size(middle []byte, e *claviger.EDEK) int {
 	return len(w.head) + urlSafe.EncodedLen(len(e.IV)) + len(middle) + urlSafe.EncodedLen(len(e.Material)) + len(tail)
 }
 
-// use makes the head for a version.
+// use sets the head for a version.
 func (w *EDEKWriter) use(version string) {
 	if version != w.version {
 		w.version, w.head = version, appendHead(w.head[:0], version)

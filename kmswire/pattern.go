@@ -2,12 +2,12 @@ package kmswire
 
 import "claviger"
 
-// pattern is the JSON of an item of a batch whose IV and material are replaced. Nearly all items of a batch differ only
-// in these two strings, whatever order, spelling and white space the client has chosen. So an item is compared with the
-// pattern of an item before it, and only the two strings are decoded. That takes a tenth of the time.
+// pattern is the JSON of an item of a batch, with holes in the place of IV and material. Nearly all items of a batch
+// differ only in these two strings, whatever order, spelling and white space the client uses. So an item is compared
+// with the pattern of an earlier item, and only the two strings are decoded. That takes a tenth of the time.
 //
-// The result is the same: the two strings have only characters of base64, so they end where those of the pattern end,
-// and all else is equal. An item that differs is read as JSON, as if there were no pattern.
+// The result is that of reading the item as JSON: the two strings have only base64 characters, so they end where those
+// of the pattern end, and all other bytes are equal. An item that differs is read as JSON.
 type pattern struct {
 	json          []byte // of the item; nil if there is no pattern
 	first, second hole   // in the order of json
@@ -37,9 +37,8 @@ func patternOf(data []byte, from, to int, iv, material value) (p pattern) {
 	return p
 }
 
-// holeOf returns the place of a string in an item that begins at from. ok is false unless all characters of the string
-// are digits of base64, and as many as base64 has. A string with an escape has a backslash among its first len(v.text)
-// characters.
+// holeOf returns the place of a string in an item that begins at from. ok is false unless the string is base64 without
+// padding. A string with an escape is refused, too: it has a backslash among its first len(v.text) characters.
 func holeOf(data []byte, from int, v value) (h hole, ok bool) {
 	n := len(v.text)
 	if n%4 == 1 {
@@ -53,8 +52,8 @@ func holeOf(data []byte, from int, v value) (h hole, ok bool) {
 	return hole{from: v.at - from, to: v.at - from + n, decoded: urlSafe.DecodedLen(n)}, true
 }
 
-// similar reads the next item if it equals the pattern but for IV and material. Otherwise it returns false, and has
-// read nothing.
+// similar reads the next item if it differs from the pattern only in IV and material. Otherwise it returns false, and
+// reads nothing but white space.
 func (b *batchReader) similar() bool {
 	p := &b.pattern
 	b.skipSpace()
@@ -82,8 +81,7 @@ func (b *batchReader) similar() bool {
 	return true
 }
 
-// fill decodes the string of an item in the place of a hole. ok is false unless all its characters are digits of
-// base64.
+// fill decodes the string that an item has in the place of a hole. ok is false unless it is base64 without padding.
 func (b *batchReader) fill(item []byte, h hole) (value []byte, ok bool) {
 	value, b.buf, ok = decodeStrict(b.buf, item[h.from:h.to])
 	return value, ok && len(value) == h.decoded // white space and padding give fewer bytes

@@ -1,8 +1,8 @@
 // Package libcrypto makes RSA signatures with the libcrypto of OpenSSL 3, which takes about a third of the time of Go's
-// own code. The library is loaded by the first signer. If it is not installed, NewSigner returns an error, and the
-// caller uses the key itself.
+// own code. The first call of NewSigner loads the library. If it is not installed, NewSigner returns an error, and the
+// caller signs with the rsa.PrivateKey.
 //
-// The library gets digests only: no input of a client is parsed by it.
+// The library gets digests only, so it parses no input of a client.
 package libcrypto
 
 /*
@@ -16,6 +16,7 @@ typedef void pkey_t, pkey_ctx_t, md_t;
 enum { pkey_rsa = 6, padding_pkcs1 = 1, padding_pss = 6, saltlen_digest = -1 };
 enum { init_load_config = 0x40, init_no_atexit = 0x80000 };
 
+// f has the functions of the library. load sets them.
 static struct {
 	int (*init)(unsigned long long options, const void *settings);
 	pkey_t *(*parse)(int type, pkey_t **out, const unsigned char **der, long length);
@@ -33,7 +34,7 @@ static struct {
 	void (*clear_errors)(void);
 } f;
 
-// load loads the library, and returns why it cannot be used, or NULL.
+// load loads the library. It returns NULL, or the reason why the library cannot be used.
 static const char *load(const char *name) {
 	void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
 	if (library == NULL) {
@@ -60,14 +61,14 @@ static const char *load(const char *name) {
 			return dlerror(); // the library stays loaded: it may have started threads
 		}
 	}
-	// Without the handler for the end of the process, which would run while other threads still sign.
+	// No exit handler: it would free the library's data while other threads still sign.
 	if (f.init(init_load_config | init_no_atexit, NULL) != 1) {
 		return "OPENSSL_init_crypto failed";
 	}
 	return NULL;
 }
 
-// failed writes the first error of this thread to text, and forgets the others.
+// failed writes the first error of this thread to text, and clears the others.
 static void failed(char *text, size_t size) {
 	f.error_text(f.error(), text, size);
 	f.clear_errors();
@@ -130,16 +131,17 @@ func loadFrom(name string) error {
 	return nil
 }
 
-// busy limits the signatures under way, so that waiting connections make no more threads than processors.
+// busy limits how many calls of the library run at the same time. Each call holds a thread, so without the limit a
+// burst of connections would start a thread for each.
 var busy = make(chan struct{}, runtime.GOMAXPROCS(0))
 
-// digests are the names of the library for the digests that it signs. TLS uses no others.
+// digests has the library's name of each hash whose digests it signs. TLS uses no others.
 var digests = map[crypto.Hash][]byte{crypto.SHA256: []byte("SHA256\x00"), crypto.SHA384: []byte("SHA384\x00"),
 	crypto.SHA512: []byte("SHA512\x00")}
 
-// Signer is a crypto.Signer of an RSA key. The library makes the signatures of PKCS #1 v1.5, and those of PSS with a
-// salt as long as the digest, of digests by SHA-256, SHA-384 and SHA-512. Go's own code makes all others, and those at
-// which the library fails. A Signer may be used by several goroutines.
+// Signer is a crypto.Signer of an RSA key. The library signs digests of SHA-256, SHA-384 and SHA-512: with PKCS #1
+// v1.5, and with PSS if the salt is as long as the digest. Go's own code makes all other signatures, and signs if the
+// library fails. A Signer may be used by several goroutines.
 //
 // The library has a copy of the key. It wipes the copy when nothing uses the Signer any more.
 type Signer struct {
@@ -150,8 +152,8 @@ type Signer struct {
 
 var _ crypto.Signer = (*Signer)(nil)
 
-// NewSigner gives a key to the library. The library must make one good signature of each kind, or NewSigner returns an
-// error. failed is called for each signature at which the library fails later.
+// NewSigner gives a key to the library. It returns an error unless the library then makes a good signature of each
+// kind. Whenever a later call of the library fails, failed is called with the error.
 func NewSigner(key *rsa.PrivateKey, failed func(error)) (*Signer, error) {
 	if err := load(); err != nil {
 		return nil, err
@@ -172,7 +174,7 @@ func NewSigner(key *rsa.PrivateKey, failed func(error)) (*Signer, error) {
 	return s, nil
 }
 
-// copies counts the keys that the library has, for tests.
+// copies counts the keys that the library holds now. Only tests read it.
 var copies atomic.Int64
 
 // prove makes a signature of each kind, and verifies it.
@@ -194,7 +196,7 @@ func (s *Signer) prove() error {
 	return nil
 }
 
-// salt is the length of salts that the library makes.
+// salt is the salt length of the library's PSS signatures, for rsa.VerifyPSS.
 var salt = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
 
 // Public returns the public key.

@@ -21,11 +21,10 @@ type TLS struct {
 	close        []func()
 }
 
-// FollowCertificate returns a TLS with the certificates that load reads from files: at least one, of one server, with
-// different kinds of keys. A client gets the first one that it supports, or else the last one. load is called
-// again when one of the files has changed; while it fails, the certificates that were loaded
-// before stay in use. The caller may set limits of versions and cipher suites in Config
-// before the server starts.
+// FollowCertificate returns a TLS with the certificates of a server, which load reads from files: one for each kind of
+// key, and at least one. A client gets the first one that is valid and that it supports, or else the last one. load is
+// called again when one of the files has changed. While it fails, the certificates that were loaded before stay in use.
+// The caller may limit versions and cipher suites in Config before the server starts.
 func FollowCertificate(files []string, load func() ([]tls.Certificate, error), log *slog.Logger) (*TLS, error) {
 	r, err := keystore.NewReloader(files, load, keystore.ReloadInterval, log)
 	if err != nil {
@@ -55,11 +54,11 @@ func (t *TLS) forClient(*tls.ClientHelloInfo) (*tls.Config, error) {
 	conf.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return choose(hello, certificates, now()), nil
 	}
-	shows := sha256.New()
+	hash := sha256.New()
 	for _, c := range certificates {
-		shows.Write(c.Certificate[0])
+		hash.Write(c.Certificate[0])
 	}
-	m := &ticketMaker{tickets: &t.tickets, shows: [sha256.Size]byte(shows.Sum(nil)), now: now}
+	m := &ticketMaker{tickets: &t.tickets, certificates: [sha256.Size]byte(hash.Sum(nil)), now: now}
 	conf.WrapSession, conf.UnwrapSession = m.wrap, m.unwrap
 	return conf, nil
 }
@@ -71,7 +70,7 @@ func choose(hello *tls.ClientHelloInfo, list []tls.Certificate, now time.Time) *
 		return &list[0]
 	}
 	anyName := *hello
-	anyName.ServerName = "" // all are valid for the same names; the client judges them
+	anyName.ServerName = "" // all certificates are for the same names, and the client verifies them
 	for i := range list[:len(list)-1] {
 		c := &list[i]
 		if c.Leaf != nil && (now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter)) {
