@@ -186,3 +186,18 @@ func TestSearchesAreLocked(t *testing.T) {
 		t.Errorf("%d searches without the lock", n.Load())
 	}
 }
+
+// TestKeyWasUsed: a token has held keys if this process has used one that another process made.
+func TestKeyWasUsed(t *testing.T) {
+	tok, stale := openStale(t)
+	generate(t, tok, 1, 256)
+	tok.aesKeys.yes.Store(false) // as if another process had made it
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Fatal(err)
+	}
+	tok.retire(tok.login) // so that no handle is known
+	stale.Store(true)
+	if err := encryptWith(t, tok, 1); err != nil {
+		t.Errorf("the key counts as lost: %v", err)
+	}
+}
