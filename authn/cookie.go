@@ -26,7 +26,7 @@ type token struct {
 	user, principal, kind string
 	idleUntil             time.Time // zero: no such limit
 	expires               time.Time
-	// who is the user of principal; nil if it is not known yet. It is shared by requests, and not changed.
+	// who is the user of principal; nil if it is not known yet. Requests share it; it is read-only.
 	who *claviger.Principal
 }
 
@@ -97,8 +97,8 @@ type signer struct {
 	opened  atomic.Pointer[openedCookies]
 }
 
-// openedCookies are the tokens of cookies that these secrets have signed. If other secrets become valid, the signer
-// begins with a new openedCookies. The tokens are shared by requests, and not changed.
+// openedCookies remembers the tokens of cookies that were signed by the secrets in valid. When other secrets are valid,
+// the signer begins with a new openedCookies. Requests share the tokens, which are read-only.
 type openedCookies struct {
 	valid []secret.Bytes
 	remembered[*token]
@@ -110,8 +110,8 @@ func (s *signer) sign(text string) string {
 }
 
 // open returns the token in a cookie's value, if one of the valid secrets made its signature. Errors have Hadoop's
-// texts. A value that was opened before is not computed again. The caller checks the token's times, and does not
-// change the token.
+// texts. The signature of a value that was opened before is not computed again. The caller checks the token's times, and
+// must not change the token.
 func (s *signer) open(signed string) (*token, error) {
 	_, valid := s.secrets.Secrets()
 	opened := s.opened.Load()
@@ -127,7 +127,7 @@ func (s *signer) open(signed string) (*token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("org.apache.hadoop.security.authentication.util.SignerException: %w", err)
 	}
-	tok, err := parseToken(strings.Clone(text)) // not a part of a header that may be long
+	tok, err := parseToken(strings.Clone(text)) // a part of signed would keep a long header in memory
 	if err != nil {
 		return nil, err
 	}

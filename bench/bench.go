@@ -1,6 +1,7 @@
 // Package bench loads running KMSs and compares them. It is the work of 'claviger bench kms'.
 //
-// A load is requests of Hadoop's clients: decrypts, the generation of 350 EDEKs, the re-encryption of 1,000, or a mix.
+// A load sends requests as Hadoop's clients do: decrypts, the generation of 350 EDEKs, the re-encryption of 1,000, or a
+// mix.
 // Several KMSs are loaded in turn, round by round. With a rate, requests are due at equal distances, and the latency
 // counts from when a request was due (an open loop), so a server that stalls cannot hide it. Each answer is checked.
 package bench
@@ -30,8 +31,8 @@ type Report struct {
 	Measurements []*Measurement `json:"measurements"`
 	Ratios       []Ratio        `json:"ratios"`
 	Knees        []Knee         `json:"knees,omitempty"`
-	Left         []string       `json:"left"` // what could not be removed
-	Missed       []string       `json:"missed"`
+	Left         []string       `json:"left"`   // what could not be removed
+	Missed       []string       `json:"missed"` // thresholds that were missed
 }
 
 // Run does the work of the command. It shows progress on log.
@@ -132,13 +133,14 @@ func (r *Report) compare(ctx context.Context, o *Options, targets []*target, loa
 	return nil
 }
 
-// A JVM compiles what it runs often, and needs up to a minute of load until it gets no faster.
+// A JVM compiles what it runs often, so it gets faster during up to a minute of load.
 const (
-	warmRounds = 12
-	faster     = 1.05
+	warmRounds = 12   // at most
+	faster     = 1.05 // a round with less than this factor of the best is no faster
 )
 
-// warm loads a KMS until it gets no faster in two rounds. It has no schedule: a JVM warms up by work.
+// warm loads a KMS until two rounds in a row are no faster than the best one before. It ignores the rate, because the
+// number of requests warms a JVM up, not the time.
 func warm(ctx context.Context, t *target, s shape, d time.Duration) error {
 	if d == 0 {
 		return nil
@@ -160,7 +162,7 @@ func warm(ctx context.Context, t *target, s shape, d time.Duration) error {
 	return nil
 }
 
-// judge records what a measurement missed.
+// judge records the thresholds that a measurement missed.
 func (r *Report) judge(o *Options, m *Measurement) {
 	p99 := time.Duration(m.Latency.P99 * float64(time.Millisecond))
 	switch {
@@ -179,7 +181,7 @@ func (r *Report) miss(format string, args ...any) {
 	r.Missed = append(r.Missed, claviger.Printable(fmt.Sprintf(format, args...)))
 }
 
-// verdict is the error of a missed threshold.
+// verdict returns an error if a threshold was missed.
 func (r *Report) verdict() error {
 	if len(r.Missed) == 0 {
 		return nil

@@ -48,7 +48,7 @@ func quantiles(h *hdrhistogram.Histogram) Quantiles {
 		ms(h.ValueAtQuantile(99.9)), ms(h.Max())}
 }
 
-// merge adds up the workers.
+// merge adds up the results of the workers.
 func (r *run) merge(workers []*worker, took time.Duration) *Measurement {
 	m := &Measurement{KMS: r.t.name, Load: r.load, Connections: r.connections, Connect: r.connect, Rate: r.rate,
 		Seconds: took.Seconds(), Reasons: map[string]int{}}
@@ -94,8 +94,8 @@ func middle(rounds []*Measurement) *Measurement {
 	return sorted[len(sorted)/2]
 }
 
-// work is the figure that rounds and servers are compared by: requests per CPU-second of the server, as the load takes
-// its own share of the machine's processors; requests per second if the server is elsewhere.
+// work is the figure by which rounds and servers are compared: requests per CPU-second of the server, because the load
+// itself takes processor time on this machine. If the server's CPU time is not known, it is requests per second.
 func (m *Measurement) work() float64 {
 	if m.PerCPUSecond > 0 {
 		return m.PerCPUSecond
@@ -103,7 +103,8 @@ func (m *Measurement) work() float64 {
 	return m.PerSecond
 }
 
-// Ratio is the work of a KMS divided by that of the last one, pair by pair in the rounds.
+// Ratio is the work of a KMS divided by that of the last KMS of the command line, in the same round: the median, and the
+// lowest and highest of all rounds.
 type Ratio struct {
 	KMS    string  `json:"kms"`
 	To     string  `json:"to"`

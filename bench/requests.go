@@ -27,8 +27,8 @@ const (
 	checkedEDEKs = 20
 )
 
-// prepare makes the requests of the loads. It gives a key that it has made a second version, as a re-encryption needs
-// one.
+// prepare makes the requests of the loads. If open made the key, prepare rolls it, because a re-encryption needs a second
+// version.
 func (t *target) prepare(ctx context.Context) error {
 	var err error
 	if t.sent, err = t.kms.Generate(ctx, t.key, batchEDEKs); err != nil {
@@ -72,7 +72,8 @@ func (t *target) verify(ctx context.Context, edeks []claviger.EDEK) error {
 	return t.compare(ctx, edeks, fresh)
 }
 
-// errWrongDEK is the error of EDEKs that give different DEKs. No load can make a KMS do that.
+// errWrongDEK is the error for an EDEK and its re-encryption that give different DEKs. It is a fault of the KMS, not an
+// effect of the load.
 var errWrongDEK = errors.New("WRONG DEK: an EDEK and its re-encryption were opened to different DEKs")
 
 func (t *target) compare(ctx context.Context, old, fresh []claviger.EDEK) error {
@@ -103,7 +104,7 @@ func wipe(deks []secret.Bytes) {
 	}
 }
 
-// verifyAnswer compares the DEKs of the last answer of a load with those that they must be.
+// verifyAnswer checks that the EDEKs in the last answer of a load open to the right DEKs.
 func (t *target) verifyAnswer(ctx context.Context, load string, answer []byte) error {
 	if load == loadDecrypt || load == loadMixed || answer == nil {
 		return nil // each answer of a decrypt was compared
@@ -132,8 +133,8 @@ const (
 	loadMixed    = "mixed"
 )
 
-// Of mixedCycle requests of the load mixed, one generates EDEKs, and the others open them: the file that gets an EDEK
-// is opened by its writer, and by readers as often again.
+// mixedCycle is how many requests of the load mixed come to one that generates EDEKs. Two for each generated EDEK are
+// decrypts: one of the file's writer, and one of a reader.
 const mixedCycle = 1 + 2*generateEDEKs
 
 // next returns the n-th request of a load.

@@ -18,6 +18,7 @@ type Knee struct {
 	Last bool `json:"last"`
 }
 
+// nearBest is the share of the greatest throughput that the knee has at least.
 const nearBest = 0.95
 
 // sweep loads each KMS with more and more connections, or at a greater and greater rate.
@@ -48,7 +49,7 @@ func (r *Report) sweep(ctx context.Context, o *Options, targets []*target, load 
 // rateSteps is the number of steps of a sweep of rates.
 const rateSteps = 10
 
-// steps are the loads of a sweep.
+// steps returns the loads of a sweep.
 func (o *Options) steps(load string) (shapes []shape) {
 	s := shape{load: load, connections: o.Connections, connect: o.Connect, duration: o.Duration}
 	if o.Rate > 0 {

@@ -14,7 +14,8 @@ import (
 	"claviger/fsimage"
 )
 
-// reach is how far an inode can be seen: 0 is not at all, current is in the current state, and S+1 in snapshot S.
+// reach is the newest state of the file system in which an inode can be seen: current, or S+1 for snapshot S, or 0 for
+// none.
 type reach uint32
 
 const current = ^reach(0)
@@ -58,13 +59,13 @@ type collector struct {
 	copies  list[copied]
 	changed list[uint64]
 	number  uint32 // of the next folder
-	last    uint64 // folder
-	counted uint64
+	last    uint64 // id of the last folder
+	counted uint64 // children
 	run     uint32 // children in bucket that are not yet counted
 	bucket  uint64
 	edek    fsimage.EDEK
 
-	snapshot reach // the last one; 0 for none
+	snapshot reach // of the last difference that was read; 0 for none
 
 	_ apart
 }

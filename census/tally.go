@@ -16,15 +16,16 @@ type tally struct {
 	counts    map[tallyKey]*Counts
 	snapshots map[uint32]map[reach]uint64 // by version
 	problems  struct{ noRecord, twice uint64 }
-	last      struct { // the counts that were changed last: neighbours often have the same
+	last      struct { // the counts that of returned last: neighbours often have the same
 		tallyKey
 		*Counts
 	}
 }
 
-// survey has numbers of inodes that must fit together.
+// survey has numbers of inodes, which show whether the image contradicts itself.
 type survey struct{ live, twice, lost, special, missing, several uint64 }
 
+// of returns the counts of a zone and a version.
 func (t *tally) of(zone, version uint32) *Counts {
 	k := tallyKey{zone, version}
 	if t.last.Counts != nil && t.last.tallyKey == k {
@@ -97,7 +98,7 @@ func (t *tally) addSnapshot(version uint32, until reach, n uint64) {
 	t.snapshots[version][until] += n
 }
 
-// addFolders counts the files that the readers counted by folder.
+// addFolders adds the counts of the readers by folder.
 func (t *tally) addFolders() {
 	c := t.c
 	add := func(folder, code uint32, n uint64) {
@@ -176,7 +177,7 @@ func (c *counter) survey() *survey {
 	return s
 }
 
-// problems says which numbers do not fit together.
+// problems describes the contradictions.
 func (s *survey) problems(t *tally) (problems []string) {
 	for _, p := range []struct {
 		n    uint64
@@ -221,7 +222,7 @@ func (s *Census) evidence() map[uint32][]string {
 	return paths
 }
 
-// pathOf returns a path of a file that shows the file with an EDEK of a version, if there is one.
+// pathOf returns a path, live or in a snapshot, at which a file has an EDEK of a version, if there is one.
 func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool) {
 	own := c.ownOf(x.id)
 	if len(own) == 0 {

@@ -25,9 +25,9 @@ const (
 // Batch is a run of whole messages of a section. It is valid until the call to which it was passed returns.
 type Batch struct {
 	data   []byte
-	at     int // of the next message
-	start  int // of the last message
-	offset int64
+	at     int   // place of the next message in data
+	start  int   // place of the last message in data
+	offset int64 // of data in the span's data
 	span   span
 	first  bool // it begins with the section's header
 
@@ -76,7 +76,7 @@ type stream struct {
 	span span
 	src  io.ReadCloser
 	rest []byte // the beginning of a message, whose end is not yet read
-	at   int64  // of rest in the span's data
+	at   int64  // place of rest in the span's data
 	end  bool
 }
 
@@ -93,7 +93,7 @@ func (m *Image) open(s span) (*stream, error) {
 	return &stream{span: s, src: src}, nil
 }
 
-// next fills a batch with the next messages. It reports false at the end.
+// next fills a batch with the next messages. It returns false at the end.
 func (s *stream) next(b *Batch) (bool, error) {
 	*b = Batch{data: append(b.data[:0], s.rest...), offset: s.at, span: s.span, first: s.span.first && s.at == 0}
 	for size := batchSize; ; size = 2 * len(b.data) {
@@ -142,7 +142,8 @@ func (s *stream) fill(b *Batch, size int) error {
 	return nil
 }
 
-// whole returns an error if the data of a span that is not compressed end early: the file became shorter.
+// whole returns an error if an uncompressed span has ended early, because the file was cut off after it was opened. last
+// is the number of bytes read after s.at.
 func (s *stream) whole(last int64) error {
 	if s.span.codec == nil && s.at+last < s.span.length {
 		return io.ErrUnexpectedEOF
@@ -171,8 +172,8 @@ func border(data []byte) (int, error) {
 	}
 }
 
-// Read calls fn for the messages of a section, in parallel: for a batch at a time in each worker. worker is less than
-// workers. With one worker, the batches come in their order. It reads nothing if the image has no such section.
+// Read calls fn for each batch of a section, in several goroutines. worker is the number of the goroutine, from 0 to
+// workers-1. With one worker, the batches come in their order. If the image has no such section, Read reads nothing.
 func (m *Image) Read(ctx context.Context, section string, workers int, fn func(worker int, b *Batch) error) error {
 	worker := 0
 	return m.readBatches(ctx, section, workers, func() func(*Batch) error {
@@ -182,7 +183,8 @@ func (m *Image) Read(ctx context.Context, section string, workers int, fn func(w
 	})
 }
 
-// readBatches reads a section in several workers. begin returns the function of one of them.
+// readBatches reads a section in several workers. It calls begin once for each worker; begin returns the function that
+// the worker calls for its batches.
 func (m *Image) readBatches(ctx context.Context, section string, workers int, begin func() func(*Batch) error) error {
 	src := &source{image: m, spans: m.spans[section]}
 	defer src.close()
@@ -194,8 +196,8 @@ func (m *Image) readBatches(ctx context.Context, section string, workers int, be
 	return group.Wait()
 }
 
-// source hands out the batches of a section. Each worker fills its own batches, so their bytes are in the cache of its
-// processor. While one worker reads or decompresses a batch, the others decode theirs.
+// source gives the batches of a section to workers. A worker reads its batches itself, so their bytes are in the cache
+// of its processor. While one worker reads or decompresses a batch, the others decode theirs.
 type source struct {
 	image *Image
 	mu    sync.Mutex
@@ -241,7 +243,8 @@ func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
 	}
 }
 
-// apart lies behind what a worker writes for each message, so that no other worker writes into the same cache line.
+// apart is padding at the end of a struct that a worker writes for each message, so that no other worker writes into the
+// same cache line.
 type apart [128]byte
 
 // take opens the next span, if there is one. It returns the open span with the fewest workers, or nil at the end.

@@ -165,8 +165,8 @@ func (r *blockReader) chunk() error {
 	if r.in, err = readN(r.src, r.in, n); err != nil {
 		return errBlock
 	}
-	// The block's length is a promise of the file. The chunk's real size bounds the memory: no chunk grows by more
-	// than LZ4's factor of 255.
+	// The file states the block's length, which may be false. So the chunk's real size bounds the memory: LZ4 expands
+	// most, by a factor of up to 255.
 	if size := min(r.missing, 255*n+64); cap(r.out) < size {
 		r.out = make([]byte, size)
 	}
@@ -193,7 +193,7 @@ func (r *blockReader) length() (int, error) {
 	return 0, errBlock
 }
 
-// readN reads n bytes into b or a longer slice. It allocates not much more than what is really there.
+// readN reads n bytes into b or a longer slice. It allocates step by step, so a false n costs at most one step.
 func readN(r io.Reader, b []byte, n int) ([]byte, error) {
 	const step = 1 << 20
 	b = b[:0]

@@ -77,11 +77,11 @@ func decodeBase64[T string | []byte](s T) ([]byte, error) {
 }
 
 // The functions below are for EDEKs, which are no secrets. Their tables are so large that the time of a look-up may
-// depend on the value, so material and DEKs use the functions above.
+// depend on the value, so key material and DEKs use the functions above.
 
 const urlSafeDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-// noDigit is the value in digitsAt of a character of no alphabet. No group of digits has this bit.
+// noDigit is the value in digitsAt of a character that is in neither alphabet. No group of digits has this bit.
 const noDigit = 1 << 31
 
 // digitsAt has the value of each character of both alphabets at each place of a group of four digits.
@@ -97,7 +97,7 @@ var digitsAt = func() (t [4][256]uint32) {
 	return t
 }()
 
-// digitPairs has the two digits of each 12 bits.
+// digitPairs has the two digits for each value of 12 bits.
 var digitPairs = func() (t [1 << 12][2]byte) {
 	for i := range t {
 		t[i] = [2]byte{urlSafeDigits[i>>6], urlSafeDigits[i&63]}
@@ -108,7 +108,7 @@ var digitPairs = func() (t [1 << 12][2]byte) {
 // appendPublicBase64 is appendBase64 for a text that is no secret.
 func appendPublicBase64(dst, s []byte) ([]byte, error) {
 	start := len(dst)
-	dst = slices.Grow(dst, len(s)/4*3+1) // 1: each group is stored as four bytes
+	dst = slices.Grow(dst, len(s)/4*3+1) // 1: PutUint32 writes four bytes for the three of a group
 	out := dst[start:cap(dst)]
 	size := 0
 	for len(s) >= 4 && len(out) >= 4 {

@@ -1,6 +1,6 @@
 // Command manual writes the man pages of claviger, one for each command. It makes them from docs/cli.md, which has the
-// help of every command and which a test of cmd/claviger holds against the program. So the program itself carries no
-// generator, and its packages need none of cobra's: that one reads help as Markdown, and would join the lines of our
+// help of every command, and which a test of cmd/claviger compares with the program. So the program itself contains no
+// generator. The generator of cobra is not used, because it reads help as Markdown and would join the lines of our
 // tables.
 //
 // SOURCE_DATE_EPOCH is the date of the pages, in seconds; without it they have none.

@@ -44,7 +44,7 @@ func parse(page string) (commands []command, err error) {
 	return commands, nil
 }
 
-// parseHelp reads the help text of a command: what it does, usage, subcommands, flags.
+// parseHelp reads the help text of a command: description, usage, subcommands and flags.
 func (c *command) parseHelp(help string) error {
 	long, rest, ok := strings.Cut(help, "\n\nUsage:\n")
 	if !ok {
@@ -73,7 +73,7 @@ func (c *command) parseHelp(help string) error {
 			c.commands, err = entries(lines, subcommand)
 		case title == "Flags:":
 			c.flags, err = entries(lines, flag)
-		case strings.HasPrefix(title, `Use "`): // how to get the help that is on the other pages
+		case strings.HasPrefix(title, `Use "`): // the pages of the subcommands have that help
 		default:
 			return fmt.Errorf("unknown part %q", title)
 		}
@@ -84,7 +84,7 @@ func (c *command) parseHelp(help string) error {
 	return nil
 }
 
-// paragraphs divides a help text. Lines that begin with a blank are tables, as package terminal has it.
+// paragraphs divides a help text. Lines that begin with a blank are tables, as in package terminal.
 func paragraphs(text string) (all []paragraph) {
 	var last *paragraph
 	for line := range strings.SplitSeq(text, "\n") {
@@ -107,7 +107,7 @@ var (
 	flag       = regexp.MustCompile(`^ {2,6}(-\S.*?)  +(\S.*)$`)
 )
 
-// entries reads a list whose entries begin with a pattern; the other lines go on with the text of the last.
+// entries reads a list. A line that matches begin begins an entry, and the other lines continue its text.
 func entries(lines string, begin *regexp.Regexp) (all []entry, err error) {
 	for line := range strings.SplitSeq(lines, "\n") {
 		if m := begin.FindStringSubmatch(line); m != nil {

@@ -8,7 +8,7 @@ import (
 // page returns the name of the command's man page, without the section.
 func (c *command) page() string { return strings.ReplaceAll(c.name, " ", "-") }
 
-// files are the folders that a page names under FILES, by the command.
+// files has the entries of a page's section FILES, by command.
 var files = map[string][]entry{
 	"claviger kms": {
 		{"/etc/claviger", "configuration: kms-site.xml, kms-acls.xml, core-site.xml, ssl-server.xml"},
@@ -20,7 +20,7 @@ var files = map[string][]entry{
 	"claviger keyhsm start":  {{"/etc/keytrustee-keyhsm", "settings, certificates and trusted certificates"}},
 }
 
-// roff returns the man page of the command. All are the other pages.
+// roff returns the man page of the command. all are the commands that have a page.
 func (c *command) roff(date string, all []command) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, ".TH %s 1 \"%s\" claviger \"claviger manual\"\n", escape(strings.ToUpper(c.page())), date)
@@ -46,7 +46,7 @@ func (c *command) roff(date string, all []command) string {
 	return b.String()
 }
 
-// related returns the pages of the command above and of the subcommands.
+// related returns the pages of the parent command and of the subcommands.
 func (c *command) related(all []command) (pages []string) {
 	for i := range all {
 		o := &all[i]
@@ -98,7 +98,7 @@ func writeEntries(b *strings.Builder, title string, all []entry) {
 
 var special = strings.NewReplacer(`\`, `\e`, `-`, `\-`)
 
-// escape returns a line of text in which nothing has a meaning for roff.
+// escape returns a line that roff shows as it is.
 func escape(line string) string {
 	line = special.Replace(line)
 	if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
