@@ -110,8 +110,8 @@ func (s *signer) sign(text string) string {
 }
 
 // open returns the token in a cookie's value, if one of the valid secrets made its signature. Errors have Hadoop's
-// texts. The signature of a value that was opened before is not computed again. The caller checks the token's times, and
-// must not change the token.
+// texts. The signature of a value that was opened before is not computed again. The caller checks the token's times,
+// and must not change the token.
 func (s *signer) open(signed string) (*token, error) {
 	_, valid := s.secrets.Secrets()
 	opened := s.opened.Load()

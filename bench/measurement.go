@@ -103,8 +103,8 @@ func (m *Measurement) work() float64 {
 	return m.PerSecond
 }
 
-// Ratio is the work of a KMS divided by that of the last KMS of the command line, in the same round: the median, and the
-// lowest and highest of all rounds.
+// Ratio is the work of a KMS divided by that of the last KMS of the command line, in the same round: the median, and
+// the lowest and highest of all rounds.
 type Ratio struct {
 	KMS    string  `json:"kms"`
 	To     string  `json:"to"`

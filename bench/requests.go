@@ -27,8 +27,8 @@ const (
 	checkedEDEKs = 20
 )
 
-// prepare makes the requests of the loads. If open made the key, prepare rolls it, because a re-encryption needs a second
-// version.
+// prepare makes the requests of the loads. If open made the key, prepare rolls it, because a re-encryption needs a
+// second version.
 func (t *target) prepare(ctx context.Context) error {
 	var err error
 	if t.sent, err = t.kms.Generate(ctx, t.key, batchEDEKs); err != nil {

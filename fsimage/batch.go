@@ -142,8 +142,8 @@ func (s *stream) fill(b *Batch, size int) error {
 	return nil
 }
 
-// whole returns an error if an uncompressed span has ended early, because the file was cut off after it was opened. last
-// is the number of bytes read after s.at.
+// whole returns an error if an uncompressed span has ended early, because the file was cut off after it was opened.
+// last is the number of bytes read after s.at.
 func (s *stream) whole(last int64) error {
 	if s.span.codec == nil && s.at+last < s.span.length {
 		return io.ErrUnexpectedEOF
@@ -243,8 +243,8 @@ func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
 	}
 }
 
-// apart is padding at the end of a struct that a worker writes for each message, so that no other worker writes into the
-// same cache line.
+// apart is padding at the end of a struct that a worker writes for each message, so that no other worker writes into
+// the same cache line.
 type apart [128]byte
 
 // take opens the next span, if there is one. It returns the open span with the fewest workers, or nil at the end.

@@ -15,13 +15,13 @@ import (
 	"claviger/test/hadoop"
 )
 
-// The versions that are installed first, and to which they are upgraded.
+// The version that is installed first, and the version of the upgrade.
 const (
 	oldVersion = "0.0.0~0"
 	newVersion = "0.0.1"
 )
 
-// folder has what all tests of this package share. TestMain removes it.
+// folder has the files that all tests of this package share. TestMain removes it.
 var folder string
 
 func TestMain(m *testing.M) {
@@ -60,7 +60,7 @@ func output(t *testing.T, name string, args ...string) string {
 	return out
 }
 
-// runs runs a program, and returns its standard output and standard error together.
+// runs runs a command with a time limit, and returns its standard output and standard error together.
 func runs(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -82,8 +82,8 @@ type made struct {
 	pair        // to test
 	older  pair // of an older version
 	binary string
-	// released says that the packages are those of a release: with the program as it is shipped, which is not the one
-	// that other tests use.
+	// released is true if the packages are from CLAVIGER_PACKAGES. Their program is the one of a release, and not the
+	// one that other tests use.
 	released bool
 }
 
@@ -108,7 +108,8 @@ var shared struct {
 	err  error
 }
 
-// makePackages makes the packages of a program; of the packages in CLAVIGER_PACKAGES only the older ones.
+// makePackages makes packages of a program in two versions. If CLAVIGER_PACKAGES names packages, it makes only the
+// older version, with the program in these packages.
 func makePackages(program string) (*made, error) {
 	m := &made{binary: filepath.Join(folder, "claviger")}
 	dir := os.Getenv("CLAVIGER_PACKAGES")

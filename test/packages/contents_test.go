@@ -14,12 +14,12 @@ import (
 	"claviger/test/hadoop"
 )
 
-// onlyIn are paths that one of the packages has in another place, or not at all.
+// onlyIn matches paths that only one of the packages has, or that the packages have in different places.
 var onlyIn = regexp.MustCompile(`^/usr/share/(zsh|licenses|lintian)/|` +
 	`^/usr/share/doc/claviger/(changelog.*|CHANGELOG.md|copyright)$`)
 
 // TestContents: both packages have the same files. Nothing is in /etc except the rotation of logs, which an operator
-// may change, and nothing is in /var: state is never a package's.
+// may change, and nothing is in /var: a package owns no state.
 func TestContents(t *testing.T) {
 	require(t, "rpm")
 	p := packages(t)

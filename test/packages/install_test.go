@@ -15,17 +15,17 @@ import (
 
 // A manager installs, removes and purges packages in a root.
 type manager struct {
-	install func(t *testing.T, r *root, p pair) string // the first time, and an upgrade
+	install func(t *testing.T, r *root, p pair) string // a first installation, or an upgrade
 	remove  func(t *testing.T, r *root) string
-	purge   func(t *testing.T, r *root) string // of what remove has left
-	// kept is where a changed configuration file is after the removal.
+	purge   func(t *testing.T, r *root) string // after remove; nil for rpm, which has no purge
+	// kept is the path of a changed configuration file after the removal.
 	kept string
 }
 
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...) //nolint:noctx // see runs
-	// As an upgrade at night: nobody answers questions. PATH is for the scripts of the package.
+	// As in an unattended upgrade, nobody answers questions. PATH is for the scripts of the package.
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"}
 	out, err := runs(t.Context(), cmd)
 	if err != nil {
@@ -34,7 +34,7 @@ func command(t *testing.T, name string, args ...string) string {
 	return out
 }
 
-// TestDeb installs the .deb by dpkg, which checks that what it depends on is there.
+// TestDeb installs the .deb with dpkg, which checks that its dependencies are installed.
 func TestDeb(t *testing.T) {
 	dpkg := func(t *testing.T, r *root, args ...string) string {
 		t.Helper()
@@ -48,7 +48,7 @@ func TestDeb(t *testing.T) {
 	})
 }
 
-// TestRPM installs the .rpm by rpm. The root is no Red Hat, so nothing that it depends on is known there.
+// TestRPM installs the .rpm with rpm. The root is a Debian, where rpm knows no dependency, so they are not checked.
 func TestRPM(t *testing.T) {
 	require(t, "rpm")
 	rpm := func(t *testing.T, r *root, args ...string) string {
@@ -154,7 +154,7 @@ func checkInstalled(t *testing.T, r *root) {
 		}
 		text := r.read("/usr/lib/systemd/system/claviger-" + unit + ".service")
 		for _, m := range regexp.MustCompile(`(?m)^Exec\w+=(\S+)`).FindAllStringSubmatch(text, -1) {
-			if !r.exists(m[1]) { // as /bin/kill, which a small Debian lacks
+			if !r.exists(m[1]) { // for example /bin/kill, which a small Debian lacks
 				t.Errorf("claviger-%s.service runs %s, which no package that claviger depends on has", unit, m[1])
 			}
 		}

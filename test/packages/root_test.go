@@ -17,13 +17,13 @@ import (
 	"claviger/test/hadoop"
 )
 
-// root is a small Debian with a systemctl that only writes down how it is called.
+// root is a small Debian. Its systemctl only records how it is called.
 type root struct {
 	t   *testing.T
 	dir string
 }
 
-// systemctl is where the calls are written down.
+// systemctl is the file in which the calls are recorded.
 const systemctl = "/var/log/systemctl"
 
 func newRoot(t *testing.T) *root {
@@ -38,7 +38,7 @@ func newRoot(t *testing.T) *root {
 	}
 	r := &root{t: t, dir: filepath.Join(t.TempDir(), "root")}
 	output(t, "cp", "-a", strings.TrimSpace(string(original)), r.dir)
-	for dir := r.dir; dir != "/" && dir != os.TempDir(); dir = filepath.Dir(dir) { // users other than root go through
+	for dir := r.dir; dir != "/" && dir != os.TempDir(); dir = filepath.Dir(dir) { // for users other than root
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func (r *root) exists(name string) bool {
 	return err == nil
 }
 
-// calls returns how systemctl has been called since the last time.
+// calls returns the arguments of the calls of systemctl since the last use of calls.
 func (r *root) calls() string {
 	r.t.Helper()
 	if !r.exists(systemctl) {
@@ -86,7 +86,7 @@ func (r *root) calls() string {
 	return text
 }
 
-// command returns a command line of a shell in the root, as a user. /proc and /dev are there for this command alone.
+// command returns a command that runs a shell in the root, as a user. Only this command sees /proc and /dev there.
 func (r *root) command(name, shell string) *exec.Cmd {
 	const script = `mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" &&
 		exec chroot --userspec="$2" "$1" /bin/sh -euc "$3"`
@@ -150,7 +150,7 @@ func (r *root) execStart(unit string) (command, name string) {
 	return value("ExecStart"), value("User")
 }
 
-// serve runs the command of a unit, as its user, on a free port, while do runs with the URL of the server.
+// serve starts the command of a unit, as its user, calls do with the URL of the server, and stops the server.
 func (r *root) serve(unit, dir, options string, do func(url string)) {
 	r.t.Helper()
 	command, name := r.execStart(unit)
