@@ -56,7 +56,7 @@ type Delegations struct {
 	// lock guards key, nextKey and numbers. It is a channel with one element, so a caller can stop waiting when its
 	// ctx ends.
 	lock    chan struct{}
-	key     metastore.MasterKey // of the passwords of new tokens
+	key     metastore.MasterKey // makes the passwords of new tokens
 	nextKey time.Time
 	numbers struct{ next, end int32 } // fetched and not used yet
 }

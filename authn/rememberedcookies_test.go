@@ -77,7 +77,8 @@ func TestRememberedCookies(t *testing.T) {
 	}
 }
 
-// TestRandomSecretsEndCookies: a remembered cookie ends with the period after that of its secret.
+// TestRandomSecretsEndCookies: a remembered cookie is refused when its secret has expired, one period after the secret
+// was replaced.
 func TestRandomSecretsEndCookies(t *testing.T) {
 	now := time.UnixMilli(1795442630957)
 	clock := func() time.Time { return now }

@@ -234,7 +234,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestOpenLoop: a server that stalls cannot hide it: requests that were due meanwhile count the time they waited.
+// TestOpenLoop: the latency shows that a server stalls: requests that are due during the stall count their waiting
+// time.
 func TestOpenLoop(t *testing.T) {
 	const stall = 300 * time.Millisecond
 	var n atomic.Int64

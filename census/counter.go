@@ -39,11 +39,11 @@ type counter struct {
 
 	mu         sync.Mutex
 	collectors []*collector // until mergeCollectors
-	folders    []uint64     // ids, in their order
-	places     []place      // by inode
-	copies     []copied     // by inode: of snapshots
-	changed    []uint64     // ids, in their order: of the folders with differences from snapshots
-	own        []copied     // by inode after sortOwn: of the files with copies or several places
+	folders    []uint64     // ids, ascending
+	places     []place      // sorted by inode
+	copies     []copied     // records of snapshots, sorted by inode
+	changed    []uint64     // ids of the folders with differences from snapshots, ascending
+	own        []copied     // records of the files with copies or several places; sorted by inode after sortOwn
 	owned      atomic.Uint64
 	index      *index
 	tree       *tree
@@ -54,17 +54,17 @@ type counter struct {
 // reference is a record of INODE_REFERENCE.
 type reference struct {
 	ID   uint64
-	Name string // the old name of an old place
+	Name string // in the record of an old place: the name there
 }
 
 // maxINodes bounds the inodes of an image: the index has 32 bits for them. It is four times what a NameNode can hold.
 const maxINodes = math.MaxUint32 - 1
 
-// minINode is the fewest bytes that an inode takes in a file: 4 inodes a byte is far beyond any compression. It bounds
-// the memory that an image can demand.
-const minINode = 4
+// maxINodesPerByte bounds the inodes that an image may state, and so the memory that it can demand, by the length of
+// its file. No compression gets near this number.
+const maxINodesPerByte = 4
 
-// manyINodes is how many inodes make it worth the time to give memory back before the index is made.
+// With more than manyINodes inodes, unused memory is returned to the system before the index is made.
 const manyINodes = 500_000
 
 // Count counts the EDEKs of an image.
@@ -143,7 +143,7 @@ func (c *counter) readSmall(ctx context.Context) error {
 		return err
 	}
 	size := c.image.Bytes(fsimage.INodes)
-	if n := c.header.Count; n > maxINodes || n > uint64(size)*minINode { //nolint:gosec // not negative
+	if n := c.header.Count; n > maxINodes || n > uint64(size)*maxINodesPerByte { //nolint:gosec // not negative
 		return c.damaged(fsimage.INodes, fmt.Errorf("its header says %d inodes, and it has %d bytes", n, size))
 	}
 	if c.index, err = newIndex(c.header.LastID, c.header.Count); err != nil {

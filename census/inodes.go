@@ -18,7 +18,7 @@ type reader struct {
 
 	inode    fsimage.INode
 	zones    []zoneRecord
-	overflow map[uint64]uint32 // files by folder << 32 | code that tree.add did not take
+	overflow map[uint64]uint32 // number of files, by folder << 32 | code, that tree.add did not count
 	evidence map[uint32]*candidates
 	last     struct { // the version of the last candidate
 		*candidates
@@ -248,7 +248,7 @@ func recordsOf(list []copied, id uint64) []copied {
 	return list[from : from+countID(list[from:], id)]
 }
 
-// sortOwn ends the reading of own records.
+// sortOwn cuts off the unused end of own, and sorts the rest.
 func (c *counter) sortOwn() {
 	c.own = c.own[:min(c.owned.Load(), uint64(len(c.own)))]
 	sortBy(c.own, c.workers, compareCopied)

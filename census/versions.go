@@ -8,7 +8,7 @@ import (
 // maxVersions bounds the key versions of an image.
 const maxVersions = 1 << 20
 
-// versions gives each key version a number. 0 is no EDEK.
+// versions gives each key version a number. The number 0 stands for no EDEK.
 type versions struct {
 	mu      sync.Mutex
 	numbers map[string]uint32
@@ -19,7 +19,7 @@ func newVersions() *versions {
 	return &versions{numbers: map[string]uint32{"": 0}, names: []string{""}}
 }
 
-// local is the part of versions that one goroutine knows.
+// local is a cache of versions for one goroutine.
 type local struct {
 	all        *versions
 	numbers    map[string]uint32

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// checkStates are the results of the checks of /readyz as metrics, so that alarms need no second reader.
+// checkStates are the results of the checks of /readyz as metrics, so that alerts need not read /readyz, too.
 type checkStates struct {
 	probes  []*probe
 	details bool // names as in Check.Name; otherwise Check.Anonymous
@@ -33,7 +33,7 @@ func (m *Metrics) addChecks(probes []*probe) {
 func (s *checkStates) Describe(ch chan<- *prometheus.Desc) { ch <- checkOK; ch <- ready }
 
 func (s *checkStates) Collect(ch chan<- prometheus.Metric) {
-	// Below the limit of the whole answer, so that a check that hangs is 0 and does not remove all metrics.
+	// This limit is below that of the whole answer. So a check that hangs is 0, and all other metrics are there.
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
 	results := results(ctx, s.probes)
@@ -67,7 +67,7 @@ func results(ctx context.Context, probes []*probe) []result {
 	return list
 }
 
-// capable returns for which purposes no check prevents the node from serving.
+// capable returns for each purpose whether the node can serve it: no check that concerns the purpose fails.
 func capable(probes []*probe, results []result, purposes []Purpose) map[Purpose]bool {
 	can := map[Purpose]bool{}
 	for _, purpose := range purposes {

@@ -285,8 +285,8 @@ func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 }
 
 // rewrap returns the EDEKs under the version. It xors each EDEK's material with its part of l.blocks. The new materials
-// are in one new array; the IVs stay where they are. An EDEK that was left out stays as it is. The layout is of no more
-// use.
+// are in one new array; the IVs stay where they are. An EDEK that was left out stays as it is. The layout must
+// not be used again.
 func (l *layout) rewrap(version string, edeks []claviger.EDEK) []claviger.EDEK {
 	out := make([]claviger.EDEK, len(edeks))
 	all := make([]byte, l.bytes)
@@ -335,7 +335,7 @@ func takeBlocks(n int) []byte {
 	return make([]byte, n, maxBuffer)
 }
 
-// giveBlocks wipes a buffer of takeBlocks for its next use. A buffer of a call that failed must not be given: a
+// giveBlocks wipes a buffer of takeBlocks for its next use. After a failed call, its buffer must not come back: a
 // provider that breaks its contract might still write to it.
 func giveBlocks(b []byte) {
 	clear(b)

@@ -67,9 +67,10 @@ func (m *Image) Start(section string) int64 {
 	return 0
 }
 
-// Diffs gets the differences between a file or folder and its snapshots. Slices are valid during the call.
+// Diffs has the functions to which ReadDiffs passes the differences between files or folders and their snapshots.
+// Slices are valid during the call.
 type Diffs struct {
-	// Batch gets where the next batch begins: batches in the order of the section have rising numbers. It may be nil.
+	// Batch gets the place at which the next batch begins. Places rise in the order of the section. It may be nil.
 	Batch func(at int64)
 	// Changed gets each folder with differences, which must be a folder in the section INODE too. It may be nil.
 	Changed func(id uint64)
@@ -79,7 +80,7 @@ type Diffs struct {
 	File func(id uint64, snapshot uint32, copied *INode) error
 }
 
-// position is what the messages of SNAPSHOT_DIFF before a message say about the message.
+// position says what the next message of SNAPSHOT_DIFF is. It follows from the messages before.
 type position struct {
 	id      uint64
 	isFile  bool
@@ -96,7 +97,8 @@ type diffReader struct {
 	_ apart
 }
 
-// ReadDiffs reads the section SNAPSHOT_DIFF. Each worker has its own Diffs, for a batch at a time in any order.
+// ReadDiffs reads the section SNAPSHOT_DIFF. It calls newDiffs once for each worker. A worker passes one batch at a
+// time to its Diffs. The order of the batches is undefined.
 func (m *Image) ReadDiffs(ctx context.Context, workers int, newDiffs func() Diffs) error {
 	return m.readBatches(ctx, SnapshotDiffs, workers, func() func(*Batch) error {
 		return (&diffReader{to: newDiffs()}).batch

@@ -93,19 +93,19 @@ func cost(c *x509.Certificate) int {
 	}
 }
 
-// lacks returns what the certificate of is valid for, and c is not: a name, or the use by a server.
-func lacks(c, of *x509.Certificate) (name string, lacks bool) {
+// lacks returns a name for which first is valid and c is not, or the use by a server if c is not for servers.
+func lacks(c, first *x509.Certificate) (name string, lacks bool) {
 	uses := func(c *x509.Certificate, use x509.ExtKeyUsage) bool { return slices.Contains(c.ExtKeyUsage, use) }
 	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !uses(c, x509.ExtKeyUsageServerAuth) &&
 		!uses(c, x509.ExtKeyUsageAny) {
 		return "servers (serverAuth)", true
 	}
-	for _, name := range of.DNSNames {
-		if !slices.Contains(c.DNSNames, name) && c.VerifyHostname(name) != nil { // the first is for wildcards
+	for _, name := range first.DNSNames {
+		if !slices.Contains(c.DNSNames, name) && c.VerifyHostname(name) != nil { // Contains is for wildcards
 			return name, true
 		}
 	}
-	for _, ip := range of.IPAddresses {
+	for _, ip := range first.IPAddresses {
 		if c.VerifyHostname(ip.String()) != nil {
 			return ip.String(), true
 		}
@@ -226,8 +226,7 @@ func (f TLSFile) pemKeys(data []byte) ([]keyEntry, error) {
 	return matched(blocks, keys, func(i int) string { return fmt.Sprintf("private key %d", i+1) })
 }
 
-// matched returns the keys with those certificates of blocks that belong to them. The order of the certificates does
-// not count.
+// matched returns each key with its certificates, which may be in any order in blocks.
 func matched(blocks, keys []*pem.Block, name func(int) string) (entries []keyEntry, err error) {
 	var certs []*x509.Certificate
 	for _, b := range blocks {

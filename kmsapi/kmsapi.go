@@ -247,7 +247,7 @@ func (c *call) done() {
 	}
 }
 
-// param returns a query parameter's first value. It makes no map of all parameters, since most requests need one.
+// param returns a query parameter's first value. It makes no map, since most requests need one parameter only.
 func (c *call) param(name string) (string, bool) { return firstValue(c.r.URL.RawQuery, name) }
 
 // values returns all values of a query parameter.

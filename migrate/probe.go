@@ -26,13 +26,13 @@ type SourceKMS struct {
 	Timeout time.Duration
 	// Property names the hosts, for messages; "" is the property of the source of a migration.
 	Property string
-	// Page is what a Key Trustee Server is asked for, which has no page of a KMS; "" for a KMS. Right reports whether
-	// the first bytes of an answer are those of a Key Trustee Server.
+	// Page is the path that is requested from Key Trustee Servers; "" for KMSs. Right reports whether the first bytes
+	// of an answer are those of a Key Trustee Server.
 	Page  string
 	Right func(answer string) bool
-	// Ask asks the host with this base URL for the names of its keys, in our own name. Kind Denied if the host does not
-	// admit us. nil: hosts are asked for a page that needs no login alone, to which also a KMS without its keystore
-	// answers.
+	// Ask requests the names of the keys from the host with this base URL, with our own login. The error is of kind
+	// Denied if the host refuses the login. If Ask is nil, only a page that needs no login is requested. A KMS without
+	// its keystore also answers that.
 	Ask func(ctx context.Context, base string) error
 }
 

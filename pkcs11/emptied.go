@@ -26,11 +26,11 @@ func (e emptyToken) Unwrap() error { return e.error }
 // held says whether the token held keys of one kind when they were last seen.
 type held struct {
 	yes   atomic.Bool             // one was seen, and this process has not destroyed the last one since
-	match func() []*p11.Attribute // what all keys of the kind show
+	match func() []*p11.Attribute // the attributes that all keys of the kind have
 }
 
-// showsNone returns err as an emptyToken if the token has held keys of a kind, and shows none. The caller has the lock
-// of objects.
+// showsNone returns err as an emptyToken if the token has held keys of a kind, and shows none. The caller holds the
+// lock of objects.
 func (t *Token) showsNone(s p11.SessionHandle, h *held, err error) error {
 	if !h.yes.Load() {
 		return err
@@ -42,8 +42,8 @@ func (t *Token) showsNone(s p11.SessionHandle, h *held, err error) error {
 	return emptyToken{err}
 }
 
-// afterDestroy is called when no object of a target is left, of which that number of keys were destroyed. It returns
-// errNoneShown, as an emptyToken, if the library may not have shown the keys.
+// afterDestroy is called when no object of a target is left. destroyed is how many of its keys were destroyed. It
+// returns errNoneShown, as an emptyToken, if the library may not have shown the keys.
 func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error {
 	if !h.yes.Load() {
 		return nil
@@ -63,9 +63,9 @@ func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error 
 // empty result in its place, if a new start of the library has changed nothing.
 var errNoneShown error = judged{errors.New("the token shows no key, and has held keys before")}
 
-// startIfStale starts the library again if err is an emptyToken, and the library of that generation may be stale. again
-// says that the caller is to try again. If the library cannot be started now, startIfStale returns an error: the keys
-// count as lost only for a library that was started for that, or after it.
+// startIfStale starts the library again if err is an emptyToken, and the library of that generation may be stale. If
+// again is true, the caller must repeat its search. If the library cannot be started now, startIfStale returns an
+// error: keys count as lost only if a library that was started since shows none.
 func (t *Token) startIfStale(ctx context.Context, generation uint64, err error) (again bool, _ error) {
 	if !errors.As(err, new(emptyToken)) {
 		return false, nil
@@ -80,8 +80,8 @@ func (t *Token) startIfStale(ctx context.Context, generation uint64, err error) 
 	return true, nil
 }
 
-// believesEmpty reports whether the library of that generation was started for a token that shows no key, or later, a
-// short time ago.
+// believesEmpty reports whether the library of that generation need not be started again: the last start because of a
+// token without keys was a short time ago, and gave this library or an earlier one.
 func (t *Token) believesEmpty(generation uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -70,7 +70,8 @@ type hanging struct {
 	begun, ended bool
 }
 
-// begin gives the waiters of a call that has not returned an error. The bytes that the call reads must stay.
+// begin gives err to all waiters of a call that does not return. The call may still read the bytes of its batch, so
+// they must not be wiped or used for another call.
 func (h *hanging) begin(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -235,10 +235,10 @@ func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p1
 	return t.search(s, privateMatch(id, label))
 }
 
-// allPairs is what each private RSA key of the token shows.
+// allPairs has the attributes that every private RSA key has.
 func allPairs() []*p11.Attribute { return privateMatch(nil, nil) }
 
-// privateMatch is what findPrivate searches. A nil id matches all ids.
+// privateMatch has the attributes by which findPrivate searches. A nil id matches all ids.
 func privateMatch(id []byte, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),

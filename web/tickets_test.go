@@ -12,7 +12,7 @@ import (
 	"claviger/secret"
 )
 
-// site is what the servers of a test have in common: an authority, a certificate, a clock and secrets.
+// site has what the servers of a test share: an authority, a certificate, a clock and secrets.
 type site struct {
 	t         *testing.T
 	authority *certtest.Authority
@@ -156,7 +156,7 @@ func TestAgeOfTickets(t *testing.T) {
 	}
 }
 
-// TestTicketsOfClientCertificates: a ticket is no way around a certificate of the client.
+// TestTicketsOfClientCertificates: a client with a ticket cannot avoid the check of its certificate.
 func TestTicketsOfClientCertificates(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		s := newSite(t)

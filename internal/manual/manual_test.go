@@ -106,8 +106,8 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestRealPage: every line of docs/cli.md is understood. A part of a help text that is not is an error, and never left
-// out.
+// TestRealPage: parse knows every line of docs/cli.md. A part of a help text that it does not know is an error, and is
+// never left out.
 func TestRealPage(t *testing.T) {
 	if err := write("../../docs/cli.md", t.TempDir()); err != nil {
 		t.Error(err)

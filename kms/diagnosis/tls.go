@@ -295,7 +295,7 @@ func (s *site) tlsJava(context.Context) []doctor.Finding {
 	return list
 }
 
-// trusted verifies a chain by the roots of the truststore path. If ofJava, it is that of a Java of this host.
+// trusted verifies a chain by the roots of the truststore path. If ofJava is true, path is that of a Java on this host.
 func trusted(chain []*x509.Certificate, roots *x509.CertPool, path string, ofJava bool) []doctor.Finding {
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {

@@ -220,7 +220,7 @@ func (o *Options) fetchUnnamed(ctx context.Context, m *namenode.Image, log io.Wr
 	return f, nil
 }
 
-// unchanged reads a file by work. If somebody has changed the file meanwhile, for example a copy that was still
+// unchanged calls work, which reads a file. If the file was changed meanwhile, for example by a copy that was still
 // running, the parts that were read may not belong together, so the result is an error.
 func unchanged(f *os.File, work func() error) error {
 	before, err := filestamp.OfOpen(f)

@@ -72,7 +72,7 @@ func readSite(dir string) (*site, error) {
 // moreNamespaces says why the configuration may have more namespaces than names; "" if nothing shows that. The files of
 // a client often name some of the namespaces only, and an image of each must be counted.
 func (s *site) moreNamespaces() string {
-	if s.get("dfs.internal.nameservices") != "" { // these are said to be all
+	if s.get("dfs.internal.nameservices") != "" { // by definition all that this cluster has
 		return ""
 	}
 	const mounts, nodes = "fs.viewfs.mounttable.", "dfs.ha.namenodes."

@@ -6,12 +6,12 @@
 //
 //   - one complete census of each namespace, all of the cluster of the configuration;
 //   - the keys of all zones and EDEKs are known here;
-//   - each image is younger than the last use of the source, and than the time since which HDFS asks this KMS.
+//   - each image is younger than the last use of the source, and than the moment at which HDFS began to ask this KMS.
 //
 // An old image only overstates the EDEKs of old versions, because a NameNode makes EDEKs of the version that its KMS
-// returns. Two things make EDEKs of a source's version later: the source itself, until HDFS asks this KMS, and the
-// NameNode's queue of EDEKs that are ready. The start of a zone's re-encryption drains that queue, and records the
-// version to which this KMS, or another one, was at.
+// returns. EDEKs of a source's version can come later from two places: the source itself, until HDFS asks this KMS, and
+// the NameNode's queue of EDEKs that are ready. The start of a zone's re-encryption drains that queue, and records the
+// version that the KMS, this one or another, returned as the current one.
 package verdict
 
 import (
@@ -33,7 +33,7 @@ type Image struct {
 	Bytes  int64
 	// Written is when the image's file was written, or fetched. The image's state cannot be younger.
 	Written time.Time
-	// Nameservice has a NameNode, by the configuration, that gave the image; "" if that is not known.
+	// Nameservice is the one, by the configuration, whose NameNode gave the image; "" if that is not known.
 	Nameservice string
 	// Cluster is the cluster's id in the file VERSION beside the image, and Namespace the id of the namespace; "" if
 	// there is no such file.
@@ -90,7 +90,7 @@ type judge struct {
 	*Input
 	v    *migrate.Verdict
 	asOf []time.Time         // of each image; zero: not known
-	old  *migrate.OldVersion // the version here that is judged; nil: the source is
+	old  *migrate.OldVersion // the version here that is judged; nil if the source is judged
 }
 
 // newImage is the cure of an image that is too old.
