@@ -11,18 +11,18 @@ import (
 const (
 	seenFlag    = 1 << 31 // the child's record was read
 	copiesFlag  = 1 << 30 // a snapshot has copies of its record, or it is a folder that changed since a snapshot
-	placesFlag  = 1 << 29 // it has other places too
+	placesFlag  = 1 << 29 // the child has other places, too
 	folderMask  = placesFlag - 1
 	noFolder    = folderMask // no folder has this number
 	maxFolders  = noFolder
 	shortBits   = 16
 	longBits    = 32
 	maxIDBits   = 62
-	bucketsFree = 1 << 20 // buckets that any image may have
+	bucketsFree = 1 << 20 // number of buckets that an index may have, however few children an image has
 )
 
-// index maps each child to its folder. It has a bucket for each range of 2^shift ids, and in a bucket the low bits of
-// the ids in their order. It takes 6 bytes a child, or 8 if the ids are very sparse.
+// index maps each child to its folder. It has a bucket for each range of 2^shift ids. A bucket has the low bits of the
+// ids, ascending. The index takes 6 bytes a child, or 8 if the ids are very sparse.
 type index struct {
 	shift    uint
 	starts   []uint32 // of each bucket; while the index is filled, the number of the next free entry
@@ -170,7 +170,8 @@ func (x *index) find(id uint64) *uint32 {
 	return &x.payloads[i]
 }
 
-// search16 is a binary search that begins where the entry is if the ids are evenly spread, which is often so.
+// search16 is a binary search. It begins at the place that the entry has if the ids are evenly spread, as they often
+// are.
 func search16(keys []uint16, key uint16) uint32 {
 	n := len(keys)
 	i := min(int(key)*n>>shortBits, n-1)

@@ -74,7 +74,7 @@ type deadliner interface {
 	SetWriteDeadline(time.Time) error
 }
 
-// connection returns the request's connection. net/http's writer is one itself.
+// connection returns the deadliner of the request. The ResponseWriter of net/http is one itself.
 func (c *call) connection() deadliner {
 	if d, ok := c.w.(deadliner); ok {
 		return d

@@ -25,8 +25,8 @@ const (
 	patternDeleted    = "trustee/keys/deleted"
 )
 
-// resource is a kind of path with a name: the prefix, the name, and perhaps one of the last segments of subs, which do
-// not belong to the name.
+// resource is a kind of path with a name: the prefix, the name, and optionally a last segment from subs, which does not
+// belong to the name.
 type resource struct {
 	prefix, pattern string
 	subs            []sub

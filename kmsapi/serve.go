@@ -49,7 +49,7 @@ func (c *call) serve() {
 	c.runRoute()
 }
 
-// mayStart refuses requests that are refused before authentication.
+// mayStart makes the checks that come before authentication.
 func (c *call) mayStart(path string) bool {
 	if strings.Contains(path, "%00") || c.tooManyParameters() { // Jetty refuses such a request before any filter
 		c.badMessage()

@@ -106,10 +106,10 @@ func (t *Token) startedForEmpty(generation uint64) {
 
 // emptied is the record of the starts of the library because the token shows no key.
 type emptied struct {
-	generation uint64        // of the library since the last one
-	at         time.Time     // of the last one
-	pause      time.Duration // after it
-	successes  uint64        // Token.successes at that time
+	generation uint64        // of the library that the last such start gave
+	at         time.Time     // time of the last such start
+	pause      time.Duration // time until the next such start is allowed
+	successes  uint64        // Token.successes when pause was last set to 0
 }
 
 // notShownAgain adds to the error of a search for a token that the token was there before.

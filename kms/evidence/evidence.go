@@ -163,7 +163,7 @@ func (o *Options) gather(ctx context.Context, svc *kms.Service, engine *migrate.
 	if err := comparisons(ctx, r, engine); err != nil {
 		return nil, err
 	}
-	// After the verdict, which the journal then has too.
+	// The journal is read after the verdict is made, so it contains the verdict.
 	if r.Status, err = engine.Status(ctx); err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func makeSource(t *testing.T, uri string) []byte {
 	return v.Material
 }
 
-// open opens the KMS for a work.
+// open opens the KMS, calls work, and closes the KMS.
 func (l *lab) open(t *testing.T, access hsm.Access, work func(*kms.Service, *migrate.Engine)) {
 	t.Helper()
 	svc, err := kms.Open(t.Context(), l.dir, "test", access, slog.New(slog.DiscardHandler))
