@@ -80,8 +80,8 @@ func (c *connection) exchange(ctx context.Context, request []byte) (status int, 
 	return answer.StatusCode, nil
 }
 
-// noEOF replaces io.EOF, by which do recognises an idle connection that the server has closed. Half an answer is not
-// requested again.
+// noEOF replaces io.EOF. do sends a request again after io.EOF, because the server may have closed an idle connection.
+// It must not do so after half an answer.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

@@ -164,10 +164,10 @@ type group struct {
 	next    int // offset of the next EDEK's blocks, while the layout is made
 }
 
-// leftOut is the offset of an EDEK that the layout does not have.
+// leftOut is the offset of an EDEK that was left out of the layout.
 const leftOut = -1
 
-// plan checks the IVs and makes the layout. It leaves out the EDEKs of the version without, if without is not nil.
+// plan checks the IVs and makes the layout. If without is not nil, EDEKs of that version are left out.
 func plan(op string, edeks []claviger.EDEK, without *string) (*layout, error) {
 	l := &layout{offset: make([]int, len(edeks))}
 	// offset has each EDEK's group first, and later the offset of its blocks.
@@ -239,8 +239,8 @@ func (l *layout) groupOf(version string) int {
 	return i
 }
 
-// encryptBoth encrypts l.blocks with the old versions, and the copy counters with the new version, side by side. If one
-// of them fails, the other is given up. On an error both are wiped.
+// encryptBoth encrypts l.blocks with the old versions and counters, a copy of l.blocks, with the new version, at the
+// same time. If one of the two fails, the other is given up. On an error both are wiped.
 func (l *layout) encryptBoth(ctx context.Context, from, to BlockEncrypter, version string, counters []byte) error {
 	if len(counters) == 0 {
 		return nil

@@ -89,7 +89,7 @@ func (c *cache[V]) get(name string) (value V, ok bool) {
 	return c.lookup(s, name)
 }
 
-// lookup is get under the shard's lock, at least for reading.
+// lookup is get for a caller that holds the shard's lock, at least for reading.
 func (c *cache[V]) lookup(s *shard[V], name string) (value V, ok bool) {
 	e := s.entries[name]
 	if e == nil {
@@ -118,7 +118,7 @@ func (c *cache[V]) put(name string, value V) {
 	c.store(s, name, value)
 }
 
-// store is put under the shard's lock.
+// store is put for a caller that holds the shard's lock.
 func (c *cache[V]) store(s *shard[V], name string, value V) {
 	if _, there := s.entries[name]; !there && len(s.entries) >= c.limit {
 		s.evict()

@@ -10,8 +10,8 @@ import (
 	"claviger"
 )
 
-// Consistent returns an error if the verdict calls what it judged retirable, and its own counts, problems or steps say
-// otherwise. Such a verdict was edited.
+// Consistent returns an error if the outcome is Granted, and the verdict's own counts, problems or steps contradict
+// that. Such a verdict was edited.
 func (v *Verdict) Consistent() error {
 	if v.Outcome != Granted {
 		return nil

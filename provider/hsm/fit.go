@@ -66,7 +66,7 @@ func (f *fitState) misfit() error {
 	return f.err
 }
 
-// OnLost sets the function that is called with the name of each key of which a comparison newly found a version lost.
+// OnLost sets a function. A comparison calls it with the name of each key that has newly lost a version.
 // EDEKs that were made under it a moment ago may be lost too.
 func (p *Provider) OnLost(f func(key string)) {
 	p.fit.mu.Lock()
