@@ -29,7 +29,7 @@ type Plot struct {
 	Bars  []Bar
 }
 
-// Bar is one bar. Its Width is in the units of the drawing, whose text begins at 0.
+// Bar is one bar. Width and Y are in pixels.
 type Bar struct {
 	Label, Value string
 	Width        float64

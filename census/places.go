@@ -65,7 +65,7 @@ type collector struct {
 	bucket  uint64
 	edek    fsimage.EDEK
 
-	snapshot reach // of the last difference that was read; 0 for none
+	snapshot reach // the last result of until; 0 for none
 
 	_ apart
 }

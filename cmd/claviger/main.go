@@ -1,6 +1,6 @@
 // Command claviger is a Hadoop-compatible key management server. Its encryption-zone keys are made in an HSM and never
-// leave it. It also migrates from any other Hadoop KMS. A group of subcommands has a file, and so has a large
-// subcommand.
+// leave it. It also migrates from any other Hadoop KMS. Each group of subcommands has a file of its
+// own, and so has each large subcommand.
 package main
 
 import (

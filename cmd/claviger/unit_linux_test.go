@@ -56,8 +56,8 @@ func checkUnit(t *testing.T, name, unit string) {
 	t.Helper()
 	lines := []string{"LimitCORE=0", "MemorySwapMax=0", "ProtectSystem=strict"}
 	if name != "claviger-trustee" {
-		// The exit status after a refused PIN; TestWrongPINDoesNotLock checks it. The process of the HSM's library: its
-		// end. pkcs11/worker's TestServerEnds and TestNoCore check the rest.
+		// exitPIN is the exit status after a refused PIN (TestWrongPINDoesNotLock). With KillMode=mixed the server ends
+		// the process of the HSM's library (TestServerEnds and TestNoCore in pkcs11/worker).
 		lines = append(lines, fmt.Sprintf("RestartPreventExitStatus=%d", exitPIN), "KillMode=mixed",
 			"ReadWritePaths=-/var/lib/softhsm")
 	}
