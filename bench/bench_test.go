@@ -31,6 +31,14 @@ import (
 	"claviger/terminal"
 )
 
+func TestMain(m *testing.M) {
+	minDuration = shortest
+	os.Exit(m.Run())
+}
+
+// shortest is the length of a round in these tests.
+const shortest = 100 * time.Millisecond
+
 // serveKMS runs a KMS with a keystore file and returns its URL.
 func serveKMS(t *testing.T) string {
 	t.Helper()
@@ -60,7 +68,7 @@ func command(t *testing.T, args ...string) (*Report, string, error) {
 		}}
 	o.Define(cmd)
 	cmd.SetOut(&out)
-	cmd.SetArgs(append(args, "--duration", "1s", "--warm-up", "0s", "--quiet"))
+	cmd.SetArgs(append([]string{"--duration", shortest.String(), "--warm-up", "0s", "--quiet"}, args...))
 	err := cmd.Execute()
 	var r Report
 	if strings.HasPrefix(out.String(), "{") {
@@ -220,7 +228,8 @@ func TestFailures(t *testing.T) {
 		return nil
 	})
 	proxy.Start()
-	args := []string{proxy.URL + "/kms", "--load", "generate", "--rounds", "1", "--connections", "4"}
+	args := []string{proxy.URL + "/kms", "--load", "generate", "--rounds", "1", "--connections", "8", "--duration",
+		"1s"}
 	r, _, err := command(t, append(args, "-o", "json", "--max-failures", "0")...)
 	if !errors.As(err, new(*claviger.RefusedError)) || r.Measurements[0].Failures == 0 || len(r.Missed) == 0 {
 		t.Errorf("%v, %+v", err, r)
@@ -246,7 +255,7 @@ func TestOpenLoop(t *testing.T) {
 	}, nil)
 	proxy.Start()
 	r, _, err := command(t, proxy.URL+"/kms", "--load", "generate", "--rounds", "1", "--connections", "1", "--rate",
-		"50", "-o", "json")
+		"50", "--duration", "1s", "-o", "json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// processes are the processes of a server on this machine: the process that listens, and those that it has started.
+// processes are the processes of a server on this machine: the process that listens first, then those that it has
+// started.
 type processes []int
 
 // localProcesses returns the processes of the server that listens at a port of this machine; none if the system does
@@ -115,20 +116,23 @@ func (p processes) cpu() (sum time.Duration, ok bool) {
 	return sum, len(p) > 0
 }
 
-// memory returns the resident memory of the processes in MiB, and 0 if it cannot be read.
+// memory returns the resident memory of the processes in MiB, and 0 if it cannot be read. A process that the server has
+// started shares the pages of its program, so only its own pages count.
 func (p processes) memory() (sum float64) {
+	field := "VmRSS:"
 	for _, pid := range p {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			continue
 		}
 		for line := range strings.Lines(string(status)) {
-			if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			if v, ok := strings.CutPrefix(line, field); ok {
 				if kib, err := strconv.Atoi(strings.Fields(v)[0]); err == nil {
 					sum += float64(kib) / 1024
 				}
 			}
 		}
+		field = "RssAnon:"
 	}
 	return sum
 }
