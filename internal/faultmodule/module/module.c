@@ -62,8 +62,9 @@ static uint64_t logouts, sessions_gone; /* orders that this process has carried 
 static int64_t sessions;                /* that are open */
 
 /*
- * SoftHSM frees a session that is closed while another thread is in a call with it. An HSM's library does not, so
- * an order to close all sessions waits for the calls of other threads, which hold in_use for reading.
+ * A call of SoftHSM holds in_use for reading. An order that closes all sessions, or crashes the process, takes it for
+ * writing. SoftHSM frees a session that is closed while another thread is in a call with it. It writes the token's file
+ * at a login, and a crash in between leaves an empty file: a token that it does not show any more. An HSM does neither.
  */
 static pthread_rwlock_t in_use = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
@@ -174,8 +175,10 @@ static int begin(int function, CK_RV *rv)
         return NOTHING;
     }
     case ABORT:
+        pthread_rwlock_wrlock(&in_use);
         abort();
     case SEGFAULT:
+        pthread_rwlock_wrlock(&in_use);
         signal(SIGSEGV, SIG_DFL); /* not Go's handler: the library's own thread would die just so */
         raise(SIGSEGV);
         return NOTHING;
