@@ -14,7 +14,7 @@ import (
 	"claviger/metastore"
 )
 
-// TestRememberedIsBounded: many credentials take the memory of twice rememberedLimit, and those in use stay.
+// TestRememberedIsBounded: at most twice rememberedLimit credentials are remembered, and those in use stay.
 func TestRememberedIsBounded(t *testing.T) {
 	var r remembered[int]
 	used := digestOf("in use")
@@ -22,14 +22,14 @@ func TestRememberedIsBounded(t *testing.T) {
 	for i := range 5 * rememberedLimit {
 		r.put(digestOf(fmt.Sprint("credential ", i)), i)
 		if v, ok := r.get(used); !ok || v != -1 {
-			t.Fatalf("after %d others the one in use is %d, %v", i+1, v, ok)
+			t.Fatalf("after %d other credentials, the value of the credential in use is %d, %v", i+1, v, ok)
 		}
 		if n := len(r.newer) + len(r.older); n > 2*rememberedLimit {
 			t.Fatalf("%d are remembered", n)
 		}
 	}
 	if _, ok := r.get(digestOf("credential 0")); ok {
-		t.Error("the oldest that was not used is remembered")
+		t.Error("the oldest credential, which was not used, is still remembered")
 	}
 }
 

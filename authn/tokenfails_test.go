@@ -26,7 +26,7 @@ func (c *storeCalls) called(name string) error {
 	return nil
 }
 
-// callsTokens is a token store in memory that counts its calls. Its clock is that of the test.
+// callsTokens is a token store in memory that records its calls, and lets one fail. Its clock is that of the test.
 type callsTokens struct {
 	*memoryTokens
 	*storeCalls
@@ -141,7 +141,7 @@ func newTokenNode(t *testing.T) *tokenNode {
 	if err := n.conf.Store.PutMasterKey(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
-	n.clock.at = time.Time{} // compare the clocks again
+	n.clock.at = time.Time{} // so that the next operation compares the clocks again
 	return n
 }
 

@@ -18,7 +18,7 @@ import (
 // Config says how an image is counted.
 type Config struct {
 	Workers int // goroutines; at least 1
-	Paths   int // evidence: how many paths of each version are named
+	Paths   int // how many example paths are kept for each version
 	// Progress is called often, by one goroutine at a time, with the number of inodes read and that of all.
 	Progress func(done, total uint64)
 }
@@ -38,13 +38,13 @@ type counter struct {
 	header             fsimage.INodeHeader
 
 	mu         sync.Mutex
-	collectors []*collector // until mergeCollectors
-	folders    []uint64     // ids, ascending
-	places     []place      // sorted by inode
-	copies     []copied     // records of snapshots, sorted by inode
-	changed    []uint64     // ids of the folders with differences from snapshots, ascending
-	own        []copied     // records of the files with copies or several places; sorted by inode after sortOwn
-	owned      atomic.Uint64
+	collectors []*collector  // nil after mergeCollectors
+	folders    []uint64      // ids, ascending
+	places     []place       // sorted by inode
+	copies     []copied      // records of snapshots, sorted by inode
+	changed    []uint64      // ids of the folders with differences from snapshots, ascending
+	own        []copied      // records of the files with copies or several places; sorted by inode after sortOwn
+	owned      atomic.Uint64 // how many records own has; more than len(own) in a damaged image
 	index      *index
 	tree       *tree
 	readers    []*reader
@@ -54,7 +54,7 @@ type counter struct {
 // reference is a record of INODE_REFERENCE.
 type reference struct {
 	ID   uint64
-	Name string // in the record of an old place: the name there
+	Name string // if the reference is a place before a rename: the name there
 }
 
 // maxINodes bounds the inodes of an image: the index has 32 bits for them. It is four times what a NameNode can hold.
@@ -84,9 +84,9 @@ func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, 
 	if err := c.readSmall(ctx); err != nil {
 		return nil, err
 	}
-	group, both := errgroup.WithContext(ctx)
-	group.Go(func() error { return c.readDiffs(both) })
-	group.Go(func() error { return c.countChildren(both) })
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.readDiffs(groupCtx) })
+	group.Go(func() error { return c.countChildren(groupCtx) })
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, 
 		return nil, c.damaged(fsimage.Directories, err)
 	}
 	if c.header.Count > manyINodes {
-		debug.FreeOSMemory() // of the collectors: the index is large
+		debug.FreeOSMemory() // the collectors' memory, because the index needs much
 	}
 	if err := c.indexChildren(ctx); err != nil {
 		return nil, c.damaged(fsimage.Directories, err)
@@ -106,7 +106,8 @@ func count(ctx context.Context, image *fsimage.Image, config Config) (*counter, 
 	return c, nil
 }
 
-// damaged returns err as damage of a section, unless err says more.
+// damaged adds the section and its start to err. It returns err as it is if err is an fsimage.Error, which has the
+// place already, or if the census was cancelled.
 func (c *counter) damaged(section string, err error) error {
 	if e := new(fsimage.Error); errors.As(err, &e) || errors.Is(err, context.Canceled) {
 		return err
@@ -181,7 +182,7 @@ func (c *counter) resolve() {
 	for changed := true; changed; {
 		changed = false
 		for i, m := range moved {
-			a := &c.tree.anchors[noAnchor+2+i]
+			a := &c.tree.anchors[noAnchor+2+i] // the first anchor after noAnchor is the root's
 			if p, r := c.bestPlace(m.places, c.tree.parents[m.folder]&^trashFlag); r > a.reach {
 				a.reach, a.best, a.moved = r, p, true
 				changed = true
@@ -201,13 +202,14 @@ func (c *counter) resolve() {
 	c.tree.setZones(zones)
 }
 
-// movedFolder is a folder with other places than that of the index.
+// movedFolder is a folder that has places beside the one in the index.
 type movedFolder struct {
 	folder uint32 // number
 	places []place
 }
 
-// movedFolders returns the folders with other places, except the root. Folders and places are both in the order of ids.
+// movedFolders returns the folders that have entries in c.places, except the root. Folders and places are both in the
+// order of ids.
 func (c *counter) movedFolders(root uint32) (moved []movedFolder) {
 	folder := 0
 	for places := c.places; len(places) > 0; {

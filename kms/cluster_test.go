@@ -76,7 +76,7 @@ func TestClusterRefused(t *testing.T) {
 			"HOST:PORT,HOST:PORT"}},
 		"tokens without a type": {map[string]string{tokensEnable: "true", tokensEnsemble: "zk1"},
 			[]string{tokensPrefix + "zkAuthType", "none or sasl"}},
-		"tokens of SASL": {with(tokensSite, tokensPrefix+"zkAuthType", "sasl"), []string{tokensPrefix +
+		"tokens, sasl, no keytab": {with(tokensSite, tokensPrefix+"zkAuthType", "sasl"), []string{tokensPrefix +
 			"kerberos.keytab", "SASL needs a keytab"}},
 		"a working path": {with(tokensSite, tokensPrefix+"znodeWorkingPath", "a//b"), []string{"kms-site.xml",
 			tokensPrefix + "znodeWorkingPath", "a//b"}},
@@ -248,6 +248,6 @@ func TestZooKeeperTLSPasswords(t *testing.T) {
 	}
 	if _, err := open(with(props, keystore.CredentialPathProperty, "localjceks://file"+filepath.Join(dir,
 		"none.jceks"))); err == nil {
-		t.Error("no password is needed")
+		t.Error("a keystore was opened without its password")
 	}
 }

@@ -85,8 +85,9 @@ func (c *changing) do(method, query string, header ...string) (status int, cooki
 	return res.StatusCode, res.Header.Get("Set-Cookie"), string(b)
 }
 
-// race lets clients send a request all the time while change runs. Requests before it are answered with the status
-// before, and each request that is sent after change has returned with the status after.
+// race lets clients send requests all the time while change runs. The answer to a request that is sent before change
+// begins must have the status "before". The answer to a request that is sent after change returns must have the status
+// "after".
 func (c *changing) race(what string, request func() int, before, after int, change func()) {
 	c.t.Helper()
 	const clients, each = 4, 3
@@ -119,9 +120,9 @@ func (c *changing) race(what string, request func() int, before, after int, chan
 	all.Wait()
 }
 
-// TestChangesAgainstCaches: a cancelled token, a rolled secret, an expired cookie or token and a changed rule count for
-// each request that is sent after the change, whatever the server remembers, and so do a renewal and a rule that allows
-// again. With CLAVIGER_SOAK it runs for half a minute.
+// TestChangesAgainstCaches: when a token is cancelled or renewed, a secret is rolled, a cookie or token expires, or a
+// rule is changed, each later request is answered by the new state, whatever the server remembers. With CLAVIGER_SOAK
+// the test runs for half a minute.
 func TestChangesAgainstCaches(t *testing.T) {
 	c := newChanging(t)
 	const rounds = 12

@@ -214,7 +214,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *api) requestID() string {
-	const digits = 32 // of the instance and of a number
+	const digits = 32 // room for the instance, '-' and a number
 	b := append(make([]byte, 0, digits), a.instance...)
 	return string(strconv.AppendUint(append(b, '-'), a.requests.Add(1), 10))
 }

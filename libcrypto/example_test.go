@@ -9,17 +9,17 @@ import (
 	"claviger/libcrypto"
 )
 
-// The key of a server signs by the library, or by itself if the library is not installed.
+// OpenSSL's library signs with a server's private key. If the library is not installed, Go's own code signs.
 func Example() {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	var signs crypto.Signer = key
+	var signer crypto.Signer = key
 	if s, err := libcrypto.NewSigner(key, func(error) {}); err == nil {
-		signs = s
+		signer = s
 	}
-	fmt.Println(signs.Public().(*rsa.PublicKey).Size())
+	fmt.Println(signer.Public().(*rsa.PublicKey).Size())
 	// Output: 256
 }

@@ -102,9 +102,9 @@ const (
 
 // Notice reports a change that a node has made.
 type Notice struct {
-	Key    string // "": any key may have changed, since notices may have been lost; except for TokenRemoved
+	Key    string // "" without TokenRemoved: notices may be lost, so any key may have changed
 	Change Change
-	Token  int32
+	Token  int32 // the token's Sequence, for TokenRemoved
 }
 
 // Notices reports changes to other nodes immediately. A notice may come late, and after a broken connection it only
@@ -152,9 +152,9 @@ type Replicated interface {
 	// Replication returns an error if changes that were acknowledged may get lost when a standby takes the place of the
 	// server.
 	Replication(ctx context.Context) error
-	// Servers names the servers that this process has used. The result of a call before a change and that of a call
-	// after a later change are equal only if no standby has taken over, and no earlier state was restored, between the
-	// two changes. It sends no query.
+	// Servers names the servers that this process has used. Call it before one change and after a later one: if both
+	// results are equal, no standby has taken over, and no earlier state was restored, between the two changes. It
+	// sends no query.
 	Servers() string
 }
 

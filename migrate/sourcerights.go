@@ -9,12 +9,12 @@ import (
 	"claviger/provider"
 )
 
-// SourceRights are checks of what the source permits us, which Plan makes, too.
+// SourceRights are checks of what the source allows this server to do. Plan makes the same checks.
 type SourceRights struct {
 	Self    *Check // a failure if the source is this server itself; otherwise nil
-	Read    Check  // names and metadata of keys
-	Decrypt *Check // EDEKs in our own name, as a re-encryption does; nil if the source is not a KMS
-	Users   *Check // EDEKs on behalf of Probes.AsUser; nil if the source is not a KMS
+	Read    Check  // may this server read names and metadata of keys?
+	Decrypt *Check // may it open EDEKs in its own name, as re-encryption does? nil if the source is not a KMS
+	Users   *Check // may it open EDEKs on behalf of Probes.AsUser? nil if the source is not a KMS
 }
 
 // SourceRights tries each key of the source: it reads the key's metadata, makes an EDEK, which no file uses, and opens

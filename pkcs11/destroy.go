@@ -14,8 +14,8 @@ import (
 // A destroyed key cannot be got back, and C_DestroyObject proves nothing: it destroys the object that has the handle
 // now. Handles of objects may change, see proof.go. So destroy is the only function that calls C_DestroyObject. It
 // reads the object's name by the same handle, in the same session, in the call before. Between these two calls a
-// handle can still change. Therefore each destruction is searched for afterwards: if the object is still there, another
-// object may have been destroyed, and the error says so.
+// handle can still change. Therefore destroyObjects searches for the object again afterwards: if the object is still
+// there, another object may have been destroyed, and the error says so.
 
 // target is the objects that an operation means to destroy.
 type target struct {
@@ -23,7 +23,7 @@ type target struct {
 	match []*p11.Attribute // what a search finds the objects by; each object must show all of them
 	value []byte           // CKA_VALUE of a data object; nil: any
 	most  int              // the largest number of objects to destroy
-	login *login           // if it is set, a search that finds nothing is repeated in another session of it
+	login *login           // if not nil, a search that finds nothing is repeated in another session of this login
 
 	destroyed bool // whether an object was destroyed, and the objects were not searched since
 	left      int  // the number of objects that the next search may find, if destroyed
@@ -40,7 +40,8 @@ const destroyTries = 3
 // Another object may have been destroyed in its place.
 var ErrOtherDestroyed = errors.New("another object may have been destroyed")
 
-// errOtherObject means that a handle is the handle of another object than the one to destroy. Nothing was destroyed.
+// errOtherObject means that the handle now belongs to another object, not to the object to destroy. Nothing was
+// destroyed.
 var errOtherObject = errors.New("the handle is the handle of another object")
 
 // destroyObjects destroys the objects of a target. After an error it may be called again with the same target.

@@ -21,10 +21,11 @@ const (
 
 // hungAlone reports whether a call of the subject hung until its worker was ended, while the token worked for other
 // keys. If so, hungAlone records that, and starts the library again for the other keys. The call began at the time
-// begun, when Token.successes was worked.
-func (t *Token) hungAlone(ctx context.Context, s subject, begun time.Time, worked, generation uint64, err error) bool {
+// begun, when Token.successes had the value successes.
+func (t *Token) hungAlone(ctx context.Context, s subject, begun time.Time, successes, generation uint64,
+	err error) bool {
 	var ended worker.GoneError
-	if !s.key || !errors.As(err, &ended) || !ended.Hung || t.successes.Load() == worked {
+	if !s.key || !errors.As(err, &ended) || !ended.Hung || t.successes.Load() == successes {
 		return false
 	}
 	t.mu.Lock()

@@ -14,7 +14,7 @@ import (
 	"claviger/secret"
 )
 
-// changePIN changes the PIN of the test's token in this process, so as another process than the worker.
+// changePIN changes the PIN of the test's token in this process, not in the worker, as an operator's tool does.
 func changePIN(t *testing.T, module, from, to string) {
 	t.Helper()
 	lib := p11.New(module)
@@ -39,7 +39,7 @@ func changePIN(t *testing.T, module, from, to string) {
 	}
 }
 
-// touch gives a file the next second as its time.
+// touch sets a file's modification time to one second from now.
 func touch(t *testing.T, file string) {
 	t.Helper()
 	later := time.Now().Add(time.Second)
@@ -71,8 +71,8 @@ func endWorker(t *testing.T, tok *Token, m *Meter) {
 	m.Reset()
 }
 
-// refusedOnce checks that the token refuses the PIN, that the PIN was tried that often, and that it is not tried again.
-func refusedOnce(t *testing.T, tok *Token, m *Meter, logins int) {
+// wantRefused checks that the token refuses the PIN after this number of logins, and that the PIN is not tried again.
+func wantRefused(t *testing.T, tok *Token, m *Meter, logins int) {
 	t.Helper()
 	eventually(t, func() error {
 		if err := encryptWith(t, tok, 1); !IsPINRefused(err) {
@@ -96,11 +96,11 @@ func TestPINOfTheFileBecomesRight(t *testing.T) {
 	tok, m, file, pin := serverWithPIN(t)
 	writePIN(t, file, "11112222")
 	endWorker(t, tok, m)
-	refusedOnce(t, tok, m, 1)
+	wantRefused(t, tok, m, 1)
 	touch(t, file)
-	refusedOnce(t, tok, m, 2)
+	wantRefused(t, tok, m, 2)
 	changePIN(t, tok.cfg.Module, pin, "11112222")
-	refusedOnce(t, tok, m, 2)
+	wantRefused(t, tok, m, 2)
 	writePIN(t, file, "11112222") // the same PIN
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
 	if n := m.Count("Login"); n != 3 {
@@ -113,7 +113,7 @@ func TestPINOfTheHSMComesBack(t *testing.T) {
 	tok, m, file, pin := serverWithPIN(t)
 	changePIN(t, tok.cfg.Module, pin, "11112222")
 	endWorker(t, tok, m)
-	refusedOnce(t, tok, m, 1)
+	wantRefused(t, tok, m, 1)
 	changePIN(t, tok.cfg.Module, "11112222", pin)
 	touch(t, file)
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
@@ -127,7 +127,7 @@ func TestLoginForgetsRefusals(t *testing.T) {
 	tok, m, file, pin := serverWithPIN(t)
 	writePIN(t, file, "11112222")
 	endWorker(t, tok, m)
-	refusedOnce(t, tok, m, 1)
+	wantRefused(t, tok, m, 1)
 	writePIN(t, file, pin)
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
 	triedPINs.mu.Lock()
@@ -159,7 +159,7 @@ func TestRefusedPINInTwoFiles(t *testing.T) {
 		{"a", one, 1}, {"b", two, 1}, {"a", one, 1}, {"b", two, 1}, {"b", one, 2}, {"a", one, 2}, {"a", two, 3},
 		{"b", one, 3}, {"a", filestamp.Stamp{}, 3},
 	} {
-		for range 2 { // the first may say that the library must be started again
+		for range 2 { // the first try may return staleLibrary: the library must be started again
 			of := trial{pin: secret.Bytes("1"), source: c.source, file: c.file, started: time.Now()}
 			_ = tried.try(t.Context(), of, func(bool) (bool, error) {
 				tries++
@@ -182,7 +182,7 @@ func TestRefusedPINIsTriedAFewTimes(t *testing.T) {
 			for _, d := range tried.doubts {
 				d.last = time.Time{} // its pause is over
 			}
-			for { // the first may say that the library must be started again
+			for { // the first try may return staleLibrary: the library must be started again
 				of.started = time.Now()
 				err := tried.try(t.Context(), of, func(bool) (bool, error) {
 					tries++
@@ -228,7 +228,8 @@ func TestChangedPINOfASlowHSM(t *testing.T) {
 	}
 }
 
-// TestLoggedInAlready: a token with a login does not compare the PIN, so its answer ends no refusal.
+// TestLoggedInAlready: a token that is logged in already does not compare the PIN, so its answer does not clear the
+// recorded refusal of a PIN.
 func TestLoggedInAlready(t *testing.T) {
 	tok, _ := open(t)
 	of := trial{module: tok.module.name.resolved, token: tok.found}
@@ -255,7 +256,7 @@ func TestLoggedInAlready(t *testing.T) {
 }
 
 // TestRefusalNeedsANewStart: after a refusal the PIN of the token may be changed. So the next PIN, from whichever file,
-// is compared by a library that was started after it.
+// is compared by a library that was started after the refusal.
 func TestRefusalNeedsANewStart(t *testing.T) {
 	tried := newPINTrials()
 	try := func(pin, source string, started time.Time, result error) error {
@@ -267,7 +268,7 @@ func TestRefusalNeedsANewStart(t *testing.T) {
 		t.Error(err)
 	}
 	if err := try("2", "b", begun, nil); !errors.As(err, new(staleLibrary)) {
-		t.Errorf("the library that was there before: %v", err)
+		t.Errorf("a library that was started before the refusal: %v", err)
 	}
 	if err := try("2", "b", time.Now(), nil); err != nil {
 		t.Error(err)

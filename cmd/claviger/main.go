@@ -76,7 +76,7 @@ func run(args []string) int {
 	if coded := new(exitError); errors.As(err, &coded) && coded.err == nil {
 		return code
 	}
-	// An error of standard error cannot be reported.
+	// If standard error cannot be written, there is no other place for the message.
 	_ = terminal.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, processUser(err))
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())

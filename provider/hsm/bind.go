@@ -93,8 +93,8 @@ func (p *Provider) recordedToken(ctx context.Context) (t recordedToken, err erro
 
 // handleWrong handles versions that are missing on the token or differ there: wrong has their errors. verified counts
 // all versions that were compared. On the store's own token, handleWrong logs the errors, and the other versions are
-// served. On another token, and if all compared versions are wrong, handleWrong returns an error. A command that shows
-// what is on the token reports versions that are missing by itself.
+// served. On another token, and if all compared versions are wrong, handleWrong returns an error. It does not log
+// missing versions for a command that shows what is on the token, because the command reports them itself.
 func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
 	info := p.tok.Info()
 	if was.known && was.serial != info.Serial {

@@ -16,6 +16,7 @@ import (
 	"claviger/provider/hsm"
 )
 
+// bound returns the data objects on the token that bind it to stores.
 func bound(t *testing.T, b *testSite) (list []pkcs11.Data) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -27,6 +28,7 @@ func bound(t *testing.T, b *testSite) (list []pkcs11.Data) {
 	return list
 }
 
+// setting returns a setting of the store, and replaces it unless value is "".
 func (b *testSite) setting(t *testing.T, name, value string) (was string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
@@ -115,7 +117,7 @@ func TestBindingOfOldStores(t *testing.T) {
 			}
 		})
 	}
-	older := func() { // makes the store like one from before stores had ids
+	removeID := func() { // makes the store like one from before stores had ids
 		b.withStore(t, func(s metastore.Store) {
 			err := errors.Join(s.SetSetting(t.Context(), "store.id", ""),
 				s.SetSetting(t.Context(), "store.incarnations", ""))
@@ -142,10 +144,10 @@ func TestBindingOfOldStores(t *testing.T) {
 	b.forget(t, "gone")
 	b.access = hsm.Serve
 	b.db = first
-	older()
+	removeID()
 	mustClose(t, b.mustOpen(t))
 	b.db += ".second"
-	older()
+	removeID()
 	p = b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"a@0": hsm.Unknown, "b@0": hsm.InUse, "gone@0": hsm.Unknown})
 	mustClose(t, p)
@@ -173,9 +175,9 @@ func TestNoDataObjects(t *testing.T) {
 	}
 }
 
-// TestLostObject: the object that binds the token is gone. A copy of the store from before a key was made does not get
-// the token, neither at a start nor while it serves; it serves the keys that it knows. The store that knows all keys
-// gets the token. An operator can decide otherwise.
+// TestLostObject: the object that binds the token is gone. A copy of the store was made before the last key, and so is
+// not bound to the token, neither at a start nor later. A server with this copy serves the keys that the copy has. The
+// store that has all keys is bound again. An operator can decide that the copy is bound instead.
 func TestLostObject(t *testing.T) {
 	ctx := t.Context()
 	b := newSite(t)
@@ -183,7 +185,7 @@ func TestLostObject(t *testing.T) {
 	other := b.beside(t, b.copyStore(t))
 	serving := other.mustOpen(t)
 	b.closeStores(t)
-	// The copy has the token, until the first store accepts it.
+	// The token is bound to the copy until an operator decides that the first store stays in use.
 	acceptCopy(t, b)
 	b.create(t, "z")
 	b.unbind(t)

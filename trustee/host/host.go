@@ -31,6 +31,7 @@ import (
 
 // Config is the configuration of Run.
 type Config struct {
+	// Folder is the path of the trustee's folder, which has its identity and its certificate.
 	Folder string
 	// Listen is the address and port. Port 0 is any free port.
 	Listen string
@@ -76,12 +77,12 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer release()
-	served, err := serverTLS(c.Folder, log)
+	ownTLS, err := serverTLS(c.Folder, log)
 	if err != nil {
 		return err
 	}
-	defer served.Close()
-	keeper, err := openKeeper(ctx, c, served.Config)
+	defer ownTLS.Close()
+	keeper, err := openKeeper(ctx, c, ownTLS.Config)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer closePeer()
-	r := &running{folder: folder, store: store, tls: served, keeper: keeper, wrapped: wrapped, replica: pair,
+	r := &running{folder: folder, store: store, tls: ownTLS, keeper: keeper, wrapped: wrapped, replica: pair,
 		secrets: secrets, connections: web.NewConnections(c.Connections, log)}
 	return r.serve(ctx, c)
 }
@@ -144,7 +145,7 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 		c.Log.Info("SIGHUP: nothing to do; the server reads its certificate when the files change")
 	})()
 	// The replica sends requests to the other trustee only after this server has opened its address. A second
-	// instance, started by mistake, fails before that.
+	// instance, started by mistake, cannot open the address, so it sends none.
 	ready := func(string) error {
 		if r.replica != nil {
 			group.Go(func() { r.replica.Run(background) })
