@@ -7,8 +7,11 @@ import (
 	"slices"
 )
 
-// tallyKey is a zone's number + 1, 0 for none, and a version.
-type tallyKey struct{ zone, version uint32 }
+// tallyKey names a zone and a version.
+type tallyKey struct {
+	zone    uint32 // the zone's number + 1; 0 for none
+	version uint32
+}
 
 // tally has the counts while the report is made.
 type tally struct {
@@ -16,14 +19,21 @@ type tally struct {
 	counts    map[tallyKey]*Counts
 	snapshots map[uint32]map[reach]uint64 // by version
 	problems  struct{ noRecord, twice uint64 }
-	last      struct { // the counts that of returned last: neighbours often have the same
+	last      struct { // the last result of the method of: the next call often has the same key
 		tallyKey
 		*Counts
 	}
 }
 
 // survey has numbers of inodes, which show whether the image contradicts itself.
-type survey struct{ live, twice, lost, special, missing, several uint64 }
+type survey struct {
+	live    uint64 // in the current file system
+	twice   uint64 // in the image twice
+	lost    uint64 // reached by no path, neither live nor in a snapshot
+	special uint64 // in the image, with placesFlag
+	missing uint64 // children of folders that are not in the image
+	several uint64 // with entries in counter.places
+}
 
 // of returns the counts of a zone and a version.
 func (t *tally) of(zone, version uint32) *Counts {

@@ -130,6 +130,7 @@ func (m *Metrics) Gauges(name, help, label string, f func() map[string]float64) 
 	m.register(&labelled{prometheus.NewDesc(name, help, []string{label}, nil), f})
 }
 
+// labelled is a metric of Gauges.
 type labelled struct {
 	desc   *prometheus.Desc
 	values func() map[string]float64
@@ -143,7 +144,7 @@ func (l *labelled) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Query adds a metric whose query f may fail, like one to a store. A failed query leaves it out.
+// Query adds a metric whose value the query f reads, for example from a store. If f fails, the answer lacks the metric.
 func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {
 	m.register(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{query: f}})
 }
@@ -350,8 +351,8 @@ func (m *Metrics) Served(op, result string, took time.Duration) {
 	m.requests.WithLabelValues(op, result).Observe(took.Seconds())
 }
 
-// Timed adds a histogram of requests of this server to another one, in seconds by operation and
-// result. The caller reports each request to observe.
+// Timed adds a histogram of requests that this server sends to another server, in seconds by
+// operation and result. The caller reports each request to observe.
 func (m *Metrics) Timed(name, help string) (observe func(op, result string, took time.Duration)) {
 	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets},
 		[]string{"op", "result"})

@@ -36,7 +36,7 @@ func logrotateConf(t *testing.T, dir string) (conf string) {
 		"/var/log/claviger":    dir,
 		"su claviger claviger": "su " + current.Username + " " + group.Name,
 		"systemctl try-reload-or-restart claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
-		"dateformat -%Y%m%d-%s":                                "dateformat -%Y%m%d-%s",
+		"dateformat -%Y%m%d-%s":                                "dateformat -%Y%m%d-%s", // TestLogrotate depends on it
 	} {
 		if !strings.Contains(text, from) {
 			t.Fatalf("the sample does not contain %q", from)
@@ -81,7 +81,7 @@ func TestLogrotate(t *testing.T) {
 			conf).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		time.Sleep(1100 * time.Millisecond) // dateformat has seconds
+		time.Sleep(1100 * time.Millisecond) // names of rotated files have whole seconds
 	}
 	stop()
 	if err := trail.Close(); err != nil {

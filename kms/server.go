@@ -150,10 +150,10 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 			return err
 		}
 	}
-	// Before the first decrypt. A source that does not answer delays the start by at most
+	// Compare before the first decrypt. A source that does not answer delays the start by at most
 	// firstComparison.
-	compared, cancel := context.WithTimeout(ctx, firstComparison)
-	_ = s.ring.CompareSources(compared)
+	comparing, cancel := context.WithTimeout(ctx, firstComparison)
+	_ = s.ring.CompareSources(comparing)
 	cancel()
 	none := ""
 	s.waiting.Store(&none)

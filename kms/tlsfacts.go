@@ -19,7 +19,7 @@ type ServerTLS struct {
 	Chains          [][]*x509.Certificate
 	Lowest, Highest uint16   // protocols, such as tls.VersionTLS12
 	Names           []string // by which clients reach the server, as far as its host knows them
-	// Config answers as the server would, for a try in memory. It demands no certificate of the client.
+	// Config is for a test handshake in memory. It answers as the server would, but demands no client certificate.
 	Config *tls.Config
 }
 

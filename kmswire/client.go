@@ -242,7 +242,7 @@ func ReadNames(body []byte) ([]string, error) {
 	return names, nil
 }
 
-// ReadException decodes a RemoteException answer; nil if the body is another one.
+// ReadException decodes a RemoteException answer; nil if the body is another answer.
 func ReadException(body []byte) *Exception {
 	var j struct {
 		RemoteException *struct {

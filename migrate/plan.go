@@ -123,7 +123,7 @@ func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []Ho
 	return err
 }
 
-// seeBelow is the cure of keys that cannot be read, in a plan.
+// seeBelow is what a plan advises if keys cannot be read.
 const seeBelow = "see the reason below each key"
 
 // readable checks that the source lets us read every key that it lists.

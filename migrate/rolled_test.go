@@ -21,8 +21,8 @@ const (
 )
 
 // TestRolledSince: if the source has made or lost versions of a key since the run, verify says so and finish refuses.
-// It does not matter how the source names its versions, and whether it shows the names. A further run changes nothing
-// about that; the operator's statement does.
+// It does not matter how the source names its versions, and whether it shows the names. A further run does not
+// change this. Finish succeeds after the operator's statement (SourceRolled).
 func TestRolledSince(t *testing.T) {
 	for _, tt := range []rolledTest{
 		{"opaque names", true, false, 0, false, rolledSince + " (k@"},
@@ -39,10 +39,10 @@ func TestRolledSince(t *testing.T) {
 // rolledTest is a case of TestRolledSince.
 type rolledTest struct {
 	name   string
-	opaque bool
-	hidden bool
-	gap    int
-	lose   bool
+	opaque bool   // the source's version names are not numbers
+	hidden bool   // the source does not show its version names
+	gap    int    // how many numbers the run leaves free for rolls at the source
+	lose   bool   // the source loses a version; otherwise it makes one
 	want   string // "": no difference
 }
 
@@ -110,7 +110,7 @@ func (tt rolledTest) finish(t *testing.T, b *testMigration) {
 		!strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
 		t.Errorf("not refused: %+v", f)
 	}
-	// To remove the source from the configuration does not help.
+	// Finish is also refused without the source in the configuration.
 	source := b.cfg.Source
 	b.cfg.Source = nil
 	if f := finish(false); f.Finished {

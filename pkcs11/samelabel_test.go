@@ -9,7 +9,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// twoOfOneLabel shows two tokens of one label.
+// twoOfOneLabel shows two tokens with the same label.
 type twoOfOneLabel struct{ Boundary }
 
 func (twoOfOneLabel) GetSlotList(bool) ([]uint, error) { return []uint{1, 2}, nil }
@@ -18,7 +18,7 @@ func (twoOfOneLabel) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	return p11.TokenInfo{Label: "kms", SerialNumber: string(rune('0' + slot)), Flags: flagTokenInitialized}, nil
 }
 
-// TestSameLabel: of two tokens of one label, a process goes on with the token that it has used.
+// TestSameLabel: of two tokens with the same label, a process goes on with the token that it has used.
 func TestSameLabel(t *testing.T) {
 	c := Config{Module: "/a.so", TokenLabel: "kms", used: "2"}
 	if found, err := searchToken(twoOfOneLabel{}, &c); err != nil || found.slot != 2 {

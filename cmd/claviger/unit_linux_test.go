@@ -16,8 +16,9 @@ import (
 // maxExposure is the highest exposure that systemd-analyze may report for a unit, of 10. It is 1.6 now.
 const maxExposure = 2.0
 
-// TestUnit: systemd accepts each unit as it is, and with each of its samples of drop-ins. It reports a low exposure. A
-// server that waits for a missing part is not a failed start, so it never reaches the limit of starts (TestStartWaits).
+// TestUnit: systemd accepts each unit alone, and with each of its sample drop-ins. systemd-analyze reports a low
+// exposure. A server that waits for a missing part has not failed, so it never reaches the limit of starts
+// (TestStartWaits).
 func TestUnit(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -95,6 +96,6 @@ func analyzeUnit(t *testing.T, analyze, name, unit, dropIn string) {
 		t.Skipf("this systemd-analyze does not report the exposure of a file: %v\n%s", err, out)
 	}
 	if exposed, err := strconv.ParseFloat(string(m[1]), 64); err != nil || exposed > maxExposure {
-		t.Errorf("exposed by %s of 10, of which %v is the most: %v", m[1], maxExposure, err)
+		t.Errorf("the exposure is %s of 10, and may be at most %v: %v", m[1], maxExposure, err)
 	}
 }

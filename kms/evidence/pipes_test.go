@@ -11,8 +11,8 @@ import (
 	"claviger/terminal"
 )
 
-// TestPipes: a named pipe without a writer, a device and a folder are refused at once in the place of each file that
-// the commands read, and none is written.
+// TestPipes: if a named pipe without a writer, a device or a folder is given instead of a file to read, the commands
+// refuse it at once. As the file to write, it is refused and not replaced.
 func TestPipes(t *testing.T) {
 	dir := t.TempDir()
 	pipe, key := filepath.Join(dir, "pipe"), filepath.Join(dir, "report.key")

@@ -47,13 +47,13 @@ func MakeKey(path string) (*KeyPair, error) {
 	defer clear(der)
 	text := pem.EncodeToMemory(&pem.Block{Type: privateBlock, Bytes: der})
 	defer clear(text)
-	shown, err := x509.MarshalPKIXPublicKey(public)
+	publicDER, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return nil, err
 	}
 	pair := &KeyPair{Private: path, Public: path + ".pub", Fingerprint: fingerprint(public)}
 	// The public key first: if the private key cannot be written, no file remains that looks like a key.
-	if err := durable.Create(pair.Public, pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: shown}),
+	if err := durable.Create(pair.Public, pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: publicDER}),
 		0o644); err != nil {
 		return nil, err
 	}
@@ -85,8 +85,8 @@ const (
 // ReadKey reads a private key, from a file that nobody else may read.
 func ReadKey(path string) (ed25519.PrivateKey, error) {
 	der, err := readBlock(path, privateBlock)
-	info, unknown := os.Stat(path)
-	if errors.Is(err, errIsPublic) || unknown == nil && !info.Mode().IsRegular() {
+	info, statErr := os.Stat(path)
+	if errors.Is(err, errIsPublic) || statErr == nil && !info.Mode().IsRegular() {
 		return nil, err // no advice to change the mode of a public key, or of a device
 	}
 	defer clear(der)
@@ -123,7 +123,7 @@ func ReadPublicKey(path string) (ed25519.PublicKey, error) {
 	return key, nil
 }
 
-// lowOrderPoints are the encodings of the points of Ed25519 whose order is at most 8, without the bit of the sign; the
+// lowOrderPoints are the encodings of the points of Ed25519 whose order is at most 8, with the sign bit cleared; the
 // last two are not in the standard form. For such a public key, one signature verifies many texts, and nobody needs a
 // private key (RFC 8032 5.1.7 does not refuse them; libsodium's ge25519_has_small_order does, by this list).
 var lowOrderPoints = []string{

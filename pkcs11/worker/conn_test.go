@@ -53,8 +53,9 @@ func TestConn(t *testing.T) {
 		})
 	}()
 	const secret = "a secret of sixteen bytes or more"
+	// Short messages follow long ones: neither end may keep bytes of the last message, or of a longer one before it.
 	for _, size := range []int{0, 1, len(secret), connBuffer - 60, connBuffer, connBuffer + 1,
-		40 * connBuffer, connBuffer + 1, 1, len(secret)} { // neither the last message nor what overflowed stays
+		40 * connBuffer, connBuffer + 1, 1, len(secret)} {
 		if r, err := ours.call(&Request{Function: "Login", PIN: secret}); err != nil || string(r.Data) != secret {
 			t.Fatalf("before %d bytes: %v", size, err)
 		}
@@ -124,7 +125,7 @@ func TestConnErrors(t *testing.T) {
 	theirs.close()
 }
 
-// TestServeEnds: the worker ends a connection on which bytes come that are not a request.
+// TestServeEnds: the worker closes a connection when it reads bytes that are not a request.
 func TestServeEnds(t *testing.T) {
 	for _, request := range []string{"x", "g\xff\xff", "e", "e" + strings.Repeat("\x00", 24),
 		"e" + strings.Repeat("\x00", 28), "e" + strings.Repeat("\x00", 24) + "\xff\xff\xff\xff",
@@ -151,7 +152,7 @@ func TestServeEnds(t *testing.T) {
 	}
 }
 
-// TestNoMoreSockets: calls that find no free connection while the process may open no more files wait for one.
+// TestNoMoreSockets: the process may open no more files. A call that finds no free connection waits for one.
 func TestNoMoreSockets(t *testing.T) {
 	m, c := start(t, 0)
 	m.Delay(faultmodule.GetSlotList, 10*time.Millisecond)
@@ -169,7 +170,7 @@ func TestNoMoreSockets(t *testing.T) {
 	p := c.process.Load()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.conns) > 2 { // of the load and of a ping
+	if len(p.conns) > 2 { // one made by the load, and one by a ping
 		t.Errorf("%d connections", len(p.conns))
 	}
 }
