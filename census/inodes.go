@@ -27,16 +27,16 @@ type reader struct {
 	}
 	modified uint64
 
-	records, files, special, twice, lost uint64            // special: with other places
-	lostFiles                            map[uint32]uint64 // files in no place, by version
+	records, files, special, twice, lost uint64            // special: with placesFlag
+	lostFiles                            map[uint32]uint64 // files that no folder has, by version
 
 	folder, code, n uint32 // n files of one folder and code, which are not yet counted
 
 	_ apart
 }
 
-// apart lies between what two goroutines write for each record. Otherwise both write into the same cache line, which
-// takes a fifth of their time.
+// apart is padding at the end of a reader. Without it, the goroutines of two readers write into the same cache line for
+// each record, which takes a fifth of their time.
 type apart [128]byte
 
 // zoneRecord is the record of a folder that is an encryption zone.

@@ -61,7 +61,7 @@ const serverKeystore = "ssl.server.keystore."
 func servedValidity(list []tls.Certificate) (Validity, error) {
 	var certs []*x509.Certificate
 	for _, c := range list {
-		chain, err := parsed(c)
+		chain, err := parseChain(c)
 		if err != nil {
 			return Validity{}, err
 		}
@@ -73,8 +73,8 @@ func servedValidity(list []tls.Certificate) (Validity, error) {
 	return validityOf(serverKeystore+"location", certs), nil
 }
 
-// parsed returns the chain of a certificate.
-func parsed(c tls.Certificate) (chain []*x509.Certificate, err error) {
+// parseChain parses the chain of a certificate.
+func parseChain(c tls.Certificate) (chain []*x509.Certificate, err error) {
 	for _, der := range c.Certificate {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {

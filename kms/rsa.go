@@ -23,14 +23,13 @@ func rsaSigners(conf *hadoopconf.Conf, log *slog.Logger) (func(crypto.PrivateKey
 	default:
 		return nil, conf.Refuse(rsaProperty, "it must be libcrypto or go")
 	}
-	var once sync.Once
+	var failedOnce, unavailableOnce sync.Once
 	failed := func(err error) {
-		once.Do(func() {
+		failedOnce.Do(func() {
 			log.Warn(libcrypto.Name+" failed at a signature, and Go's own code made it; further failures are not "+
 				"logged", "property", rsaProperty, "err", err)
 		})
 	}
-	var said sync.Once
 	return func(key crypto.PrivateKey) crypto.PrivateKey {
 		own, ok := key.(*rsa.PrivateKey)
 		if !ok {
@@ -38,7 +37,7 @@ func rsaSigners(conf *hadoopconf.Conf, log *slog.Logger) (func(crypto.PrivateKey
 		}
 		signer, err := libcrypto.NewSigner(own, failed)
 		if err != nil {
-			said.Do(func() {
+			unavailableOnce.Do(func() {
 				log.Info("RSA signatures of TLS are made by Go's own code, which takes about three times as long as "+
 					libcrypto.Name, "property", rsaProperty, "reason", err)
 			})

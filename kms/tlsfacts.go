@@ -38,7 +38,7 @@ func (s *Service) ServerTLS(ctx context.Context) (*ServerTLS, error) {
 		GetCertificate: t.Config.GetCertificate, MinVersion: t.Config.MinVersion, MaxVersion: t.Config.MaxVersion,
 		CipherSuites: t.Config.CipherSuites}}
 	for _, c := range t.Certificates() {
-		chain, err := parsed(c)
+		chain, err := parseChain(c)
 		if err != nil {
 			return nil, err
 		}

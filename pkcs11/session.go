@@ -120,7 +120,8 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, t.limit)
 }
 
-// do runs f with a session of its own. If that fails, it runs f again after it has done what may help; see repair.go. f
+// do runs f with a session of its own. If f fails, do may repair the session, login or library, and run f again; see
+// repair.go. f
 // must make its calls on that session only. f may run on after ctx has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
 	return t.doAndNotify(ctx, op, subject{name: op}, nil, f, func(error) {})
@@ -186,8 +187,8 @@ func (t *Token) doHere(op string, s subject, p *progress, f func(*login, p11.Ses
 	onEnd(withKind(op, s, t.explained(t.attempt(ctx, s, f))))
 }
 
-// takeSlotFor takes a slot for a subject. Operations without a key take about half of all slots, so that calls of them
-// that hang leave the others to the calls with keys.
+// takeSlotFor takes a slot for a subject. Operations without a key get at most about half of all slots. So if their
+// calls hang, the other slots remain for operations with keys.
 func (t *Token) takeSlotFor(ctx context.Context, op string, s subject) (leave func(), _ error) {
 	if s.key {
 		return func() { <-t.slots }, t.takeSlot(ctx, op)

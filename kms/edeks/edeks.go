@@ -151,7 +151,7 @@ func (o *Options) newest(ctx context.Context) (*namenode.Image, error) {
 	return client.Newest(ctx)
 }
 
-// fetch fetches an image. write is that of Image.Fetch.
+// fetch fetches an image, and shows the progress. Image.Fetch calls write.
 func (o *Options) fetch(ctx context.Context, m *namenode.Image, write func(func(io.Writer) error) error,
 	log io.Writer) error {
 	progress := terminal.NewProgress(log, "MB", o.Quiet)

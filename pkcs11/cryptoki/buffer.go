@@ -22,8 +22,8 @@ func NewBuffer(n int) []byte {
 	return make([]byte, n, bufferSize)
 }
 
-// FreeBuffer takes a buffer of NewBuffer for its next use. The caller has wiped it, and nothing else uses it. Other
-// slices are left to the garbage collector.
+// FreeBuffer keeps a buffer of NewBuffer for another caller of NewBuffer. The caller has wiped it, and nothing else
+// uses it. Other slices are left to the garbage collector.
 func FreeBuffer(b []byte) {
 	if cap(b) == bufferSize {
 		buffers.Put((*[bufferSize]byte)(b[:bufferSize]))

@@ -26,10 +26,10 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// envFake has a worker of these tests behave as no worker does: garbage, silent or mute.
+// envFake makes a worker of these tests a faulty one: "garbage", "silent" or "mute", see fake.
 const envFake = "CLAVIGER_TEST_FAKE_WORKER"
 
-// envServer has the test program be a server with the library of that path in a worker.
+// envServer makes the test program a server, which loads the library at this path in a worker.
 const envServer = "CLAVIGER_TEST_SERVER"
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// fake is a worker that sends garbage, or gives a sign of life only once, or sends nothing. It ends when it is killed.
+// fake is a worker that sends garbage, answers only the first ping ("silent"), or sends nothing ("mute"). It ends when
+// it is killed.
 func fake(kind string) {
 	b, rights := make([]byte, 1), make([]byte, syscall.CmsgSpace(4))
 	var pings atomic.Int32
@@ -239,8 +240,8 @@ func keepFiles(t *testing.T) {
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
 }
 
-// noneLeft checks that this process has no more open files than before. A goroutine that reads a socket closes it when
-// it sees that it was closed.
+// noneLeft checks that this process has no more open files than before. It waits, because a goroutine that reads from a
+// socket closes it a moment after the other end was closed.
 func noneLeft(t *testing.T, before int) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); processtest.Descriptors(t) > before; runtime.Gosched() {
@@ -253,7 +254,7 @@ func noneLeft(t *testing.T, before int) {
 // TestNoDescriptors: a process that may open no more files gets an error which says that no worker can be started. No
 // file is left open, whichever file could not be opened.
 func TestNoDescriptors(t *testing.T) {
-	m, c := start(t, 0) // the runtime has opened its own files
+	m, c := start(t, 0) // now the Go runtime has opened the files that it needs itself
 	if err := c.Finalize(); err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +276,7 @@ func TestNoDescriptors(t *testing.T) {
 			if err != nil && (!errors.As(err, &gone) || !strings.HasPrefix(gone.Reason, "exit status")) {
 				t.Error(err)
 			}
-			break // at most the worker has too few
+			break // this process may open enough files; the worker may still lack some
 		}
 		if failed++; !strings.HasPrefix(err.Error(),
 			fmt.Sprintf("a process for PKCS#11 module %s cannot be started: ", m.Path)) {
@@ -386,7 +387,8 @@ func TestLoadHangs(t *testing.T) {
 	noneLeft(t, before)
 }
 
-// TestStopped: a call whose request a stopped worker does not take returns, because the stop is noticed.
+// TestStopped: a worker that was stopped by a signal does not read the request of a call. The call returns, because the
+// server notices the stop.
 func TestStopped(t *testing.T) {
 	c := load(t, softhsmtest.New(t).Module, 0)
 	if err := syscall.Kill(pidOf(c), syscall.SIGSTOP); err != nil {

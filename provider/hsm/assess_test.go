@@ -7,8 +7,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestAssess: what a comparison means. On a token that is older than the metastore, or that is not bound to it, one
-// wrong check value is a misfit. On others most must be wrong.
+// TestAssess: on a token that is older than the metastore, or that is not bound to it, one wrong check value is a
+// misfit. On other tokens, most of the compared values must be wrong.
 func TestAssess(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "k")

@@ -25,7 +25,8 @@ func (e endsCheck) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.Object
 	return e.Boundary.Encrypt(s, m, key, in)
 }
 
-// TestCheckEnds: a check whose context ends while a value is compared is not a check that found nothing.
+// TestCheckEnds: if its context ends while it compares a check value, CheckAll returns the context's error, and not
+// nil as after a check that found no fault.
 func TestCheckEnds(t *testing.T) {
 	b := newSite(t)
 	end := new(atomic.Pointer[context.CancelFunc])

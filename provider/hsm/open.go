@@ -318,7 +318,7 @@ func (p *Provider) fitTogether(ctx context.Context, tok token) error {
 }
 
 // begin begins the work in the background, on a store and a token that fit together. It waits for the first survey of
-// the token, see surveyAtStart, and until ctx ends.
+// the token (see surveyAtStart), but not longer than until ctx ends.
 func (p *Provider) begin(ctx, background context.Context) {
 	if p.access == Serve {
 		p.background.Go(func() { p.verifyLater(background) })

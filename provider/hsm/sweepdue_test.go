@@ -40,6 +40,6 @@ func TestDueOfAnotherProcess(t *testing.T) {
 	}
 	f.keep(step(-time.Hour))
 	if f.due(step(-time.Hour), now) || !f.due(step(-2*time.Hour), now) {
-		t.Error("another step than the one that was kept is left alone")
+		t.Error("the kept step is due, or another step of its key is not")
 	}
 }
