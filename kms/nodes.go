@@ -44,7 +44,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	if !signers && (!tokens || p.File == "") { // for tokens alone, the default file is not made
 		return nil
 	}
-	// Node: the pages of a large file were checked, or are checked after the claim of the server.
+	// Node: this open does not check the pages of a large file, because the server checks them after its claim.
 	store, err := location.Open(ctx, conf, location.Options{Log: log, Node: true})
 	if err != nil {
 		return err

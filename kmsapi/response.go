@@ -28,7 +28,7 @@ func buffer(n int) []byte {
 	return slices.Grow((*p)[:0], n)
 }
 
-// longBuffers are buffers for longer bodies and answers: a pool for each least capacity.
+// longBuffers are buffers for longer bodies and answers: one pool for each capacity.
 // The user of a long buffer reserves its memory. Each capacity is four times the one
 // before, so that a body that grows is copied rarely, and a body that stops arriving
 // takes about four times its bytes at most.

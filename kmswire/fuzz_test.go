@@ -59,10 +59,10 @@ func compareWithJava[T any](t *testing.T, body []byte, got T, err error, java fu
 	var v any
 	dec := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(body, []byte("\ufeff"))))
 	dec.UseNumber()
-	ofJackson := thrown != nil && (thrown.Class == jsonParseException || thrown.Class == jsonEOFException ||
+	jacksonError := thrown != nil && (thrown.Class == jsonParseException || thrown.Class == jsonEOFException ||
 		thrown.Class == mismatchedInputException)
 	if broken := dec.Decode(&v); broken != nil {
-		if !ofJackson {
+		if !jacksonError {
 			t.Fatalf("%T: %v, but encoding/json says: %v", got, err, broken)
 		}
 		return
@@ -83,8 +83,8 @@ func compareWithJava[T any](t *testing.T, body []byte, got T, err error, java fu
 		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("%+v, want %+v", got, want)
 		}
-	case wantThrown != nil && wantThrown.Class == mismatchedInputException && ofJackson:
-		// A value of another kind, whose end may be elsewhere for encoding/json: "01".
+	case wantThrown != nil && wantThrown.Class == mismatchedInputException && jacksonError:
+		// A value of another kind. Jackson and encoding/json may see its end at different places, as in "01".
 	case !reflect.DeepEqual(thrown, wantThrown):
 		t.Fatalf("%T: %v, want %v", got, thrown, wantThrown)
 	}

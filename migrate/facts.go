@@ -33,7 +33,7 @@ type EDEKFacts struct {
 	TakenOver map[string]time.Time
 	// Versions are the known versions of sources, oldest first for each key.
 	Versions []SourceVersion
-	// Keys and EDEKs have the holder of each key and version that was asked for.
+	// Keys and EDEKs have the holder of each key and version that EDEKFacts was called with.
 	Keys, EDEKs map[string]Holder
 	// Names are the keys here, without deleted ones.
 	Names []string
@@ -295,8 +295,8 @@ type OldVersion struct {
 	LastUse time.Time
 }
 
-// OldVersion returns the facts about a version that may be purged. Kinds KeyNotFound; VersionNotFound; Invalid for the
-// newest version; Unsupported if the target cannot purge one version.
+// OldVersion returns the facts about a version that may be purged. Its errors have the kind KeyNotFound,
+// VersionNotFound, Invalid for the newest version, or Unsupported if the target cannot purge one version.
 func (e *Engine) OldVersion(ctx context.Context, version string) (*OldVersion, error) {
 	target, ok := e.cfg.Target.(interface {
 		Replaced(ctx context.Context, version string) (time.Time, error)

@@ -18,7 +18,7 @@ import (
 	"claviger/internal/certtest"
 )
 
-// TestRequireClientCertificates: only clients with a certificate of the roots are served.
+// TestRequireClientCertificates: only clients with a certificate that one of the roots has issued are served.
 func TestRequireClientCertificates(t *testing.T) {
 	authority, other := certtest.New(t, t.TempDir()), certtest.New(t, t.TempDir())
 	file := authority.Issue("server", "127.0.0.1")
@@ -38,7 +38,7 @@ func TestRequireClientCertificates(t *testing.T) {
 	for name, c := range map[string]struct {
 		certificate string // file; "": none
 		served      bool
-	}{"of the roots": {authority.Issue("alice"), true}, "of others": {other.Issue("alice"), false},
+	}{"issued by the roots": {authority.Issue("alice"), true}, "issued by others": {other.Issue("alice"), false},
 		"none": {"", false}} {
 		client := &tls.Config{RootCAs: authority.Pool(), NextProtos: []string{"h2", "http/1.1"}}
 		if c.certificate != "" {
@@ -136,7 +136,7 @@ func TestCertificateOfClient(t *testing.T) {
 	}
 }
 
-// BenchmarkConnections measures new connections, both sides, with each kind of key, and one that is resumed.
+// BenchmarkConnections measures client and server together: a new connection with each kind of key, and a resumed one.
 func BenchmarkConnections(b *testing.B) {
 	r, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

@@ -233,7 +233,7 @@ var stockJava = []struct {
 	name   string
 	offers *tls.Config
 }{
-	{"Java 8", &tls.Config{ //nolint:gosec // it is the client of a try, and speaks no TLS 1.3
+	{"Java 8", &tls.Config{ //nolint:gosec // a client for a test handshake; stock Java 8 offers no TLS 1.3
 		MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: javaSuites,
 		CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP384, tls.CurveP521}}},
 	{"Java 11", &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13, CipherSuites: javaSuites,
@@ -260,7 +260,7 @@ func (s *site) connect(ctx context.Context, offers *tls.Config) (tls.ConnectionS
 	client := tls.Client(near, offers)
 	err := client.HandshakeContext(ctx)
 	state := client.ConnectionState()
-	_, _ = near.Close(), far.Close() // they are in memory
+	_, _ = near.Close(), far.Close() // to close a pipe in memory cannot fail
 	if refused := <-ended; err != nil && refused != nil {
 		err = refused // the server knows the reason, and a client gets an alert only
 	}

@@ -45,7 +45,8 @@ type Binding struct {
 	label string // CKA_LABEL
 }
 
-// served is when the store was last written to the token, at the start of a server or before a change of keys.
+// served is when an incarnation of the store was last written to the token: at the start of a server, or before a
+// change of keys.
 func (b Binding) served() time.Time {
 	if b.Served == nil {
 		return b.Since
@@ -201,8 +202,8 @@ func (p *Provider) writeBinding(ctx context.Context, id string, r relation, b bi
 }
 
 // refuseLostObject refuses a store whose data object the token has lost, while the token holds keys of claviger that
-// the store does not know. list is the store's history; it says whether the token had the object. Another copy of the
-// store made these keys, or a newer state of it. Without an object nothing else shows that.
+// the store does not know. list is the store's history; it says whether the token had the object. Such keys show that
+// this store is a copy, or an older state, of the store that made them. Without the object nothing else shows that.
 func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []incarnation) error {
 	info := p.tok.Info()
 	if len(b.mine) > 0 || len(b.others) > 0 ||
@@ -245,7 +246,7 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 }
 
 // forgetWritten marks the incarnations in a history as not written to this token, and returns the newest that was
-// written: an operator binds store and token again, at this place.
+// written. It is for an operator who binds store and token again, with the store at this place.
 func (p *Provider) forgetWritten(list []incarnation) (newest string) {
 	for i := range list {
 		if list[i].Serial == p.tok.Info().Serial && list[i].Put {

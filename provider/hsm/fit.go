@@ -67,7 +67,7 @@ func (f *fitState) misfit() error {
 }
 
 // OnLost sets a function. A comparison calls it with the name of each key that has newly lost a version.
-// EDEKs that were made under it a moment ago may be lost too.
+// EDEKs that were made a moment ago under that version may be lost too.
 func (p *Provider) OnLost(f func(key string)) {
 	p.fit.mu.Lock()
 	defer p.fit.mu.Unlock()
@@ -217,8 +217,8 @@ func (p *Provider) givenUp(ctx context.Context) (map[string]bool, error) {
 	return given, nil
 }
 
-// givenUp is the journal's record of versions that were given up.
-type givenUp struct {
+// givenUpRecord is the journal's record of versions that were given up.
+type givenUpRecord struct {
 	Token    string    `json:"token"`
 	Versions []string  `json:"versions"`
 	At       time.Time `json:"at"`
@@ -243,7 +243,7 @@ func (p *Provider) giveUp(ctx context.Context) error {
 		return err
 	}
 	if lost := h.All(); len(lost) > 0 {
-		rec, err := json.Marshal(givenUp{Token: p.tok.Info().Serial, Versions: lost,
+		rec, err := json.Marshal(givenUpRecord{Token: p.tok.Info().Serial, Versions: lost,
 			At: time.Now().UTC().Truncate(time.Second)})
 		if err != nil {
 			return err

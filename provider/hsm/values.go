@@ -17,7 +17,8 @@ import (
 // token, or its files were exchanged. Only the check values show that.
 
 const (
-	// stepValues is how many check values a check compares before a key is made. Two calls of the HSM for each.
+	// stepValues is how many check values a check compares before a key is made. Each
+	// comparison makes two calls of the HSM.
 	stepValues = 3
 	// watchValues is the same for a server's periodic check.
 	watchValues = 16
@@ -37,7 +38,7 @@ func (v *values) mostWrong(h *Holdings) bool {
 		2*(len(h.Lost)*v.compared+(h.Versions-len(h.Lost))*len(v.wrong)) > h.Versions*v.compared
 }
 
-// compareValues compares the check values of a sample of versions that the token holds, as holdings says.
+// compareValues compares the check values of a sample of versions that the token holds by h.
 func (p *Provider) compareValues(ctx context.Context, h *Holdings) (found values, err error) {
 	names, err := p.store.Names(ctx)
 	if err != nil {
@@ -105,8 +106,8 @@ func (p *Provider) valueDiffers(ctx context.Context, version string) (bool, erro
 	return err == nil && result != valueUnknown && (result == valueWrong) != wasWrong, err
 }
 
-// testValue compares a version's check value. It asks the token each time: a value that was right before may be wrong
-// now. If the token does not encrypt with the key, that says nothing about its value.
+// testValue compares a version's check value. It calls the token each time: a value that was right before may be
+// wrong now. If the token does not encrypt with the key, that says nothing about its value.
 func (p *Provider) testValue(ctx context.Context, version string) (valueResult, error) {
 	e, err := p.entry(ctx, version)
 	if claviger.Is(err, claviger.VersionNotFound) { // deleted meanwhile
@@ -140,7 +141,7 @@ func (v *values) unproved() error {
 		"to be compared", v.unknown, v.unknown+v.compared)
 }
 
-// wrongValues is the misfit that most keys on the token have wrong check values.
+// wrongValues returns the misfit error for a token whose keys have wrong check values.
 func (p *Provider) wrongValues(v *values) error {
 	return p.misfit("token %s holds other keys under the names of key versions of metastore %s: of %d key versions "+
 		"that were compared, %d have another check value than the metastore says: %s; %s",

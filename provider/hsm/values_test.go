@@ -86,8 +86,8 @@ func TestFewValuesWrong(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestValuesNotCompared: while the token encrypts with no key, a comparison does not end a misfit of check values. Else
-// the next key would be made on the wrong token.
+// TestValuesNotCompared: while the token encrypts with no key, a comparison does not end a misfit of check values.
+// Otherwise the next key would be made on the wrong token.
 func TestValuesNotCompared(t *testing.T) {
 	b := newSite(t)
 	p := b.mustOpen(t)
@@ -152,8 +152,8 @@ func TestValueRightAgain(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestWrongValueUnbound: if the object is gone that binds token and metastore, one wrong check value is enough for a
-// misfit: the object is not made again on a token that may be another one.
+// TestWrongValueUnbound: if the object that binds token and metastore is gone, one wrong check value is enough for a
+// misfit. The object is not made again, because this may be another token.
 func TestWrongValueUnbound(t *testing.T) {
 	b := newSite(t)
 	p := b.mustOpen(t)
