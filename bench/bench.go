@@ -124,7 +124,7 @@ func (r *Report) compare(ctx context.Context, o *Options, targets []*target, loa
 		}
 	}
 	for i := range targets {
-		r.Measurements = append(r.Measurements, middle(rounds[i]))
+		r.Measurements = append(r.Measurements, medianRound(rounds[i]))
 		if last := len(targets) - 1; i < last {
 			r.Ratios = append(r.Ratios, ratio(rounds[i], rounds[last]))
 		}

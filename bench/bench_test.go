@@ -311,7 +311,7 @@ func TestMiddle(t *testing.T) {
 		}
 		return rounds
 	}
-	if m := middle(of(10, 30, 20)); m.PerCPUSecond != 20 {
+	if m := medianRound(of(10, 30, 20)); m.PerCPUSecond != 20 {
 		t.Errorf("the median is %v", m.PerCPUSecond)
 	}
 	if r := ratio(of(10, 30, 20), of(10, 10, 4)); r.Median != 3 || r.Low != 1 || r.High != 5 {

@@ -33,7 +33,7 @@ type Measurement struct {
 	Doubtful bool       `json:"doubtful,omitempty"`
 }
 
-// Quantiles are of times in milliseconds.
+// Quantiles are quantiles of times, in milliseconds.
 type Quantiles struct {
 	P50  float64 `json:"p50"`
 	P90  float64 `json:"p90"`
@@ -80,8 +80,8 @@ func (m *Measurement) setCPU(used time.Duration) {
 	}
 }
 
-// middle returns the measurement whose work per CPU-second, or per second, is the median of several rounds.
-func middle(rounds []*Measurement) *Measurement {
+// medianRound returns the measurement whose work per CPU-second, or per second, is the median of several rounds.
+func medianRound(rounds []*Measurement) *Measurement {
 	sorted := slices.SortedFunc(slices.Values(rounds), func(a, b *Measurement) int {
 		switch {
 		case a.work() < b.work():

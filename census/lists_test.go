@@ -66,7 +66,7 @@ func TestJoin(t *testing.T) {
 	for batch := range batches {
 		l := lists[batch%len(lists)]
 		l.begin(int64(batch))
-		for i := range entries * (batch % 2) { // each second batch has none
+		for i := range entries * (batch % 2) { // every other batch is empty
 			l.add(batch*entries + i)
 			want = append(want, batch*entries+i)
 		}

@@ -12,11 +12,11 @@ import (
 
 // Counts are numbers of EDEKs.
 type Counts struct {
-	// Live EDEKs are those of files that a path without a snapshot reaches. InTrash and OpenForWrite of them are of
-	// files below a folder named .Trash, and of files that are open for writing.
+	// Live EDEKs are those of files that a path without a snapshot reaches. InTrash counts the live EDEKs of files
+	// below a folder named .Trash, and OpenForWrite those of files that are open for writing.
 	Live uint64 `json:"live"`
-	// SnapshotOnly EDEKs are those that only a snapshot shows: of deleted files, and SnapshotCopies of them of copies
-	// of a file's record that differ from the record.
+	// SnapshotOnly EDEKs are those that only a snapshot shows: those of deleted files, and those of copies of a file's
+	// record that differ from the record. SnapshotCopies counts the latter.
 	SnapshotOnly   uint64 `json:"snapshotOnly"`
 	SnapshotCopies uint64 `json:"snapshotCopies"`
 	InTrash        uint64 `json:"inTrash"`
@@ -46,7 +46,7 @@ type Image struct {
 	INodes        uint64 `json:"inodes"`
 }
 
-// Version is what needs a key version.
+// Version has the counts of the EDEKs that need a key version.
 type Version struct {
 	Version string `json:"version"`
 	Key     string `json:"key"`
@@ -84,7 +84,7 @@ type Zone struct {
 // WithoutEDEK returns how many files of the zone have no EDEK.
 func (z *Zone) WithoutEDEK() uint64 { return z.Unencrypted + z.UnencryptedSnapshots }
 
-// ZoneVersion is what needs a key version in a zone.
+// ZoneVersion has the counts of a zone's EDEKs that need a key version.
 type ZoneVersion struct {
 	Version string `json:"version"`
 	Counts
@@ -203,7 +203,7 @@ func numberOf(version string) (int, bool) {
 const maxGaps = 1000
 
 // addVersions makes the list of versions: those with EDEKs, those that a zone's record names, and for keys whose
-// versions are numbers those in between.
+// versions are numbers, those below the newest.
 func (s *Census) addVersions(t *tally) {
 	c, all := s.c, map[string]*Version{}
 	get := func(name string) *Version {

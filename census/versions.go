@@ -23,7 +23,7 @@ func newVersions() *versions {
 type local struct {
 	all        *versions
 	numbers    map[string]uint32
-	last       string // the last name, with its number: neighbours often have the same version
+	last       string // the last name, with its number: the next inode often has the same version
 	lastNumber uint32
 }
 

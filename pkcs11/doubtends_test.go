@@ -23,7 +23,7 @@ func TestRefusalEndsDoubt(t *testing.T) {
 		{1, loginError{p11.Error(p11.CKR_VENDOR_DEFINED | 9)}, false}, {1, wrong, true}, {2, wrong, false},
 	} {
 		called := false
-		for range 2 { // the first may say that the library must be started again
+		for range 2 { // the first try may return staleLibrary: the library must be started again
 			of := trial{pin: secret.Bytes("1"), source: "a", started: time.Now(),
 				file: filestamp.Stamp{ModTime: time.Unix(c.file, 0)}}
 			_ = tried.try(t.Context(), of, func(doubted bool) (bool, error) {

@@ -103,7 +103,7 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 }
 
 // pauseLogins sets the time of the next attempt to log in after an attempt that ended with err. If the PIN may be
-// wrong, the attempt only reads it again until its pause is over: see doubt. The caller holds t.mu.
+// wrong, the next attempt only reads it again, unless the pause of the PIN is over: see doubt. The caller holds t.mu.
 func (t *Token) pauseLogins(err error) {
 	if err == nil || !MayBeWrongPIN(err) {
 		return
@@ -227,7 +227,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		ended()
 		if err == nil || errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)) {
 			l.session = session
-			return err == nil, nil // a token with a login does not compare the PIN
+			return err == nil, nil // a token that is logged in already does not compare the PIN
 		}
 		_ = t.b.CloseSession(session) // only the login's error matters
 		return false, loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
@@ -257,7 +257,8 @@ func (t *Token) withCure(name string, pin secret.Bytes, err error) error {
 	return err
 }
 
-// blankHint says, of a PIN that was refused, that it begins or ends with a blank, which an editor does not show.
+// blankHint returns the part of a message about a refused PIN that begins or ends with a blank. An editor does not show
+// the blank. The result is "" for other PINs.
 func blankHint(pin secret.Bytes) string {
 	if len(bytes.TrimSpace(pin)) == len(pin) {
 		return ""
@@ -265,8 +266,8 @@ func blankHint(pin secret.Bytes) string {
 	return ", which begins or ends with a blank"
 }
 
-// beginLogin must be called before C_Login, and the function ended after C_Login. Once the token is closed, no login
-// begins.
+// beginLogin must be called before C_Login. The caller calls ended when C_Login has returned. Once the token is closed,
+// no login begins.
 func (t *Token) beginLogin() (ended func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

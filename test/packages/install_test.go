@@ -62,7 +62,7 @@ func TestRPM(t *testing.T) {
 	})
 }
 
-// lifecycle installs a package, starts the server as docs/install.md has it, upgrades the package over a changed
+// lifecycle installs a package, starts the server as docs/install.md says, upgrades the package over a changed
 // configuration, removes and purges it. The key that was made after the installation is there after each step.
 func lifecycle(t *testing.T, m *manager) {
 	p := packages(t)

@@ -144,7 +144,7 @@ func (s *site) load(job *hadoop.Program) load {
 	return l
 }
 
-// end ends the load. A cancelled token cannot be used, at the latest when a second has passed.
+// end ends the load. Each node refuses a cancelled token after a second at most.
 func (l load) end() {
 	l.t.Helper()
 	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
@@ -191,7 +191,8 @@ func (l load) useWithOneNode() {
 	l.until(l.job.Send("job-renew", "yarn"))
 }
 
-// waitForLoad waits until a node has served the load, after its audit log had a size of begin.
+// waitForLoad waits until a node has served the load again. begin is an earlier size of the node's audit log, and only
+// later lines count.
 func (l load) waitForLoad(n *node, begin int) {
 	l.t.Helper()
 	n.WaitFor("a generate and a decrypt of the load", func() bool {

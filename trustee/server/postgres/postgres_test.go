@@ -81,8 +81,8 @@ func TestUnclaimed(t *testing.T) {
 	_ = s.Close() // it never fails
 }
 
-// TestReadOnly: a caller that only reads makes no schema and gives an identity no database. It can read a store, and
-// cannot write.
+// TestReadOnly: a caller that only reads makes no schema, and claims no database for its identity. It can read a store,
+// and cannot write.
 func TestReadOnly(t *testing.T) {
 	uri := pgtest.Database(t)
 	c := Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true, ReadOnly: true}
@@ -152,7 +152,7 @@ func TestRestart(t *testing.T) {
 		}
 		put := make(chan error, 1)
 		go func() { put <- longRetry.Put(ctx, storetest.Row(70+i), "", storetest.Request("meanwhile")) }()
-		time.Sleep(50 * time.Millisecond) // so that the put meets no server; later, it meets one
+		time.Sleep(50 * time.Millisecond) // so that the put finds no server at first
 		pg.Start(t)
 		err := <-put
 		// The second put repeats a request whose digest is recorded.
@@ -320,7 +320,7 @@ func TestPromoteFails(t *testing.T) {
 	}
 }
 
-// TestFigures: the numbers of deposits, and the wrapped ones.
+// TestFigures: Deposits counts the live and the deleted deposits, and Wrapped lists the wrapped ones.
 func TestFigures(t *testing.T) {
 	s := open(t, pgtest.Database(t))
 	defer s.Close() //nolint:errcheck // it never fails
@@ -367,7 +367,7 @@ func TestExportOfADamagedRow(t *testing.T) {
 	s := open(t, uri)
 	defer s.Close() //nolint:errcheck // it never fails
 	storetest.Fill(t, s)
-	// Export reads the tables in the opposite order, so the tables before are still whole.
+	// Export reads the tables in the order opposite to this list, so it reads no damaged table before that of a step.
 	for _, damaged := range []struct {
 		table, column string
 		has           func(server.Record) bool
