@@ -16,7 +16,7 @@ type list[T any] struct {
 
 // part is a part of a list.
 type part[T any] struct {
-	at      int64 // place in the section of the batch with these entries, as given to begin
+	at      int64 // where the batch with these entries begins in the section
 	entries []T
 }
 

@@ -96,7 +96,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
-// TestCacheErrorsAreNotCached: after an error, the next fetch asks again.
+// TestCacheErrorsAreNotCached: after an error, the next fetch reads again.
 func TestCacheErrorsAreNotCached(t *testing.T) {
 	c, _ := clockedCache(time.Hour, true, 100)
 	calls := 0
@@ -325,8 +325,8 @@ func TestCacheDropsTheOldest(t *testing.T) {
 	}
 }
 
-// TestCacheTTLBeginsWhenAValueIsStored: the ttl of a value begins when it is stored, not when the cache is made. An
-// expired value is not an entry for empty.
+// TestCacheTTLBeginsWhenAValueIsStored: the ttl of a value begins when it is stored, not when the cache is made. The
+// method empty does not count an expired value.
 func TestCacheTTLBeginsWhenAValueIsStored(t *testing.T) {
 	c, clock := clockedCache(time.Minute, false, 100)
 	if !c.empty() || !(*cache[string])(nil).empty() {

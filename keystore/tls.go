@@ -175,8 +175,8 @@ func (f TLSFile) Roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// unchecked makes a JKS or JCEKS store readable if no password is given: it replaces the check at the end by the check
-// for an empty password. Without a password, Java also skips the check and reads the trusted certificates, and
+// unchecked makes a JKS or JCEKS store readable if no password is given: it replaces the digest at the end by the
+// digest for an empty password. Without a password, Java also skips the check and reads the trusted certificates, and
 // -Djavax.net.ssl.trustStore is mostly set without a password.
 func (f TLSFile) unchecked(data []byte) []byte {
 	if len(f.Password) > 0 || len(data) < sha1.Size {

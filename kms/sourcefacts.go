@@ -31,14 +31,14 @@ func (s *Service) sourceKMS(src provider.Provider) (*migrate.SourceKMS, error) {
 	return kms, nil
 }
 
-// SourceState is a source that is not the one of a migration.
+// SourceState is the state of a source other than that of a migration.
 type SourceState struct {
 	URI   string
 	Hosts []migrate.HostFacts // of a source that is a KMS
-	Err   error               // of a source that is not a KMS, or why its hosts were not asked
+	Err   error               // of a source that is not a KMS, or why its hosts were not probed
 }
 
-// OtherSources asks each open source except the one of a migration, ReencryptionSource.
+// OtherSources probes each open source except that of a migration, ReencryptionSource.
 func (s *Service) OtherSources(ctx context.Context) (list []SourceState) {
 	first, _ := s.ReencryptionSource()
 	for _, src := range s.Sources {
@@ -70,7 +70,7 @@ type Trustees struct {
 	Used     bool // a provider of this server keeps its keys there
 }
 
-// Trustees asks each Key Trustee Server for its public key, which needs no right. The result is nil if this server
+// Trustees requests the public key of each Key Trustee Server, which needs no right. The result is nil if this server
 // uses no Key Trustee Server.
 func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
 	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
@@ -118,20 +118,20 @@ func usesTrustee(conf *hadoopconf.Conf) bool {
 	return false
 }
 
-// TrusteeKeys asks each open keytrustee:// provider for its keys, in signed requests to its Key Trustee Server. The
+// TrusteeKeys reads the keys of each open keytrustee:// provider, with signed requests to its Key Trustee Server. The
 // result has an entry for each such provider: nil if the trustee answers.
 func (s *Service) TrusteeKeys(ctx context.Context) map[string]error {
 	answers := map[string]error{}
-	ask := func(p provider.Provider) {
+	check := func(p provider.Provider) {
 		if h, ok := p.(provider.Health); ok && strings.HasPrefix(p.URI(), "keytrustee:") {
 			answers[p.URI()] = h.Check(ctx)
 		}
 	}
 	if s.Primary != nil {
-		ask(s.Primary)
+		check(s.Primary)
 	}
 	for _, src := range s.Sources {
-		ask(src.Provider)
+		check(src.Provider)
 	}
 	return answers
 }

@@ -16,8 +16,8 @@ func waitFor(ctx context.Context) (time.Duration, error) {
 	return time.Since(began), ctx.Err()
 }
 
-// TestOperationContext: an operation, and each context that is made of its own, ends at the deadline or with its
-// request, at most sweepEvery later.
+// TestOperationContext: the context of an operation, and each context that is derived from it, ends at most sweepEvery
+// after the deadline or after the end of the request.
 func TestOperationContext(t *testing.T) {
 	for name, of := range map[string]func(*testing.T, *operationContext) context.Context{
 		"itself": func(_ *testing.T, c *operationContext) context.Context { return c },

@@ -251,7 +251,7 @@ var rules = []rule{
 		"it is a client: it knows no server"},
 	{"cmd/*", []string{"*"}, "cmd wires"},
 	{"deploy/*", nil, "it tests files for other programs"},
-	{"test/*", []string{"*"}, "tests of the whole wire, as cmd does"},
+	{"test/*", []string{"*"}, "tests of the whole program wire rooms, as cmd does"},
 	{"internal/*", []string{"", "secret", "internal/*"}, "test helpers and this test"},
 }
 
@@ -323,8 +323,8 @@ func TestImportersOfKMS(t *testing.T) {
 	}
 }
 
-// databases are the rooms that may import a driver, or what changes a schema: a store
-// that opened its file by itself would do it otherwise than the others.
+// databases are the rooms that may import a driver, or what changes a schema. They
+// open every database, so that all stores open theirs in the same way.
 var databases = map[string]string{
 	"modernc.org/sqlite":              "sqlitedb",
 	"modernc.org/sqlite/lib":          "sqlitedb",

@@ -39,7 +39,7 @@ const (
 )
 
 // connBuffer is the size of the buffer of a connection, in bytes. It holds the message of a call for many single
-// EDEKs. The data of a larger message is read to its place, so that it is not copied.
+// EDEKs. The data of a larger message is read directly to its destination, so that it is not copied.
 const connBuffer = 4 << 10
 
 func newConn(fd int) *conn {

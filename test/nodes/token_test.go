@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestCancelledAtAnotherNode: a delegation token that node 1 has cancelled is refused by node 2, which uses it all the
-// time, at the latest a second later. The same is true of a token that is removed without a notice; until then node 2
-// accepts it without the database.
+// TestCancelledAtAnotherNode: node 1 cancels a delegation token. Node 2 refuses the token at most a second later,
+// although requests with it come all the time. The same is true of a token that is removed without a notice. Node 2
+// accepts such a token from memory before it refuses it.
 func TestCancelledAtAnotherNode(t *testing.T) {
 	s := newSite(t, nil)
 	one, two := s.start(t), s.start(t)
@@ -29,11 +29,11 @@ func TestCancelledAtAnotherNode(t *testing.T) {
 		if status := one.use(t, token); status != http.StatusForbidden {
 			t.Errorf("the node that cancelled the token: %d", status)
 		}
-		two.refuses(t, token, cancelled)
+		two.awaitRefusal(t, token, cancelled)
 
 		token = two.token(t)
 		s.database(t, "DELETE FROM delegation")
-		fromMemory += two.refuses(t, token, time.Now())
+		fromMemory += two.awaitRefusal(t, token, time.Now())
 	}
 	if fromMemory == 0 {
 		t.Error("no token was accepted without the database")
@@ -79,9 +79,9 @@ func (n *node) use(t *testing.T, token string) (status int) {
 	return status
 }
 
-// refuses uses a token until the node refuses it, at the latest a second after it was removed. It returns how often the
-// node has accepted it.
-func (n *node) refuses(t *testing.T, token string, removed time.Time) (accepted int) {
+// awaitRefusal uses a token until the node refuses it, which must be at most a second after the removal. It returns how
+// often the node has accepted the token.
+func (n *node) awaitRefusal(t *testing.T, token string, removed time.Time) (accepted int) {
 	t.Helper()
 	for {
 		late := time.Since(removed)
