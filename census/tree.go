@@ -20,13 +20,13 @@ type tree struct {
 	arena [][]byte
 }
 
-// anchor is a folder whose reach is that of the folders below it, down to other anchors: the root, and each folder with
-// other places than that of the index.
+// anchor is the root, or a folder that has places beside the one in the index. The folders below it have its reach,
+// down to the next anchors.
 type anchor struct {
 	folder uint32
 	reach  reach
 	moved  bool  // best is set
-	best   place // the one with the farthest reach. Its folder may be noFolder
+	best   place // the place with the farthest reach; its folder may be noFolder
 }
 
 // The first places in tree.anchors have no folder.

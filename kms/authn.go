@@ -85,7 +85,7 @@ func (r *reader) cookies() authn.Config {
 
 const (
 	// rememberOwn is how long a delegation token is accepted without another reading of a store that this process alone
-	// changes. Its own changes end it at once.
+	// changes. After a change by this process, the store is read again at once.
 	rememberOwn = 10 * time.Minute
 	// rememberShared is the same for a store that other nodes change. A node that removes a token sends a notice; if
 	// the notice is late or lost, the token is refused after this time. docs/nodes.md states it.

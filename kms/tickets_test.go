@@ -11,7 +11,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestTicketsOfNodes: a client that has a session at one node goes on with it at another node with the same signer
+// TestTicketsOfNodes: a client with a TLS session of one node can resume it at another node with the same signer
 // secrets, and not at a node with other secrets.
 func TestTicketsOfNodes(t *testing.T) {
 	authority := certtest.New(t, t.TempDir())

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestNamesOfLongRequests: a name, which may be remembered, does not hold the long request that it was a part of.
+// TestNamesOfLongRequests: a name that is remembered does not keep in memory the long request that it was a part of.
 func TestNamesOfLongRequests(t *testing.T) {
 	heap := func() int {
 		runtime.GC()

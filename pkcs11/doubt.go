@@ -13,7 +13,7 @@ import (
 // until a person has looked at it.
 
 // pausesOfDoubt are the pauses after the first, second ... login in a row that may have been a wrong try. After one
-// login more, the PIN is not tried again. Tokens are known that lock after ten wrong tries.
+// more login, the PIN is not tried again. Tokens are known that lock after ten wrong tries.
 var pausesOfDoubt = []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute}
 
 // recheckPause is the time between two readings of the PIN file while its PIN is not tried. The file may hold another

@@ -50,8 +50,8 @@ func TestPairWasSeen(t *testing.T) {
 	}
 }
 
-// publicOnly is a library that destroys public keys. Private keys it refuses to destroy, if refusal is not nil;
-// otherwise it is stale after each public key.
+// publicOnly is a library that destroys public keys. If refusal is not nil, the library refuses to destroy private keys
+// with this error. If refusal is nil, searches are stale after each destroyed public key.
 type publicOnly struct {
 	staleSearches
 	refusal error

@@ -327,11 +327,11 @@ func (s *site) hsmLatency(ctx context.Context) []doctor.Finding {
 	if s.storeClosed() {
 		return doctor.Skip("the metastore, which names the keys, cannot be read")
 	}
-	return planned((&migrate.Probes{Latency: s.hsm.Latency}).CheckLatency(ctx))
+	return findingOf((&migrate.Probes{Latency: s.hsm.Latency}).CheckLatency(ctx))
 }
 
-// planned makes a finding of a check of claviger migrate plan.
-func planned(c migrate.Check) []doctor.Finding {
+// findingOf makes a finding of a check of claviger migrate plan.
+func findingOf(c migrate.Check) []doctor.Finding {
 	status := map[migrate.Status]doctor.Status{migrate.OK: doctor.OK, migrate.Warning: doctor.Warning,
 		migrate.NotTried: doctor.Skipped, migrate.Failure: doctor.Failure}[c.Status]
 	return []doctor.Finding{{Status: status, Measured: c.Measured, Cure: c.Cure}}

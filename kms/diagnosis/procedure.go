@@ -101,6 +101,6 @@ func (s *site) requirement(of func() *migrate.Check) func(context.Context) []doc
 		if c == nil {
 			return doctor.Skip("it does not apply to this source")
 		}
-		return planned(*c)
+		return findingOf(*c)
 	}
 }

@@ -66,7 +66,7 @@ func (s *site) sources() doctor.Group {
 
 func (s *site) sourceReach(context.Context) []doctor.Finding {
 	if len(s.requirements.Hosts) == 0 {
-		return planned(*s.requirements.Alive)
+		return findingOf(*s.requirements.Alive)
 	}
 	return hostFindings(s.requirements.Hosts)
 }
@@ -124,7 +124,7 @@ func clocks(hosts []migrate.HostFacts) []doctor.Finding {
 	if c.Status == migrate.NotTried {
 		return nil
 	}
-	return planned(c)
+	return findingOf(c)
 }
 
 func (s *site) sourceRead(ctx context.Context) []doctor.Finding {
@@ -132,12 +132,12 @@ func (s *site) sourceRead(ctx context.Context) []doctor.Finding {
 	s.sourceRights, err = s.engine.SourceRights(ctx)
 	switch {
 	case s.sourceRights.Self != nil:
-		return planned(*s.sourceRights.Self)
+		return findingOf(*s.sourceRights.Self)
 	case err != nil:
 		return doctor.Fail("the source does not list its keys: "+claviger.Reason(err),
 			s.engine.ReadCure(ctx, err))
 	}
-	return planned(s.sourceRights.Read)
+	return findingOf(s.sourceRights.Read)
 }
 
 // sourceRight returns the check of a right that D-source-read has tried.
@@ -147,6 +147,6 @@ func (s *site) sourceRight(of func() *migrate.Check) func(context.Context) []doc
 		if c == nil {
 			return doctor.Skip("the source is not a KMS: its keys are used here, without a request")
 		}
-		return planned(*c)
+		return findingOf(*c)
 	}
 }

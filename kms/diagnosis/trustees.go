@@ -26,7 +26,7 @@ func (s *site) trustees() doctor.Group {
 			Why:      "requests and answers are signed with their times, and old ones are refused",
 			Cure:     "set both clocks by NTP",
 			Run: func(context.Context) []doctor.Finding {
-				return planned(migrate.CheckClocks(s.kts.Hosts, now))
+				return findingOf(migrate.CheckClocks(s.kts.Hosts, now))
 			}},
 		{ID: "D-kts-keys", Title: "keys at the Key Trustee Servers", Needs: []string{"D-kts-reach"},
 			After: []string{"D-provider-open", "D-seed-source"},

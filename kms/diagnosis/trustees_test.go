@@ -149,7 +149,7 @@ func TestHealthyTrustee(t *testing.T) {
 	}
 }
 
-// TestOtherSources: each source is asked, not only the one of the migration.
+// TestOtherSources: each source is checked, not only that of the migration.
 func TestOtherSources(t *testing.T) {
 	l := newLab(t)
 	l.keys("payroll")

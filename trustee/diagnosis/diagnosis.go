@@ -122,7 +122,7 @@ func (s *service) store(ctx context.Context) []doctor.Finding {
 	return doctor.Pass("it can be read; the role is %s; deposits that a Key HSM has wrapped: %d", role, total(wrapped))
 }
 
-// keyHSM asks the Key HSM, and opens one deposit of each of its pairs.
+// keyHSM requests the status of the Key HSM, and opens one deposit of each of its pairs.
 func (s *service) keyHSM(ctx context.Context) (list []doctor.Finding) {
 	c := host.Config{Folder: s.folder.Path, KeyHSM: s.options.KeyHSM, KeyHSMCertificate: s.options.KeyHSMCertificate,
 		Log: slog.New(slog.DiscardHandler)}
