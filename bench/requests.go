@@ -133,8 +133,8 @@ const (
 	loadMixed    = "mixed"
 )
 
-// mixedCycle is how many requests of the load mixed come to one that generates EDEKs. Two for each generated EDEK are
-// decrypts: one of the file's writer, and one of a reader.
+// mixedCycle is the number of requests in a cycle of the load "mixed": one request generates EDEKs, and each of these
+// EDEKs is decrypted twice, once for the file's writer and once for a reader.
 const mixedCycle = 1 + 2*generateEDEKs
 
 // next returns the n-th request of a load.

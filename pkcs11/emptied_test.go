@@ -263,7 +263,7 @@ func TestLastKeyDestroyed(t *testing.T) {
 	}
 }
 
-// TestStaleForMany: many callers at once find no key in a stale library. None of them is told that its key is lost.
+// TestStaleForMany: many callers at once find no key in a stale library. No call reports its key as lost.
 func TestStaleForMany(t *testing.T) {
 	tok, stale := openStale(t)
 	for n := range byte(8) {

@@ -15,7 +15,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// provedKey is a key on a token, with its check value and the encryption of each number of zero blocks.
+// provedKey is a key on a token, with its check value and an encrypted zero block.
 type provedKey struct {
 	id    []byte
 	label string
@@ -155,8 +155,8 @@ func TestCheckBlockFails(t *testing.T) {
 	}
 }
 
-// TestHandleOfAnotherObject: a key whose handle has become invalid, or the handle of an object that cannot encrypt, is
-// searched again. The login stays.
+// TestHandleOfAnotherObject: a key is searched again if its handle has become invalid, or now belongs to an object that
+// cannot encrypt. The login stays.
 func TestHandleOfAnotherObject(t *testing.T) {
 	for _, code := range []uint{p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OBJECT_HANDLE_INVALID,
 		p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_SIZE_RANGE} {

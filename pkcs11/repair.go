@@ -151,7 +151,7 @@ func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 }
 
 // tryToken encrypts with a new session key, in a session of its own. Callers at the same time share the result,
-// unless it is only that the context of the caller who tried has ended.
+// unless the context of the caller who tried ended before there was one.
 func (t *Token) tryToken(ctx context.Context) error {
 	t.mu.Lock()
 	for t.trying != nil {
@@ -252,7 +252,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		if ctx.Err() != nil {
 			return err
 		}
-		if err := t.hangs(s); err != nil { // the call ran beside one with the same key that hung
+		if err := t.hangs(s); err != nil { // another call with the same key hung meanwhile
 			return err
 		}
 	}

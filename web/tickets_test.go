@@ -16,8 +16,8 @@ import (
 type site struct {
 	t         *testing.T
 	authority *certtest.Authority
-	file      string // the certificate
-	late      time.Duration
+	file      string        // the certificate
+	late      time.Duration // how far the clock is ahead
 	current   secret.Bytes
 	others    []secret.Bytes // valid, and not current
 }
@@ -55,7 +55,7 @@ func (s *site) client(version uint16) *tls.Config {
 		ClientSessionCache: tls.NewLRUClientSessionCache(1), Time: s.now}
 }
 
-// resumes connects a client to a server, and reports whether the session of its last connection went on.
+// resumes connects a client to a server, and reports whether the session of its last connection was resumed.
 func resumes(served *TLS, client *tls.Config) (resumed bool, err error) {
 	l, err := tls.Listen("tcp", "127.0.0.1:0", served.Config)
 	if err != nil {

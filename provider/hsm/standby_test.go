@@ -47,7 +47,7 @@ func (b *testSite) nameStandby(t *testing.T, label string) {
 	}
 }
 
-// firstFails makes each call of the first token for a key fail.
+// firstFails makes each call for a key fail on the first token.
 func (b *testSite) firstFails() {
 	for _, call := range []string{"Encrypt", "FindObjects", "GenerateKey", "OpenSession", "GenerateRandom"} {
 		b.meter.Fail(call, 1<<16, p11.Error(p11.CKR_DEVICE_ERROR))
@@ -303,8 +303,8 @@ func TestDeletedElsewhere(t *testing.T) {
 	b.meter.Heal()
 }
 
-// TestStandbyWhenTheFirstHangs: a request waits for a first token that hangs no longer than firstTokenLimit, and the
-// next one does not wait.
+// TestStandbyWhenTheFirstHangs: if the first token hangs, a request waits for it for at most firstTokenLimit. The next
+// request does not wait.
 func TestStandbyWhenTheFirstHangs(t *testing.T) {
 	b := newSite(t)
 	version := b.create(t, "k")
