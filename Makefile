@@ -100,8 +100,9 @@ mutate: ## break the code on purpose: the named changes, and SAMPLE changes by r
 	scripts/mutate --named
 	scripts/mutate --sample $(SAMPLE)
 
-bench: ## benchmarks of the packages; docs/performance.md has the figures
-	@scripts/setup base
+bench: ## compare with a warmed Java KMS and write the tables of docs/performance.md; then benchmarks of the packages
+	@scripts/setup all
+	CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test ./test/bench -run Compare -timeout 60m -v -args -compare -write
 	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m $$(scripts/packages-with '^func Benchmark')
 
 $(GOLANGCI_LINT):

@@ -301,14 +301,7 @@ func startClaviger(b *testing.B, lines ...string) *target {
 	return newTarget(b, k.URL, k.PID(), time.Since(began))
 }
 
-func startJava(b *testing.B) *target {
-	b.Helper()
-	began := time.Now()
-	k := hadoop.StartJavaKMS(b, hadoop.KMSOptions{})
-	return newTarget(b, k.URL, k.PID(), time.Since(began))
-}
-
-// The warm-ups. A JVM compiles code that it has run ten thousand times.
+// The warm-ups.
 const (
 	warmRequests = 20_000
 	warmBatches  = 100
@@ -328,7 +321,6 @@ func BenchmarkHTTP(b *testing.B) {
 	}{
 		{"claviger-hsm", func(b *testing.B) *target { return startClaviger(b, inProcess) }},
 		{"claviger-jceks", func(b *testing.B) *target { return startClaviger(b) }},
-		{"java-kms", startJava},
 	} {
 		b.Run(s.name, func(b *testing.B) {
 			t := s.start(b) // once for both loads: a benchmark that has sub-benchmarks runs once

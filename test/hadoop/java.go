@@ -162,12 +162,20 @@ type java struct {
 	args      []string
 	user      string // HADOOP_USER_NAME: the user, with simple authentication
 	env       []string
+	long      bool // it serves for long, so it has the flags of a site in place of fastJVM
 }
+
+// siteJVM are the flags of a KMS's JVM at a site: HotSpot's own choice of compiler and collector.
+var siteJVM = []string{"-Xmx1g"}
 
 func (j java) command(ctx context.Context, t testing.TB) *exec.Cmd {
 	t.Helper()
 	cp := append(append([]string{j.conf}, j.classPath...), RuntimeClassPath(t))
-	args := append(append([]string{}, fastJVM...), j.flags...)
+	jvm := fastJVM
+	if j.long {
+		jvm = siteJVM
+	}
+	args := append(append([]string{}, jvm...), j.flags...)
 	args = append(args,
 		"-Dlog4j.configuration=file:"+filepath.Join(j.conf, "log4j.properties"),
 		"-Djava.net.preferIPv4Stack=true",

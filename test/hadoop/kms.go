@@ -2,6 +2,8 @@ package hadoop
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -66,6 +68,10 @@ type KMSOptions struct {
 	Site     Conf   // further properties of kms-site.xml
 	Env      []string
 	Krb5Conf string // for Kerberos: the configuration of the realm. The host is then localhost
+	// SSLServer is ssl-server.xml, for https; nil for http.
+	SSLServer Conf
+	// Long means that the JVM serves for long: it has the flags of a site, not those that make it start quickly.
+	Long bool
 }
 
 // KMS is a running key management server, Hadoop's or ours.
@@ -112,18 +118,25 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 		"hadoop.kms.http.host":        "127.0.0.1",
 		"hadoop.kms.http.port":        fmt.Sprint(port),
 		"hadoop.kms.key.provider.uri": "jceks://file@" + o.Keystore,
+		"hadoop.kms.ssl.enabled":      fmt.Sprint(o.SSLServer != nil),
 	}.With(o.Site).Write(t, filepath.Join(dir, "kms-site.xml"))
 	o.ACLs.Write(t, filepath.Join(dir, "kms-acls.xml"))
 	writeLog4j(t, dir, "INFO")
+	scheme := "http"
+	if o.SSLServer != nil {
+		o.SSLServer.Write(t, filepath.Join(dir, "ssl-server.xml"))
+		scheme = "https"
+	}
 
 	p := Start(t, "java-kms", java{
 		name:  "java-kms",
 		conf:  dir,
 		flags: flags,
 		main:  "org.apache.hadoop.crypto.key.kms.server.KMSWebServer",
+		long:  o.Long,
 		env:   o.Env,
 	}.command(context.Background(), t))
-	k := &KMS{Process: p, URL: fmt.Sprintf("http://%s:%d/kms", host, port), Keystore: o.Keystore}
+	k := &KMS{Process: p, URL: fmt.Sprintf("%s://%s:%d/kms", scheme, host, port), Keystore: o.Keystore}
 	p.WaitFor("an answer at "+k.URL, func() bool { return Answers(k.URL) })
 	return k
 }
@@ -138,7 +151,8 @@ func Answers(base string) bool {
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return false
+		// An answer with a certificate that this process does not trust is an answer.
+		return errors.As(err, new(*tls.CertificateVerificationError))
 	}
 	resp.Body.Close()
 	return resp.StatusCode < 500
