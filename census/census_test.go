@@ -305,6 +305,11 @@ func TestDamage(t *testing.T) {
 		"section SNAPSHOT_DIFF, at byte": func(t *imagetest.Tree) {
 			t.AddDiffs(10, false, imagetest.Diff{Snapshot: 77, Deleted: []uint64{11}})
 		},
+		"the differences from snapshot 77, which does not exist": func(t *imagetest.Tree) { // after one that does
+			snapshots(t, 10)
+			t.AddDiffs(10, false, imagetest.Diff{Snapshot: 2, Deleted: []uint64{11}},
+				imagetest.Diff{Snapshot: 77, Deleted: []uint64{12}})
+		},
 		"the last inode id is 2305843009213693952, which": func(t *imagetest.Tree) { t.Nodes[3].ID = 1 << 61 },
 	} {
 		tree := &imagetest.Tree{Nodes: []imagetest.Node{folder(root, "", 10), zone(10, "z", "k", 11),
