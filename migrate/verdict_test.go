@@ -217,6 +217,29 @@ func TestVerdictDoesNotCount(t *testing.T) {
 	}
 }
 
+// TestOtherDecisions: a verdict is void when the operator decides about other versions than then, and counts again with
+// the decisions of that time.
+func TestOtherDecisions(t *testing.T) {
+	b := newVerdictMigration(t)
+	decide := func(ours, theirs string) {
+		b.cfg.Ours, b.cfg.Theirs = map[string]bool{ours: true}, map[string]bool{theirs: true}
+	}
+	decide("k@7", "k@8")
+	b.v.Journal = b.facts(t, nil, nil).Journal
+	b.record(t)
+	for _, other := range [][2]string{{"k@6", "k@8"}, {"k@7", "k@6"}, {"k@8", "k@7"}} {
+		decide(other[0], other[1])
+		if f := b.finish(t); f.Finished || len(f.Refusals) != 1 ||
+			!strings.Contains(f.Refusals[0], "keys or versions in the journal have changed since verdict-") {
+			t.Errorf("%q: %q", other, f.Refusals)
+		}
+	}
+	decide("k@7", "k@8")
+	if f := b.finish(t); !f.Finished {
+		t.Errorf("%q", f.Refusals)
+	}
+}
+
 // TestLastVerdictCounts: the verdict that was recorded last decides, also if a clock was set back. Without one, finish
 // is refused.
 func TestLastVerdictCounts(t *testing.T) {

@@ -144,11 +144,17 @@ func TestBrokenTransfer(t *testing.T) {
 		!strings.Contains(err.Error(), "image.md5") {
 		t.Errorf("a digest is there: %v", err)
 	}
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
+	if _, err := os.Lstat(file); err == nil {
+		t.Error("a digest is there, and the image was fetched all the same")
+	}
+	if err := errors.Join(os.Remove(file+".md5"), os.WriteFile(file, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run(Options{NameNodes: []string{start(t, s)}, Fetch: file}); err == nil {
-		t.Error("a file was overwritten")
+	if _, err := run(Options{NameNodes: []string{start(t, s)}, Fetch: file}); !errors.Is(err, os.ErrExist) {
+		t.Errorf("an image is there: %v", err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Size() != 0 {
+		t.Errorf("a file was overwritten: %v, %v", info, err)
 	}
 }
 

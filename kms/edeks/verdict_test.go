@@ -149,6 +149,28 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// TestAcceptGone: the operator's word that a namespace is gone reaches the verdict, and the journal.
+func TestAcceptGone(t *testing.T) {
+	e, conf := migrated(t), hdfsConf(t)
+	other := zoneTree()
+	other.Namespace = 815
+	images := []string{write(t, other)}
+	if v, err := judge(t, e, conf, VerdictOptions{Images: []string{write(t, zoneTree())}}); err != nil ||
+		v.Outcome != migrate.Granted {
+		t.Fatalf("%v\n%s", err, verdictText(v))
+	}
+	for _, c := range []struct {
+		gone    []uint
+		outcome migrate.Outcome
+	}{{nil, migrate.NoVerdict}, {[]uint{815}, migrate.NoVerdict}, {[]uint{4711}, migrate.Granted},
+		{nil, migrate.Granted}} { // the journal has it now
+		v, err := judge(t, e, conf, VerdictOptions{Images: images, AcceptGone: c.gone})
+		if err != nil || v.Outcome != c.outcome {
+			t.Errorf("%d: %v\n%s", c.gone, err, verdictText(v))
+		}
+	}
+}
+
 // TestHostileImages: each of these inputs gets no verdict, or an error, and never a granted one.
 func TestHostileImages(t *testing.T) {
 	e, conf := migrated(t), hdfsConf(t)
