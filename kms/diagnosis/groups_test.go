@@ -1,12 +1,18 @@
 package diagnosis
 
 import (
+	"context"
+	"log/slog"
 	"maps"
+	"net"
+	"os"
 	"strings"
 	"testing"
 
+	"claviger/doctor"
 	"claviger/hadoopconf"
 	"claviger/internal/ldaptest"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 )
 
@@ -59,6 +65,9 @@ func groupFailures(s *ldaptest.Server) []failure {
 		{"another base", "D-groups-user", false, directory(s, "alice", ".ldap.base", "dc=example,dc=org")},
 		{"an unknown user", "D-groups-user", false, directory(s, "carol")},
 		{"a user without groups", "D-groups-user", false, directory(s, "bob")},
+		{"an unknown user of the name service", "D-groups-user", false, func(l *lab) {
+			l.o.AsUser = "no.such-user"
+		}},
 		{"no URL", "D-groups-user", false, directory(s, "alice", ".ldap.url", "")},
 		{"slow", "D-groups-user", false, func(l *lab) {
 			directory(s, "alice")(l)
@@ -70,6 +79,28 @@ func groupFailures(s *ldaptest.Server) []failure {
 // TestGroupFailures provokes each finding about groups at a real LDAP server.
 func TestGroupFailures(t *testing.T) {
 	provokeAll(t, "groups.golden", groupFailures(ldaptest.Start(t, directoryLDIF)))
+}
+
+// TestLateDirectory: a directory that accepts a connection and does not answer is a failure at the end of the check's
+// time, with the properties that bound a lookup.
+func TestLateDirectory(t *testing.T) {
+	late, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = late.Close() }) // it ends the lookup, too
+	l := newLab(t)
+	directory(&ldaptest.Server{URL: "ldap://" + late.Addr().String()}, "alice")(l)
+	conf, err := hadoopconf.LoadKMS(l.dir, os.LookupEnv)
+	l.must(err)
+	s := &site{options: &l.o, conf: conf, service: &kms.Service{Conf: conf, Log: slog.New(slog.DiscardHandler)}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	list := s.groupsUser(ctx)
+	if len(list) != 1 || list[0].Status != doctor.Failure || !strings.Contains(list[0].Measured, "in time") ||
+		!strings.Contains(list[0].Cure, hadoopconf.GroupMapping+".ldap.connection.timeout.ms and ") {
+		t.Errorf("%+v", list)
+	}
 }
 
 // TestHealthyGroups: the groups of a user are found in LDAP.

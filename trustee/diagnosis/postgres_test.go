@@ -1,10 +1,12 @@
 package diagnosis
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"claviger/internal/pgtest"
+	"claviger/pgdb"
 	"claviger/trustee"
 	"claviger/trustee/server/postgres"
 )
@@ -35,6 +37,9 @@ func TestDatabase(t *testing.T) {
 			!strings.Contains(text, "DB_CONNECT") {
 			t.Fatal(text)
 		}
+	}
+	if _, err := postgres.Open(t.Context(), postgres.Config{URI: uri, ReadOnly: true}); !errors.Is(err, pgdb.ErrEmpty) {
+		t.Errorf("the database is not empty any more: %v", err)
 	}
 	l.claim(uri, identity().Fingerprint())
 	if text := l.check("D-trustee-store"); !strings.Contains(text, "ok       D-trustee-store") ||
