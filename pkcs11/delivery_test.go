@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11/cryptoki"
 )
 
 // TestGivesUpDuringDelivery: a caller whose context ends while its result is delivered gets that result.
@@ -99,6 +100,29 @@ func TestBufferOfFailedCall(t *testing.T) {
 		if w.finish(failed); (w.in != nil) != (failed != nil) {
 			t.Errorf("after the error %v the waiter has %d bytes", failed, len(w.in))
 		}
+	}
+	g := new(gatherer)
+	for range 20 {
+		in, out := cryptoki.NewBuffer(8<<10), cryptoki.NewBuffer(8<<10)
+		g.release(make([]part, 2), in, out, errors.New("failed"))
+		for range 4 {
+			if next := cryptoki.NewBuffer(8 << 10); &next[0] == &in[0] || &next[0] == &out[0] {
+				t.Fatal("a buffer of a failed call is used again")
+			}
+		}
+	}
+}
+
+// TestCallReturnsAtTheLimit: a call that has returned in the moment of the time limit does not count as one that hangs,
+// and its waiters get no second answer.
+func TestCallReturnsAtTheLimit(t *testing.T) {
+	g := &gatherer{running: 1}
+	w := &waiter{in: make([]byte, 16), done: make(chan error, 1)}
+	h := hanging{g: g, batch: []part{{w, 0, 16}}}
+	h.end()
+	h.begin(errHung)
+	if g.hung != 0 || len(w.done) > 0 || w.state.Load() != waiting {
+		t.Errorf("%d calls hang, %d answers", g.hung, len(w.done))
 	}
 }
 

@@ -125,7 +125,8 @@ func TestPausesOfHungKey(t *testing.T) {
 		if pause != want {
 			t.Errorf("pause %d is %v, want %v", i, pause, want)
 		}
-		if err := tok.hangs(s); !claviger.Is(err, claviger.Unavailable) {
+		if err := tok.hangs(s); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), hung.Reason) {
 			t.Errorf("during the pause: %v", err)
 		}
 	}

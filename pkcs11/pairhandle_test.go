@@ -51,6 +51,7 @@ func TestPairRenumbered(t *testing.T) {
 		"an AES key": handleOf(t, tok, allKeys()), "data": handleOf(t, tok, dataTemplate("a", nil)),
 		"no object": 987654,
 	} {
+		closed := m.Count("CloseSession")
 		exchange := func() { tok.login.handles.Store(pairName{string(id), label}, other) }
 		exchange()
 		if plain, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, sealed); err != nil || string(plain) != "x" {
@@ -71,6 +72,9 @@ func TestPairRenumbered(t *testing.T) {
 		exchange()
 		if _, err := tok.ProbeOAEP(ctx, id, label); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+		if n := m.Count("CloseSession") - closed; n > 0 && name == "no object" {
+			t.Errorf("%s: %d sessions were closed, as after a fault of the session", name, n)
 		}
 	}
 	if n := m.Count("Initialize") + m.Count("Login"); n > 0 {

@@ -200,6 +200,9 @@ func TestRefusedPINIsTriedAFewTimes(t *testing.T) {
 		if tries != mostLogins || last == nil {
 			t.Errorf("%v: tried %d times, want %d; %v", p11.Error(code), tries, mostLogins, last)
 		}
+		if code == p11.CKR_PIN_INCORRECT && !errors.As(last, new(spentPIN)) {
+			t.Errorf("the message would say that the PIN is tried again: %v", last)
+		}
 		if text := last.Error(); code != p11.CKR_PIN_INCORRECT && !strings.Contains(text, "start again") {
 			t.Errorf("%v: %s", p11.Error(code), text)
 		}
@@ -283,5 +286,24 @@ func TestSpentPIN(t *testing.T) {
 	if !errors.As(err, new(refusal)) || !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) ||
 		!strings.Contains(err.Error(), "it was tried 8 times and is not tried again") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestLoginForgetsRefusalsOfItsToken: a login that one token accepts ends no refusal, and no doubt, of another token.
+func TestLoginForgetsRefusalsOfItsToken(t *testing.T) {
+	tried := newPINTrials()
+	try := func(module string, err error) error {
+		of := trial{module: module, pin: secret.Bytes("1"), started: time.Now()}
+		return tried.try(t.Context(), of, func(bool) (bool, error) { return err == nil, err })
+	}
+	_ = try("refuses", loginError{p11.Error(p11.CKR_PIN_INCORRECT)})
+	_ = try("doubts", loginError{p11.Error(p11.CKR_VENDOR_DEFINED | 9)})
+	if err := try("accepts", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, module := range []string{"refuses", "doubts"} {
+		if err := try(module, nil); err == nil {
+			t.Errorf("%s: the PIN was tried again", module)
+		}
 	}
 }

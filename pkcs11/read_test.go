@@ -272,3 +272,20 @@ func TestExchangedPairs(t *testing.T) {
 		t.Errorf("the other pair: %+v, %v", k, err)
 	}
 }
+
+// TestHandleChangesDuringReading: if a handle becomes invalid, or the lengths of attributes change, while objects are
+// read, they are searched again at once: that is no fault of the session.
+func TestHandleChangesDuringReading(t *testing.T) {
+	tok, m := open(t)
+	_, label := generate(t, tok, 1, 256)
+	for _, code := range []uint{p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_BUFFER_TOO_SMALL} {
+		m.Reset()
+		m.Fail("GetAttributeValue", 1, p11.Error(code))
+		if list, err := tok.FindLabel(t.Context(), label); err != nil || len(list) != 1 {
+			t.Errorf("%v: %+v, %v", p11.Error(code), list, err)
+		}
+		if n := m.Count("OpenSession") + m.Count("CloseSession"); n > 0 {
+			t.Errorf("%v: %d sessions were opened or closed", p11.Error(code), n)
+		}
+	}
+}
