@@ -95,3 +95,13 @@ func SetVerifyStall(t *testing.T, d time.Duration) {
 	verifyStall = d
 	t.Cleanup(func() { verifyStall = was })
 }
+
+// CheckStep makes the check that comes before a key is made.
+func (p *Provider) CheckStep(ctx context.Context) error { return p.checkFit(ctx, randomKeys) }
+
+// HandleUnknown handles a start at which so many versions were right, and one could not be verified because of err.
+// serial is the recorded serial number of the token, "" if there is none.
+func (p *Provider) HandleUnknown(ctx context.Context, serial string, right int, err error) error {
+	return p.handleUnknown(ctx, recordedToken{serial: serial, known: serial != ""},
+		&verification{right: right, unknown: []error{err}})
+}

@@ -254,3 +254,114 @@ func TestSweepAfterClockWasSetBack(t *testing.T) {
 	}
 	mustClose(t, p)
 }
+
+// leaveCreation begins a creation of the key k, which is interrupted once its object is on the token.
+func (b *testSite) leaveCreation(t *testing.T) {
+	t.Helper()
+	b.around = func(s metastore.Store) metastore.Store { return insertFails{s} }
+	p := b.mustOpen(t)
+	if err := tryCreate(t, p, "k"); err == nil {
+		t.Fatal("created")
+	}
+	mustClose(t, p)
+	b.around = nil
+}
+
+// TestFinishIsAChange: a step that a server finished is a change, after which the token gets a new incarnation of the
+// metastore when the server ends. So a copy of the metastore from before it, which lacks the key, is noticed.
+func TestFinishIsAChange(t *testing.T) {
+	b := newSite(t)
+	b.create(t, "used")
+	b.leaveCreation(t)
+	incarnation := func() (text string) {
+		b.withToken(t, func(tok *pkcs11.Token) {
+			list, err := tok.ListData(t.Context(), "claviger")
+			if err != nil || len(list) == 0 {
+				t.Fatalf("%v, %v", list, err)
+			}
+			for _, d := range list {
+				text += fmt.Sprintf("%s %s\n", d.Label, d.Value)
+			}
+		})
+		return text
+	}
+	for what, later := range map[string]time.Duration{"a sweep that finishes nothing": 0, "a finish": time.Hour} {
+		p := b.mustOpen(t)
+		if err := p.Watch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		before := incarnation()
+		if err := p.Sweep(t.Context(), later); err != nil {
+			t.Error(err)
+		}
+		mustClose(t, p)
+		if renewed := incarnation() != before; renewed != (later > 0) {
+			t.Errorf("after %s there is a new incarnation: %t", what, renewed)
+		}
+	}
+}
+
+// TestFinishedKeyIsInUse: a key whose creation a server has finished counts as in use, as after a notice of another
+// node. So searches for its missing versions are not limited: it may be lost, and then clients ask for its versions.
+func TestFinishedKeyIsInUse(t *testing.T) {
+	b := newSite(t)
+	b.create(t, "used")
+	p := b.mustOpen(t)
+	if err := p.SurveyNow(t.Context()); err != nil { // the step begins later
+		t.Fatal(err)
+	}
+	b.leaveCreation(t)
+	searches := func(version string) int {
+		before := p.Searches().Used
+		if _, err := p.Version(t.Context(), version); !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("%s: %v", version, err)
+		}
+		return p.Searches().Used - before
+	}
+	if n := searches("k@7"); n != 1 {
+		t.Errorf("before the finish, %d searches are counted, want 1", n)
+	}
+	if err := p.Sweep(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	keystream(t, p, "k@0")
+	if n := searches("k@8"); n != 0 {
+		t.Errorf("after the finish, %d searches are counted", n)
+	}
+	mustClose(t, p)
+}
+
+// TestSweepOfALaterStep: if the step that a sweep has found has ended, and another one of the same key has begun since,
+// the ten minutes begin again.
+func TestSweepOfALaterStep(t *testing.T) {
+	b := newSite(t)
+	b.create(t, "used")
+	p := b.mustOpen(t)
+	begin := func(later time.Duration) { // by a clock that was ahead
+		b.withStore(t, func(s metastore.Store) {
+			if err := s.Drop(t.Context(), "k"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Begin(t.Context(), metastore.Intent{Key: "k", Op: "create", Begun: time.Now().Add(later),
+				Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	begin(time.Hour)
+	for _, c := range []struct {
+		later time.Duration
+		left  int
+	}{{0, 1}, {11 * time.Minute, 1}, {20 * time.Minute, 1}, {22 * time.Minute, 0}} {
+		if c.later == 11*time.Minute {
+			begin(2 * time.Hour)
+		}
+		if err := p.Sweep(t.Context(), c.later); err != nil {
+			t.Error(err)
+		}
+		if list := pendingSteps(t, b); len(list) != c.left {
+			t.Errorf("after %v: %+v", c.later, list)
+		}
+	}
+	mustClose(t, p)
+}

@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -171,5 +172,31 @@ func TestWrongValueUnbound(t *testing.T) {
 		}
 	})
 	wantStopped(t, p, "k0", "of 4 key versions that were compared, 1 have another check value")
+	mustClose(t, p)
+}
+
+// TestValuesOfAStep: before a key is made, no more than three check values are compared, so that a creation does not
+// take long. The periodic check compares the values of more keys.
+func TestValuesOfAStep(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	for i := range 20 {
+		create(t, p, fmt.Sprintf("k%d", i))
+	}
+	mustClose(t, p)
+	b.access = hsm.Make // verifies nothing in the background
+	p = b.mustOpen(t)
+	for what, c := range map[string]struct {
+		check func(context.Context) error
+		want  int
+	}{"a step": {p.CheckStep, 3}, "the periodic check": {p.CheckNext, 16}} {
+		before := b.meter.Count("Encrypt")
+		if err := c.check(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if n := b.meter.Count("Encrypt") - before; n != c.want {
+			t.Errorf("%s compares %d check values, want %d", what, n, c.want)
+		}
+	}
 	mustClose(t, p)
 }

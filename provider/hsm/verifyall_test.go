@@ -3,10 +3,13 @@ package hsm_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
+
+	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
 	"claviger/internal/faultmodule"
@@ -59,4 +62,31 @@ func TestOneKeyHangsAtStart(t *testing.T) {
 		t.Error("a token with which no key works is used")
 	}
 	fault.Heal()
+}
+
+// TestVersionsNotVerified: a start goes on without a version that cannot be verified only if another version is right,
+// the token has the recorded serial number, or none is recorded, and the token answers.
+func TestVersionsNotVerified(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	unknown, away := errors.New("hangs"), p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)
+	for _, c := range []struct {
+		serial string
+		right  int
+		away   bool
+		want   error
+	}{
+		{b.token.Serial, 1, false, nil}, {"", 1, false, nil}, {b.token.Serial, 0, false, unknown},
+		{"", 0, false, unknown}, {"another", 1, false, unknown}, {b.token.Serial, 1, true, away},
+	} {
+		if c.away {
+			b.meter.Fail("GenerateRandom", 1, away)
+			b.meter.Fail("GetSessionInfo", 1, away)
+		}
+		if err := p.HandleUnknown(t.Context(), c.serial, c.right, unknown); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		b.meter.Heal()
+	}
+	mustClose(t, p)
 }
