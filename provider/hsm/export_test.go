@@ -105,3 +105,8 @@ func (p *Provider) HandleUnknown(ctx context.Context, serial string, right int, 
 	return p.handleUnknown(ctx, recordedToken{serial: serial, known: serial != ""},
 		&verification{right: right, unknown: []error{err}})
 }
+
+// ValueDiffers reports whether a check value is wrong and was right before, or the other way round.
+func (p *Provider) ValueDiffers(ctx context.Context, version string) (bool, error) {
+	return p.valueDiffers(ctx, version)
+}

@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -141,6 +142,33 @@ func TestInspectWrongKeys(t *testing.T) {
 	}
 }
 
+// TestOnlyServersVerifyLater: a command verifies no versions in the background, and so logs no error about a version
+// that is missing. A server that starts later does, and its log is awaited here.
+func TestOnlyServersVerifyLater(t *testing.T) {
+	b := newSite(t)
+	for i := range 3 {
+		b.create(t, fmt.Sprintf("k%d", i))
+	}
+	b.destroyObjects(t, "k1@0")
+	logs := map[hsm.Access]*logtest.Buffer{}
+	for _, access := range []hsm.Access{hsm.Inspect, hsm.Serve} {
+		logs[access] = new(logtest.Buffer)
+		b.log, b.access = slog.New(slog.NewTextHandler(logs[access], nil)), access
+		p := b.mustOpen(t)
+		defer mustClose(t, p)
+	}
+	const line = "a key version on the token is not as the metastore says"
+	waitUntil(t, "the server verifies the missing version", func() error {
+		if text := logs[hsm.Serve].String(); !strings.Contains(text, line) {
+			return errors.New(text)
+		}
+		return nil
+	})
+	if text := logs[hsm.Inspect].String(); strings.Contains(text, "level=ERROR") {
+		t.Errorf("the command logs %s", text)
+	}
+}
+
 // TestValueRightAgain: a version whose check value is right again is compared like all others from then on.
 func TestValueRightAgain(t *testing.T) {
 	b := newSite(t)
@@ -197,6 +225,25 @@ func TestValuesOfAStep(t *testing.T) {
 		if n := b.meter.Count("Encrypt") - before; n != c.want {
 			t.Errorf("%s compares %d check values, want %d", what, n, c.want)
 		}
+	}
+	mustClose(t, p)
+}
+
+// TestValueNotComparedIsNoChange: while the token does not encrypt with a key, its check value counts as it did before,
+// wrong or right.
+func TestValueNotComparedIsNoChange(t *testing.T) {
+	b := newSite(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	for _, wrong := range []bool{false, true} {
+		if wrong {
+			p.SetWrong("k@0")
+		}
+		b.meter.Fail("Encrypt", 1000, p11.Error(p11.CKR_DATA_INVALID))
+		if differs, err := p.ValueDiffers(t.Context(), "k@0"); err != nil || differs || p.WasWrong("k@0") != wrong {
+			t.Errorf("wrong before: %t; differs: %t, %v; wrong now: %t", wrong, differs, err, p.WasWrong("k@0"))
+		}
+		b.meter.Heal()
 	}
 	mustClose(t, p)
 }
