@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -207,15 +208,8 @@ func TestKindsOfKeys(t *testing.T) {
 	l.must(err)
 	file := ""
 	for _, key := range []crypto.Signer{r, e} {
-		c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kms.example.com"},
-			DNSNames: []string{"kms.example.com"}, NotBefore: time.Now().Add(-time.Hour),
-			NotAfter: time.Now().Add(year)}
-		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
-		l.must(err)
-		private, err := x509.MarshalPKCS8PrivateKey(key)
-		l.must(err)
-		file += string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})) +
-			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+		private, own := l.certify(key, "kms.example.com")
+		file += private + own
 		kmstest.WriteFile(t, l.path("own.pem"), file)
 		l.use(l.path("own.pem"), "")
 		text, err := l.check("D-tls-chain")
@@ -223,6 +217,44 @@ func TestKindsOfKeys(t *testing.T) {
 		if err != nil || !strings.Contains(text, "; RSA; ") || strings.Contains(text, "RSA only: ") == both ||
 			strings.Contains(text, "; ECDSA; ") != both {
 			t.Errorf("both kinds %t: %v\n%s", both, err, text)
+		}
+	}
+}
+
+// certify makes a certificate for hosts, signed by its own key, and returns both in PEM.
+func (l *lab) certify(key crypto.Signer, host string, ips ...net.IP) (private, own string) {
+	l.t.Helper()
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: host},
+		DNSNames: []string{host}, IPAddresses: ips, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(year)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	l.must(err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	l.must(err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// TestSecondCertificate: the names of each certificate are checked, and whether HDFS trusts it.
+func TestSecondCertificate(t *testing.T) {
+	l := newLab(t)
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	l.must(err)
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	l.must(err)
+	rsaKey, rsaOwn := l.certify(r, "kms-2.example.com")
+	ecdsaKey, ecdsaOwn := l.certify(e, "kms-2.example.com", net.IPv4(127, 0, 0, 1))
+	kmstest.WriteFile(t, l.path("both.pem"), rsaKey+rsaOwn+ecdsaKey+ecdsaOwn)
+	kmstest.WriteFile(t, l.path("trusted.pem"), rsaOwn)
+	l.use(l.path("both.pem"), "")
+	l.trust(l.path("trusted.pem"))
+	text, _ := l.check("D-tls-names", "D-tls-java")
+	for _, want := range []string{"ok       D-tls-names  valid for 127.0.0.1",
+		"failure  D-tls-names  the certificate is valid for kms-2.example.com, and not for 127.0.0.1",
+		"trust.p12 trusts the server's certificate of CN=kms-2.example.com (RSA)",
+		"trust.p12 does not lead to a trusted certificate for CN=kms-2.example.com"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in\n%s", want, text)
 		}
 	}
 }

@@ -1,9 +1,12 @@
 package diagnosis
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"claviger/internal/pgtest"
 	"claviger/pgdb"
@@ -48,5 +51,13 @@ func TestDatabase(t *testing.T) {
 	}
 	if text := l.check("D-trustee-keyhsm"); !strings.Contains(text, "no deposit needs one") {
 		t.Error(text)
+	}
+	conn, err := pgx.Connect(t.Context(), uri)
+	l.must(err)
+	defer conn.Close(context.Background()) //nolint:errcheck // the test ends
+	_, err = conn.Exec(t.Context(), `ALTER TABLE trustee_deposit RENAME COLUMN wrapped TO lost`)
+	l.must(err)
+	if text := l.check("D-trustee-store"); !strings.Contains(text, "failure  D-trustee-store") {
+		t.Errorf("deposits that cannot be read: %s", text)
 	}
 }
