@@ -283,6 +283,30 @@ func TestIncomplete(t *testing.T) {
 	}
 }
 
+// TestIncompleteSnapshots: also files that a snapshot holds must be in the image, once.
+func TestIncompleteSnapshots(t *testing.T) {
+	for want, nodes := range map[string][]imagetest.Node{
+		"1 files that a snapshot holds are not in the image": {file(12, "b", "k@1")},
+		"1 inodes are in the image twice":                    {file(11, "a", "k@1"), file(11, "a", "k@0")},
+	} {
+		tree := &imagetest.Tree{Nodes: append([]imagetest.Node{folder(root, "", 10), folder(10, "d", nodes[0].ID)},
+			nodes...)}
+		snapshots(tree, 10)
+		tree.AddDiffs(11, true, imagetest.Diff{Snapshot: 2, Copy: true, CopyEDEK: "k@0"})
+		if r := count(t, tree); r.Complete || !strings.Contains(strings.Join(r.Problems, "\n"), want) {
+			t.Errorf("complete %v, problems %q, want %q", r.Complete, r.Problems, want)
+		}
+	}
+	// A second record in the place of a missing one: their number is right.
+	tree := &imagetest.Tree{Nodes: []imagetest.Node{folder(root, "", 10), folder(10, "d"), file(11, "a", "k@1"),
+		file(11, "a", "k@1")}}
+	snapshots(tree, 10)
+	tree.AddDiffs(10, false, imagetest.Diff{Snapshot: 2, Deleted: []uint64{11, 12}})
+	if r := count(t, tree); r.Complete || !slices.Equal(r.Problems, []string{"1 inodes are in the image twice"}) {
+		t.Errorf("complete %v, problems %q", r.Complete, r.Problems)
+	}
+}
+
 // TestDamage: damage that makes counting impossible is an error with the section.
 func TestDamage(t *testing.T) {
 	for want, change := range map[string]func(*imagetest.Tree){

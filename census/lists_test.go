@@ -55,6 +55,9 @@ func TestMergeIDs(t *testing.T) {
 		if len(got) != len(want) || !slices.IsSorted(got) {
 			t.Errorf("%d lists: %d ids, want %d in their order", n, len(got), len(want))
 		}
+		if cap(got) > 2*len(want) {
+			t.Errorf("%d lists: %d ids keep memory for %d", n, len(got), cap(got))
+		}
 	}
 }
 
