@@ -25,3 +25,15 @@ func TestUsesTrustee(t *testing.T) {
 		}
 	}
 }
+
+// TestIsPublicKey: a Key Trustee Server answers with a public key of OpenPGP, in binary form or in armor. A secret key,
+// another packet and a page are none.
+func TestIsPublicKey(t *testing.T) {
+	for text, want := range map[string]bool{"\xc6\x04": true, "\x98\x04": true, "\x99\x04": true, "\x9b": true,
+		"-----BEGIN PGP PUBLIC KEY BLOCK-----\n": true, "": false, "<html>": false, "\xc5\x04": false,
+		"\x95\x04": false, "\x9c\x04": false, "-----BEGIN PGP PRIVATE KEY BLOCK-----\n": false} {
+		if got := isPublicKey(text); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+	}
+}
