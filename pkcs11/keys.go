@@ -264,9 +264,6 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		}
 		return err
 	})
-	if errors.Is(err, errNoneShown) {
-		return nil, nil // also after a new start of the library
-	}
 	if err != nil {
 		return nil, err // without the result, as in Find
 	}
@@ -277,7 +274,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	w := &target{name: fmt.Sprintf("key %q with CKA_ID %x", label, id), match: keyTemplate(id, &label),
 		most: allObjects}
-	err := t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
+	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		name := keyName{string(id), label}
 		l.handles.Delete(name)
@@ -290,10 +287,6 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		}
 		return t.afterDestroy(s, &t.aesKeys, w.count)
 	})
-	if errors.Is(err, errNoneShown) {
-		return nil // also after a new start of the library
-	}
-	return err
 }
 
 // Prove returns nil if the key has that check value, and ErrWrongKey if it has another one, also after it was searched

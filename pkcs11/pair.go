@@ -188,9 +188,6 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 		info = &k
 		return err
 	})
-	if errors.Is(err, errNoneShown) {
-		return nil, nil //nolint:nilnil // there is none, also after a new start of the library
-	}
 	if err != nil {
 		return nil, err // without the result, as in Find
 	}
@@ -201,7 +198,7 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
 	private := &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}
 	public := &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}
-	err := t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
+	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		l.handles.Delete(pairName{string(id), label})
 		found, err := t.findPrivate(s, id, &label)
@@ -224,10 +221,6 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 		}
 		return t.afterDestroy(s, &t.pairs, private.count)
 	})
-	if errors.Is(err, errNoneShown) {
-		return nil // also after a new start of the library
-	}
-	return err
 }
 
 // findPrivate returns the handles of RSA private keys with that id. A nil label matches all labels.

@@ -121,10 +121,14 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // do runs f with a session of its own. If f fails, do may repair the session, login or library, and run f again; see
-// repair.go. f
-// must make its calls on that session only. f may run on after ctx has ended and do has returned.
+// repair.go. f must make its calls on that session only. f may run on after ctx has ended and do has returned. If f
+// returns errNoneShown also after a new start of the library, do returns nil: the token has no key.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
-	return t.doAndNotify(ctx, op, subject{name: op}, nil, f, func(error) {})
+	err := t.doAndNotify(ctx, op, subject{name: op}, nil, f, func(error) {})
+	if errors.Is(err, errNoneShown) {
+		return nil
+	}
+	return err
 }
 
 // doWithKey does the same as do, for an operation with the key of that label.
