@@ -84,24 +84,18 @@ func (t *target) compare(ctx context.Context, old, fresh []claviger.EDEK) error 
 	if err != nil {
 		return err
 	}
-	defer wipe(before)
+	defer secret.WipeAll(before...)
 	after, err := t.kms.Unwrap(ctx, t.key, "", fresh)
 	if err != nil {
 		return err
 	}
-	defer wipe(after)
+	defer secret.WipeAll(after...)
 	for i := range before {
 		if len(before[i]) != len(old[i].Material) || !bytes.Equal(before[i], after[i]) {
 			return errWrongDEK
 		}
 	}
 	return nil
-}
-
-func wipe(deks []secret.Bytes) {
-	for _, d := range deks {
-		d.Wipe()
-	}
 }
 
 // verifyAnswer checks that the EDEKs in the last answer of a load open to the right DEKs.

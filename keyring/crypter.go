@@ -114,9 +114,3 @@ func checkOpened(edeks []claviger.EDEK, deks []secret.Bytes) error {
 	}
 	return nil
 }
-
-func wipeAll(deks []secret.Bytes) {
-	for _, dek := range deks {
-		dek.Wipe()
-	}
-}

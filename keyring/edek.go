@@ -199,7 +199,7 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *cla
 	}
 	if err != nil {
 		r.drainUnusable(err, v.Key)
-		wipeAll(deks)
+		secret.WipeAll(deks...)
 		return nil, err
 	}
 	// This may make an EDEK: some clients send random bytes and use the result as the DEK, as ORC does.

@@ -36,7 +36,7 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v 
 		return err
 	})
 	if err != nil {
-		wipeAll(deks)
+		secret.WipeAll(deks...)
 		return nil, err
 	}
 	return deks[0], nil

@@ -242,7 +242,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current clavige
 	}
 	old, at := notUnder(current.Name, b.edeks)
 	deks := make([]secret.Bytes, len(old))
-	defer wipeAll(deks)
+	defer secret.WipeAll(deks...)
 	if err := r.unwrapOld(ctx, q, current, b, old, deks); err != nil {
 		return nil, err
 	}

@@ -184,7 +184,7 @@ func (s *source) open(ctx context.Context, v claviger.VersionRef, as string,
 		}
 		deks = append(deks, opened...)
 		if err != nil {
-			wipeAll(deks)
+			secret.WipeAll(deks...)
 			return nil, err
 		}
 	}
@@ -210,7 +210,7 @@ func (s *source) probeVersion(ctx context.Context, v claviger.VersionRef) error 
 		_, _ = rand.Read(random) // never fails: crypto/rand
 		edek := claviger.EDEK{Version: v.Name(), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
 		deks, err := s.Unwrap(ctx, unread(v), "", []claviger.EDEK{edek})
-		wipeAll(deks)
+		secret.WipeAll(deks...)
 		return err
 	})
 }

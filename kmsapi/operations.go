@@ -101,16 +101,10 @@ func create(ctx context.Context, c *call) error {
 	}
 	c.w.Header().Set("Location", c.baseURL()+base+"/v1/key/"+url.PathEscape(in.Name))
 	c.json(http.StatusCreated, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
-	wipe(in.Material, v.Material)
+	// The keyring returns copies, so no other code uses the material that an operation wipes. It is not wiped after an
+	// error: a provider that timed out may still read the material that it got.
+	secret.WipeAll(in.Material, v.Material)
 	return nil
-}
-
-// wipe overwrites material after its use. The keyring returns copies, so no other code uses the material. Do not call
-// it after an error: a provider that timed out may still read the material that it got.
-func wipe(materials ...secret.Bytes) {
-	for _, m := range materials {
-		m.Wipe()
-	}
 }
 
 func roll(ctx context.Context, c *call) error {
@@ -132,7 +126,7 @@ func roll(ctx context.Context, c *call) error {
 		return err
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
-	wipe(in.Material, v.Material)
+	secret.WipeAll(in.Material, v.Material)
 	return nil
 }
 
@@ -219,7 +213,7 @@ func currentVersion(ctx context.Context, c *call) error {
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
 	if v != nil {
-		wipe(v.Material)
+		v.Material.Wipe()
 	}
 	return nil
 }
@@ -231,7 +225,7 @@ func keyVersion(ctx context.Context, c *call) error {
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
 	if v != nil {
-		wipe(v.Material)
+		v.Material.Wipe()
 	}
 	return nil
 }
@@ -246,7 +240,7 @@ func versions(ctx context.Context, c *call) error {
 	}
 	defer func() {
 		for _, v := range vs {
-			wipe(v.Material)
+			v.Material.Wipe()
 		}
 	}()
 	if err := c.reserveActual(ctx, c.lists.versions, 1, versionsMemory(vs)); err != nil {
@@ -342,7 +336,7 @@ func openEDEK(ctx context.Context, c *call) error {
 		// The answer has the key name of the version. The key name in the request may differ if key
 		// authorization is off.
 		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, c.version.Key, dek) })
-		wipe(dek)
+		dek.Wipe()
 		return nil
 	case kmswire.OpReencrypt:
 		c.opName = "reencrypt_eek"

@@ -50,7 +50,7 @@ func dataKey(ctx context.Context, c *call) error {
 		b = kmswire.AppendDEK(append(b, `,"dek":`...), c.name, dek)
 		return append(b, '}')
 	})
-	wipe(dek)
+	dek.Wipe()
 	return nil
 }
 

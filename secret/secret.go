@@ -38,3 +38,10 @@ func (b Bytes) Equal(o Bytes) bool { return subtle.ConstantTimeCompare(b, o) == 
 
 // Wipe overwrites the bytes. It does not overwrite copies.
 func (b Bytes) Wipe() { clear(b) }
+
+// WipeAll overwrites the bytes of each secret.
+func WipeAll(list ...Bytes) {
+	for _, b := range list {
+		b.Wipe()
+	}
+}

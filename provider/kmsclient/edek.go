@@ -97,9 +97,7 @@ func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.
 		err = claviger.E(opUnwrap, claviger.Unavailable, key, context.Cause(ctx))
 	}
 	if err != nil {
-		for _, d := range deks {
-			d.Wipe()
-		}
+		secret.WipeAll(deks...)
 		return nil, err
 	}
 	return deks, nil
