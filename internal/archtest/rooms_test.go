@@ -250,7 +250,7 @@ var rules = []rule{
 	{"bench", []string{"", "durable", "kmswire", "provider", "provider/kmsclient", "secret", "terminal"},
 		"it is a client: it knows no server"},
 	{"cmd/*", []string{"*"}, "cmd wires"},
-	{"deploy/*", nil, "it tests files for other programs"},
+	{"deploy", nil, "it tests files for other programs"},
 	{"test/*", []string{"*"}, "tests of the whole program wire rooms, as cmd does"},
 	{"internal/*", []string{"", "secret", "internal/*"}, "test helpers and this test"},
 }

@@ -1,12 +1,9 @@
-// Package grafana tests the dashboards.
-package grafana
+package deploy
 
 import (
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -30,18 +27,14 @@ type dashboard struct {
 
 func dashboards(t *testing.T) map[string]*dashboard {
 	t.Helper()
-	files, err := filepath.Glob("*.json")
+	files, err := filepath.Glob("grafana/*.json")
 	if err != nil || len(files) < 3 {
 		t.Fatal(files, err)
 	}
 	all := map[string]*dashboard{}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
 		d := new(dashboard)
-		if err := json.Unmarshal(text, d); err != nil {
+		if err := json.Unmarshal([]byte(read(t, file)), d); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
 		all[file] = d
@@ -92,13 +85,6 @@ func exprs(t *testing.T) (list []string) {
 
 // TestQueries: promtool reads each query.
 func TestQueries(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CLAVIGER_REQUIRE_PROMTOOL") != "" {
-			t.Fatal("promtool is missing; `make setup` installs it")
-		}
-		t.Skip("promtool is missing")
-	}
 	type rule struct {
 		Record string `json:"record"`
 		Expr   string `json:"expr"`
@@ -116,26 +102,5 @@ func TestQueries(t *testing.T) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), promtool, "check", "rules", "--lint=none", file)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-// TestMetricsExist: docs/monitoring.md, whose metrics are those of a server, has each metric of a query.
-func TestMetricsExist(t *testing.T) {
-	text, err := os.ReadFile("../../docs/monitoring.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	series := regexp.MustCompile(`_(count|bucket|sum)$`)
-	for _, e := range exprs(t) {
-		for _, name := range regexp.MustCompile(`claviger_[a-z_]+`).FindAllString(e, -1) {
-			name = series.ReplaceAllString(name, "")
-			limit := "`" + strings.TrimSuffix(name, "_max") + "` of `_max`"
-			if !strings.Contains(string(text), name) && !strings.Contains(string(text), limit) {
-				t.Errorf("docs/monitoring.md has no metric %s", name)
-			}
-		}
-	}
+	promtool(t, "check", "rules", "--lint=none", file)
 }
