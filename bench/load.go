@@ -65,7 +65,7 @@ func measure(ctx context.Context, t *target, s shape) (*Measurement, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.duration, errOver)
 	defer cancel()
 	r := &run{shape: s, t: t, began: time.Now()}
-	before, counted := t.local.cpu()
+	before, counted := t.local.CPU()
 	memory := t.sampleMemory(ctx)
 	workers := make([]*worker, s.connections)
 	var wg sync.WaitGroup
@@ -79,7 +79,7 @@ func measure(ctx context.Context, t *target, s shape) (*Measurement, error) {
 	cancel()
 	m := r.merge(workers, time.Since(r.began))
 	m.Memory = <-memory
-	if after, ok := t.local.cpu(); ok && counted {
+	if after, ok := t.local.CPU(); ok && counted {
 		m.setCPU(after - before)
 	}
 	return m, errors.Join(r.fault(ctx, workers), r.checkLast(workers))

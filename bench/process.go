@@ -13,14 +13,27 @@ import (
 	"time"
 )
 
-// processes are the processes of a server on this machine: the process that listens first, then those that it has
-// started.
-type processes []int
+// Processes are the processes of a server on this machine: first the server's own, then those that it has started.
+type Processes []int
+
+// ProcessesOf returns a process with all that it has started.
+func ProcessesOf(pid int) Processes { return withChildren(Processes{pid}) }
+
+func withChildren(p Processes) Processes {
+	for i := 0; i < len(p); i++ { // the list grows
+		for _, child := range childrenOf(p[i]) {
+			if !slices.Contains(p, child) {
+				p = append(p, child)
+			}
+		}
+	}
+	return p
+}
 
 // localProcesses returns the processes of the server that listens at a port of this machine; none if the system does
 // not show them to this user. The format of /proc/net/tcp is in proc_pid_net(5): local address, state 0A for a
 // listener, and the inode that /proc/PID/fd names.
-func localProcesses(port string) processes {
+func localProcesses(port string) Processes {
 	inodes := listeners(port)
 	if len(inodes) == 0 {
 		return nil
@@ -29,7 +42,7 @@ func localProcesses(port string) processes {
 	if err != nil {
 		return nil
 	}
-	var found processes
+	var found Processes
 	for _, link := range links {
 		to, err := os.Readlink(link)
 		if err != nil || !slices.Contains(inodes, to) {
@@ -40,14 +53,7 @@ func localProcesses(port string) processes {
 			found = append(found, pid)
 		}
 	}
-	for i := 0; i < len(found); i++ { // the list grows
-		for _, child := range childrenOf(found[i]) {
-			if !slices.Contains(found, child) {
-				found = append(found, child)
-			}
-		}
-	}
-	return found
+	return withChildren(found)
 }
 
 // listeners returns the sockets that listen at a port, as /proc/PID/fd names them.
@@ -94,8 +100,8 @@ func childrenOf(pid int) (children []int) {
 // tick is the unit of processor time in /proc/PID/stat. It is 10 ms on all architectures that Go supports.
 const tick = 10 * time.Millisecond
 
-// cpu returns the user and system time of the processes until now. ok is false if they cannot be read.
-func (p processes) cpu() (sum time.Duration, ok bool) {
+// CPU returns the user and system time of the processes until now. ok is false if they cannot be read.
+func (p Processes) CPU() (sum time.Duration, ok bool) {
 	for _, pid := range p {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
@@ -118,7 +124,7 @@ func (p processes) cpu() (sum time.Duration, ok bool) {
 
 // memory returns the resident memory of the processes in MiB, and 0 if it cannot be read. A process that the server has
 // started shares the pages of its program, so only its own pages count.
-func (p processes) memory() (sum float64) {
+func (p Processes) memory() (sum float64) {
 	field := "VmRSS:"
 	for _, pid := range p {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

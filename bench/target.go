@@ -30,7 +30,7 @@ type target struct {
 	auth    string // the header line that authenticates, without a line end
 	key     string
 	made    bool // the key is ours, to be removed afterwards
-	local   processes
+	local   Processes
 
 	decrypts []request // one for each EDEK of the key's first version
 	batch    request   // re-encrypts a batch of EDEKs of the first version

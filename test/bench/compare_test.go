@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	"claviger/bench"
-	"claviger/internal/softhsm"
 	"claviger/test/hadoop"
 )
 
@@ -98,31 +97,8 @@ func pair(t *testing.T, kind string) (urls []string, conf string) {
 		client.Write(t, filepath.Join(conf, "ssl-client.xml"))
 	}
 	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{SSLServer: server, Long: true})
-	return []string{compared(t, server), java.URL}, conf
-}
-
-// compared starts our KMS on SoftHSM, with the default settings.
-func compared(t *testing.T, ssl hadoop.Conf) (url string) {
-	t.Helper()
-	dir := t.TempDir()
-	token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "luna.keystore")
-	hadoop.Claviger(t, token.Env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
-		token.PINFile, "--profile", "softhsm", file)
-	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1",
-		"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + file,
-		"claviger.metastore.uri":      "sqlite://" + filepath.Join(dir, "claviger.db"),
-		"claviger.audit.file":         filepath.Join(dir, "kms-audit.log")}
-	if ssl != nil {
-		site["hadoop.kms.ssl.enabled"] = "true"
-		ssl.Write(t, filepath.Join(dir, "ssl-server.xml"))
-	}
-	site.Write(t, filepath.Join(dir, "kms-site.xml"))
-	hadoop.OpenACLs().Write(t, filepath.Join(dir, "kms-acls.xml"))
-	return hadoop.StartClaviger(t, hadoop.ClavigerOptions{Conf: dir, Env: token.Env}).URL
+	ours := hadoop.StartClaviger(t, options(t, true, nil, server)) // with the default settings
+	return []string{ours.URL, java.URL}, conf
 }
 
 // load runs `claviger bench kms` at both servers.

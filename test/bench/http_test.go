@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger/bench"
 	"claviger/internal/softhsm"
 	"claviger/test/hadoop"
 )
@@ -61,8 +60,8 @@ func serveEmpty() {
 
 // target is a server under load.
 type target struct {
-	url     string // base
-	pids    []int  // of its processes, which are one, or two with a worker
+	url     string          // base
+	pids    bench.Processes // one, or two with a worker
 	client  *http.Client
 	cookie  string
 	started time.Duration
@@ -70,7 +69,7 @@ type target struct {
 
 func newTarget(b *testing.B, base string, pid int, started time.Duration) *target {
 	b.Helper()
-	t := &target{url: base, pids: append(children(b, pid), pid), started: started,
+	t := &target{url: base, pids: bench.ProcessesOf(pid), started: started,
 		client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: manyClients}}}
 	b.Cleanup(t.client.CloseIdleConnections)
 	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
@@ -104,48 +103,12 @@ func (t *target) do(method, path string, body []byte) ([]byte, error) {
 	return answer, err
 }
 
-// children returns the processes that a process has started.
-func children(b *testing.B, pid int) (pids []int) {
+// cpu returns the processor time of the server's processes until now. The system counts hundredths of a second.
+func (t *target) cpu(b *testing.B) time.Duration {
 	b.Helper()
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil || len(lists) == 0 {
-		b.Fatal("no threads of process ", pid, err)
-	}
-	for _, file := range lists {
-		list, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the thread has ended
-		}
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, f := range strings.Fields(string(list)) {
-			n, err := strconv.Atoi(f)
-			if err != nil {
-				b.Fatal(err)
-			}
-			pids = append(pids, n)
-		}
-	}
-	return pids
-}
-
-// cpu returns the user and system time of the server's processes until now. The system counts hundredths of a second.
-func (t *target) cpu(b *testing.B) (sum time.Duration) {
-	b.Helper()
-	for _, pid := range t.pids {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			b.Fatal(err)
-		}
-		// The second field is the command in parentheses, and may contain spaces.
-		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		user, err1 := strconv.Atoi(f[11])
-		system, err2 := strconv.Atoi(f[12])
-		if err := errors.Join(err1, err2); err != nil {
-			b.Fatal(err)
-		}
-		sum += time.Duration(user+system) * 10 * time.Millisecond
+	sum, ok := t.pids.CPU()
+	if !ok {
+		b.Fatalf("no processor time of the processes %v", t.pids)
 	}
 	return sum
 }
@@ -269,35 +232,45 @@ func startEmpty(b *testing.B) *target {
 	return newTarget(b, strings.TrimSpace(string(line[:n])), p.PID(), time.Since(began))
 }
 
-// startClaviger starts our server with a jceks:// keystore. If lines are given, it starts the server with a SoftHSM
-// token, and appends the lines to the keystore file that names the token.
-func startClaviger(b *testing.B, lines ...string) *target {
-	b.Helper()
-	dir := b.TempDir()
+// options writes the configuration of our server, with a jceks:// keystore, or with a SoftHSM token whose keystore file
+// ends with the lines.
+func options(t testing.TB, onToken bool, lines []string, ssl hadoop.Conf) hadoop.ClavigerOptions {
+	t.Helper()
+	dir := t.TempDir()
 	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1",
-		"claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"),
-		"claviger.audit.file":    filepath.Join(dir, "kms-audit.log")}
+		"hadoop.kms.key.provider.uri": "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"claviger.metastore.uri":      "sqlite://" + filepath.Join(dir, "claviger.db"),
+		"claviger.audit.file":         filepath.Join(dir, "kms-audit.log")}
 	var env []string
-	if len(lines) > 0 {
+	if onToken {
 		token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
 		if err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
 		env = token.Env
 		file := filepath.Join(dir, "luna.keystore")
-		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
+		hadoop.Claviger(t, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
 			token.PINFile, "--profile", "softhsm", file)
-		appendLines(b, file, lines)
+		appendLines(t, file, lines)
 		site["hadoop.kms.key.provider.uri"] = "cloudera.hsmkp://file@" + file
-	} else {
-		site["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
 	}
-	site.Write(b, filepath.Join(dir, "kms-site.xml"))
-	hadoop.OpenACLs().Write(b, filepath.Join(dir, "kms-acls.xml"))
+	if ssl != nil {
+		site["hadoop.kms.ssl.enabled"] = "true"
+		ssl.Write(t, filepath.Join(dir, "ssl-server.xml"))
+	}
+	site.Write(t, filepath.Join(dir, "kms-site.xml"))
+	hadoop.OpenACLs().Write(t, filepath.Join(dir, "kms-acls.xml"))
+	return hadoop.ClavigerOptions{Conf: dir, Env: env}
+}
+
+// startClaviger starts our server with a jceks:// keystore, or, if lines are given, with a SoftHSM token.
+func startClaviger(b *testing.B, lines ...string) *target {
+	b.Helper()
+	o := options(b, len(lines) > 0, lines, nil)
 	hadoop.Binary(b) // its build does not count as part of the start
-	hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env}).Stop()
+	hadoop.StartClaviger(b, o).Stop()
 	began := time.Now() // of a start with an existing store
-	k := hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env})
+	k := hadoop.StartClaviger(b, o)
 	return newTarget(b, k.URL, k.PID(), time.Since(began))
 }
 

@@ -22,7 +22,7 @@ const manyClients = 256
 // become faster or slower meanwhile.
 const rounds = 10
 
-func appendLines(b *testing.B, file string, lines []string) {
+func appendLines(b testing.TB, file string, lines []string) {
 	b.Helper()
 	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
