@@ -76,7 +76,7 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
-// TestFailingLibrary: Go signs if the library fails, and the caller is told.
+// TestFailingLibrary: if the library fails, Go signs, and the Signer reports the failure to its caller.
 func TestFailingLibrary(t *testing.T) {
 	s := signer(t, 2048)
 	small := signer(t, 1024)

@@ -59,8 +59,8 @@ func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error 
 	return emptyToken{errNoneShown}
 }
 
-// errNoneShown is the error of a token that shows no key although it has held keys. Token.do
-// replaces it by an empty result, if a new start of the library has changed nothing.
+// errNoneShown is the error of a token that shows no key although it has held keys. Token.do replaces it by an empty
+// result, if a new start of the library has changed nothing.
 var errNoneShown error = judged{errors.New("the token shows no key, and has held keys before")}
 
 // startIfStale starts the library again if err is an emptyToken, and the library of that generation may be stale. If

@@ -23,8 +23,8 @@ func (s *site) transport() doctor.Group {
 	return doctor.Group{Title: "TLS", Checks: []doctor.Check{
 		{ID: "D-tls-chain", Title: "the server's certificate", Needs: []string{"D-conf-read"},
 			Measures: "the keystore of ssl-server.xml is read as a start does; each certificate of a chain must be " +
-				"signed by the next one, the first must be one of a server, and Java must know its kind of key; a " +
-				"server that has only RSA keys is told what ECDSA saves",
+				"signed by the next one, the first must be one of a server, and Java must know its kind of key; if " +
+				"the server has only RSA keys, the result says what an ECDSA key saves",
 			Why: "clients refuse a server whose certificate they cannot verify",
 			Cure: "put the certificate, and after it those of the authorities between it and the root, into the " +
 				"keystore",

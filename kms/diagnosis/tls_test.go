@@ -199,7 +199,8 @@ func TestHealthyTLS(t *testing.T) {
 	}
 }
 
-// TestKindsOfKeys: a server with RSA alone is told what ECDSA saves, and with both kinds of keys each chain is checked.
+// TestKindsOfKeys: if a server has only an RSA key, the result says what an ECDSA key saves. If a server has both, each
+// chain is checked.
 func TestKindsOfKeys(t *testing.T) {
 	l := newLab(t)
 	r, err := rsa.GenerateKey(rand.Reader, 2048)
