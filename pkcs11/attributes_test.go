@@ -97,7 +97,7 @@ func TestUseOfANewKeyUnread(t *testing.T) {
 		return refuser{Boundary: m.Wrap(b), refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
 			tries: &tries, armed: &armed}
 	}
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	armed = true
 	failNth(m, "GetAttributeValue", 2, p11.Error(p11.CKR_DATA_INVALID)) // the first reads the other attributes
 	if err := tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256); !errors.Is(err, p11.Error(p11.CKR_DATA_INVALID)) {
@@ -234,7 +234,7 @@ func TestRefusedForAWhile(t *testing.T) {
 	lib := refuser{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID, forces: p11.CKA_UNWRAP,
 		tries: new(int), armed: new(bool), times: 5}
 	c.Wrap = func(b Boundary) Boundary { lib.Boundary = b; return lib }
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	*lib.armed = true
 	if err := tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256); err == nil {
 		t.Fatal("a key that can unwrap was kept")

@@ -154,7 +154,7 @@ func TestPartsAreWiped(t *testing.T) {
 	var kept [][]byte
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { return bufferRecorder{sizeLimitedToken{b, 1000}, &on, &mu, &kept} }
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	id, label := generate(t, tok, 1, 256)
 	on.Store(true)
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, bytes.Repeat([]byte{0xff}, 4000)); err != nil {
@@ -173,21 +173,6 @@ func TestPartsAreWiped(t *testing.T) {
 	if len(kept) < 8 {
 		t.Errorf("%d buffers: the call was not cut", len(kept))
 	}
-}
-
-// openBare opens a token with the boundary of its configuration.
-func openBare(t *testing.T, c Config) (*Token, error) {
-	t.Helper()
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return tok, err
 }
 
 // TestRequestsThatAreAboutToBeMade: the first call waits for requests of goroutines that are ready to run.

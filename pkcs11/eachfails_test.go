@@ -156,6 +156,18 @@ func importPair(t *testing.T, tok *Token, id []byte, label string) {
 	tok.pairs.yes.Store(true) // as GeneratePair does
 }
 
+// storePair stores importedPair under a name, and describes it.
+func storePair(t *testing.T, tok *Token) (id []byte, label string, k *PairInfo) {
+	t.Helper()
+	id, label = []byte{9}, "pair"
+	importPair(t, tok, id, label)
+	k, err := tok.FindPair(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, label, k
+}
+
 // importer is a library that stores importedPair in place of a new pair, and reports that each RSA key was made on the
 // token.
 type importer struct{ Boundary }
@@ -205,15 +217,7 @@ func openWithImporter(t *testing.T) (*Token, *Meter) {
 	m := new(Meter)
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { return m.Wrap(importer{b}) }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tok := openBare(t, c)
 	return tok, m
 }
 

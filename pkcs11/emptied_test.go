@@ -145,15 +145,7 @@ func openStale(t *testing.T) (*Token, *atomic.Bool) {
 	stale := new(atomic.Bool)
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { return staleSearches{b, stale} }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tok := openBare(t, c)
 	return tok, stale
 }
 
@@ -161,12 +153,8 @@ func openStale(t *testing.T) (*Token, *atomic.Bool) {
 // library was started again, also after other keys were destroyed.
 func TestStaleLibrary(t *testing.T) {
 	tok, stale := openStale(t)
-	ctx, id, label := t.Context(), []byte{9}, "pair"
-	importPair(t, tok, id, label)
-	k, err := tok.FindPair(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx := t.Context()
+	id, label, k := storePair(t, tok)
 	sealed := seal(t, k.Public, secret.Bytes("x"))
 	for n := range byte(4) {
 		generate(t, tok, n, 256)

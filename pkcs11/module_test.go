@@ -426,7 +426,7 @@ func TestLibraryWithoutSettings(t *testing.T) {
 // TestNoFolder: a token of another library than SoftHSM has no folder.
 func TestNoFolder(t *testing.T) {
 	c, _ := faulty(t)
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	if f, ok := tok.folder(); ok {
 		t.Errorf("the folder is %s", f.path)
 	}

@@ -48,15 +48,7 @@ func openOther(t *testing.T, twice bool) (tok *Token, m *Meter, reads *int, id [
 	m, reads = new(Meter), new(int)
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { return otherObject{m.Wrap(b), reads, twice} }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tok = openBare(t, c)
 	id, label = generate(t, tok, 1, 256)
 	m.Reset()
 	return tok, m, reads, id, label

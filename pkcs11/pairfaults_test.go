@@ -49,15 +49,7 @@ func openPairReader(t *testing.T) (*Token, *Meter, *pairReader) {
 	m, r := new(Meter), new(pairReader)
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { r.Boundary = m.Wrap(b); return r }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tok := openBare(t, c)
 	return tok, m, r
 }
 
@@ -355,12 +347,8 @@ func (l *pairMisreporter) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHan
 // error of the data from an error of the token.
 func TestOAEPFaults(t *testing.T) {
 	tok, m := open(t)
-	ctx, id, label := t.Context(), []byte{9}, "pair"
-	importPair(t, tok, id, label)
-	k, err := tok.FindPair(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx := t.Context()
+	id, label, k := storePair(t, tok)
 	refused := p11.Error(p11.CKR_MECHANISM_INVALID)
 	m.Fail("DecryptInit", 2, refused)
 	if hash, err := tok.ProbeOAEP(ctx, id, label); !errors.Is(err, refused) || hash != 0 ||

@@ -32,12 +32,8 @@ func handleOf(t *testing.T, tok *Token, match []*p11.Attribute) (found p11.Objec
 // before it says anything about the data.
 func TestPairRenumbered(t *testing.T) {
 	tok, m := open(t)
-	ctx, id, label := t.Context(), []byte{9}, "pair"
-	importPair(t, tok, id, label)
-	k, err := tok.FindPair(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx := t.Context()
+	id, label, k := storePair(t, tok)
 	sealed := seal(t, k.Public, secret.Bytes("x"))
 	damaged := bytes.Clone(sealed)
 	damaged[100] ^= 1
@@ -99,15 +95,11 @@ func (l otherHandles) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectH
 // TestPairRenumberedAlways: if each handle is that of another object, DecryptOAEP says nothing about the data.
 func TestPairRenumberedAlways(t *testing.T) {
 	tok, _ := open(t)
-	ctx, id, label := t.Context(), []byte{9}, "pair"
-	importPair(t, tok, id, label)
-	k, err := tok.FindPair(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx := t.Context()
+	id, label, k := storePair(t, tok)
 	otherID, _, _ := pair(t, tok, 1)
 	tok.b = otherHandles{tok.b, handleOf(t, tok, privateMatch(otherID, nil))}
-	_, err = tok.DecryptOAEP(ctx, id, label, crypto.SHA1, seal(t, k.Public, secret.Bytes("x")))
+	_, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, seal(t, k.Public, secret.Bytes("x")))
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "change all the time") {
 		t.Error(err)
 	}

@@ -84,7 +84,7 @@ func TestPrivateKeyStays(t *testing.T) {
 			c.Wrap = func(b Boundary) Boundary {
 				return publicOnly{staleSearches{b, stale}, refusal}
 			}
-			tok, _ := openBare(t, c)
+			tok := openBare(t, c)
 			importPair(t, tok, id, "pair")
 			err := tok.DestroyPair(t.Context(), id, "pair")
 			stale.Store(false)
@@ -144,7 +144,7 @@ func TestSearchesAreLocked(t *testing.T) {
 	var n atomic.Int32
 	c := config(softhsmtest.New(t))
 	c.Wrap = func(b Boundary) Boundary { return unlockedSearches{b, &m, &n} }
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	m.Store(tok.module)
 	id, pair := []byte{1, 2, 3, 1}, []byte{9}
 	importPair(t, tok, pair, "pair")

@@ -80,7 +80,7 @@ func openWith(t *testing.T, m *Meter, b brokenKeys) *Token {
 		b.Boundary = inner
 		return m.Wrap(b)
 	}
-	tok, _ := openBare(t, c)
+	tok := openBare(t, c)
 	for i := range 3 {
 		generate(t, tok, byte(i+1), 256)
 	}

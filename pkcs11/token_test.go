@@ -63,6 +63,14 @@ func openAs(t *testing.T, c Config) (*Token, *Meter) {
 	t.Helper()
 	m := new(Meter)
 	c.Wrap = m.Wrap
+	tok := openBare(t, c)
+	m.Reset()
+	return tok, m
+}
+
+// openBare opens a token with the boundary of its configuration, and closes it at the end of the test.
+func openBare(t *testing.T, c Config) *Token {
+	t.Helper()
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -72,8 +80,7 @@ func openAs(t *testing.T, c Config) (*Token, *Meter) {
 			t.Error(err)
 		}
 	})
-	m.Reset()
-	return tok, m
+	return tok
 }
 
 func generate(t *testing.T, tok *Token, n byte, bits int) (id []byte, label string) {
