@@ -77,6 +77,20 @@ func TestFollowCertificateFails(t *testing.T) {
 }
 
 // issued makes a self-signed certificate of a key for 127.0.0.1, which ends after life.
+// newKeys makes a key of each kind.
+func newKeys(t testing.TB) (*rsa.PrivateKey, *ecdsa.PrivateKey) {
+	t.Helper()
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, e
+}
+
 func issued(t testing.TB, key crypto.Signer, life time.Duration) tls.Certificate {
 	t.Helper()
 	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-2 * time.Hour),
@@ -94,14 +108,7 @@ func issued(t testing.TB, key crypto.Signer, life time.Duration) tls.Certificate
 
 // TestCertificateOfClient: a client gets the first certificate that it supports and that is valid.
 func TestCertificateOfClient(t *testing.T) {
-	r, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r, e := newKeys(t)
 	both := []tls.Certificate{issued(t, e, time.Hour), issued(t, r, time.Hour)}
 	ended := []tls.Certificate{issued(t, e, -time.Hour), issued(t, r, time.Hour)}
 	rsaOnly := &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{
@@ -138,14 +145,7 @@ func TestCertificateOfClient(t *testing.T) {
 
 // BenchmarkConnections measures client and server together: a new connection with each kind of key, and a resumed one.
 func BenchmarkConnections(b *testing.B) {
-	r, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		b.Fatal(err)
-	}
-	e, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
+	r, e := newKeys(b)
 	for _, c := range []struct {
 		name    string
 		key     crypto.Signer
