@@ -15,34 +15,10 @@ import (
 	"claviger/terminal"
 )
 
-// Use, Short, Long and Example describe the command.
+// Use and Short describe the command.
 const (
 	Use   = "kms URL..."
 	Short = "Load one or several running KMSs, and compare them"
-	Long  = `kms sends requests to each KMS, ours or any other Hadoop KMS, and shows how many it answers and how fast.
-The KMSs are loaded in turn, round by round in one run, so that ratios hold on a machine with other work.
-
-Loads (--load):
-  decrypt   opens EDEKs, as clients that read or write files
-  generate  requests 350 EDEKs, as a NameNode whose queue is low
-  batch     re-encrypts 1,000 EDEKs, as a NameNode after a rollover
-  mixed     one generate and 700 decrypts, as a NameNode and its clients
-
-Without --rate, each connection sends its next request when the last is answered. With --rate, requests are due at equal
-distances, and latency counts from when a request was due. How late this process itself was is shown apart; if that is a
-tenth of the latency or more, the figure is marked as doubtful.
-
-Each answer is checked: an EDEK must always open to the same DEK, also after its re-encryption. The processor time and
-the memory of a server are shown if it runs on this machine and its processes can be read by this user.
-
-kms makes a key of its own at each KMS and removes it afterwards, so the user needs the rights to create, roll, delete
-and use it (or give --key). It loads a host other than this machine only if --i-mean-it names that host.
-
-Exit status: 0 done; 1 an error, or a wrong DEK; 2 the command line is wrong; 3 --p99 or --max-failures was missed.`
-	Example = `  claviger bench kms http://localhost:9600/kms
-  claviger bench kms --load decrypt,batch --connections 64 http://localhost:9600/kms http://localhost:16000/kms
-  claviger bench kms --rate 500 --p99 50ms --duration 1m https://kms1:9600/kms --i-mean-it kms1 --conf /etc/claviger
-  claviger bench kms --sweep http://localhost:9600/kms`
 )
 
 // Ways of authentication, and of connections.

@@ -20,19 +20,10 @@ import (
 	"claviger/typo"
 )
 
-// Use, Short and Long describe the command.
+// Use and Short describe the command.
 const (
 	Use   = "doctor --conf DIR"
 	Short = "Check a configuration, its HSM, its metastore and its rights, and say what to correct"
-	Long  = `doctor checks a service before its first start, or beside the running service. For each check it shows
-what was measured, and for each warning and failure why it matters and what to do. It changes nothing: the key that it
-makes on the token to try the token is destroyed again. It logs in once at most to each token, and not at all if the
-token says that a wrong PIN was tried before.
-
-Run it as the user that the service runs as, with the environment of the service (for a unit of systemd:
-'systemd-run --pipe -p User=claviger -p LoadCredential=... claviger doctor ...'). docs/doctor.md lists all checks.
-
-Exit status: 0 no check failed; 1 the checks could not be made; 2 the command line is wrong; 3 a check failed.`
 )
 
 // Options are the flags of the command.

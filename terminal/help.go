@@ -77,7 +77,7 @@ func wrapLong(cmd *cobra.Command) {
 	}
 }
 
-// usage writes the same as cobra's usage template, in HelpWidth columns.
+// usage writes the same as cobra's usage template, in HelpWidth columns. It does not wrap examples.
 func usage(cmd *cobra.Command) error {
 	var b strings.Builder
 	b.WriteString("Usage:\n")
@@ -86,6 +86,11 @@ func usage(cmd *cobra.Command) error {
 	}
 	if cmd.HasAvailableSubCommands() {
 		b.WriteString(indented(cmd.CommandPath() + " [command]"))
+	}
+	if cmd.Example != "" {
+		b.WriteString("\nExamples:\n" + cmd.Example + "\n")
+	}
+	if cmd.HasAvailableSubCommands() {
 		b.WriteString("\nAvailable Commands:\n")
 		for _, sub := range cmd.Commands() {
 			if sub.IsAvailableCommand() || sub.Name() == "help" {

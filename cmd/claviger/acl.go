@@ -50,18 +50,7 @@ func newACLExplain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain USER OPERATION [KEY] --conf DIR",
 		Short: "Show whether a user has a right, and which line of which file decides",
-		Long: `explain shows whether the rules in DIR's kms-acls.xml allow USER (a short name) to do OPERATION on KEY.
-It checks the rules in the same order as the server. Without KEY, only the rules at operation level count.
-
-OPERATION is a right, such as DECRYPT_EEK, or the name of a request in the audit log. Small letters are allowed too.
-The requests are:
-` + strings.Join(authz.RequestNames(), ", ") + `.
-
-explain reads the files, not the running server. A server applies a change within about a second. If a file is broken,
-it keeps its old rules.
-
-Exit status: 0 allowed; 1 not allowed; 2 the command line is wrong; 3 no answer, for instance if a file is broken.`,
-		Args: cobra.RangeArgs(2, 3),
+		Args:  cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			x, err := explain(cmd.Context(), f, cmd.Flags().Changed("groups"), args)
 			if err != nil {
@@ -160,11 +149,7 @@ func newACLCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check --conf DIR",
 		Short: "List rules of kms-acls.xml that are probably wrong",
-		Long: `check reads DIR's kms-acls.xml as the server does. It lists rules that are misspelt, that allow nobody,
-that close the other operations of a key, or that are for keys which the metastore does not have.
-
-Exit status: 0 nothing was found; 2 the command line is wrong; 3 something was found, or the file cannot be used.`,
-		Args: cobra.NoArgs,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
 			if err != nil {

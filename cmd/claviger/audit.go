@@ -37,16 +37,8 @@ func newAuditVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Find removed, changed and reordered records of a JSON audit log",
-		Long: `verify reads the files of one node's JSON audit log in any order, also rotated files. It finds each
-place where a record was removed, changed or moved.
-
-It also finds records that were cut off at the end, up to the newest head. A head identifies the last record of the
-log, and is stored outside of the log. verify reads heads from FILE.head, if that file exists, from files given by
---head, and from the metastore of --conf.
-
-Exit status: 0 nothing was found; 1 a file cannot be read; 2 the command line is wrong; 3 something was found.`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f, &out) },
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f, &out) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.key, "key-file", "", "file with the key of claviger.audit.json.key.file")

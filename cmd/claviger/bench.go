@@ -8,8 +8,8 @@ import (
 
 func newBenchCommand() *cobra.Command {
 	var o bench.Options
-	kms := &cobra.Command{Use: bench.Use, Short: bench.Short, Long: bench.Long, Example: bench.Example,
-		Args: cobra.MinimumNArgs(1), RunE: func(cmd *cobra.Command, urls []string) (err error) {
+	kms := &cobra.Command{Use: bench.Use, Short: bench.Short, Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, urls []string) (err error) {
 			if o.Client, err = clientOptions(o.Conf, urls...); err != nil {
 				return err
 			}

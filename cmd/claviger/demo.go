@@ -19,11 +19,7 @@ func newDemoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Run the whole migration on this machine, with SoftHSM",
-		Long: `demo runs Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine. It
-starts a Key Trustee Server with a Key HSM, a Key Trustee KMS with keys and EDEKs in use, and an HSM KMS on another
-SoftHSM2 token. The HSM KMS migrates the keys at its start. Then the demo re-encrypts the EDEKs and removes the
-source. Each step prints what it does and what it found. A wrong result ends the demo with exit status 1.`,
-		Args: cobra.NoArgs,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if edeks < 4 || edeks > 100_000 {
 				return &exitError{exitUsage, fmt.Errorf("--edeks %d: it must be a number from 4 to 100000", edeks)}

@@ -262,6 +262,21 @@ var inMessage = regexp.MustCompile(`\bclaviger( [a-z]+(?: [a-z][a-z-]*[a-z])?(?:
 // follow it.
 func TestMessagesNameCommands(t *testing.T) {
 	root, found := newRootCommand(), 0
+	check := func(path, text string) {
+		for _, m := range inMessage.FindAllStringSubmatch(text, -1) {
+			words := strings.Fields(m[1])
+			if cmd, _, err := root.Find(words[:1]); err != nil || cmd == root {
+				continue // the name of the program in a sentence
+			}
+			found++
+			if why := notACommand(words); why != "" {
+				t.Errorf("%s says %q: %s", path, m[0], why)
+			}
+		}
+	}
+	eachCommand(func(path string, cmd *cobra.Command) {
+		check(path+" --help", strings.Join(strings.Fields(cmd.Long), " "))
+	})
 	goFiles(t, func(path, text string) {
 		if strings.HasSuffix(path, "/usage.go") { // it names words that are not commands of claviger
 			return
@@ -279,16 +294,7 @@ func TestMessagesNameCommands(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range inMessage.FindAllStringSubmatch(value, -1) {
-				words := strings.Fields(m[1])
-				if cmd, _, err := root.Find(words[:1]); err != nil || cmd == root {
-					continue // the name of the program in a sentence
-				}
-				found++
-				if why := notACommand(words); why != "" {
-					t.Errorf("%s says %q: %s", path, m[0], why)
-				}
-			}
+			check(path, value)
 			return true
 		})
 	})

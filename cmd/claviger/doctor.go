@@ -14,7 +14,7 @@ var doctorRoles = []doctor.Role{diagnosis.Role(), ofTrustee.Role(), ofKeyHSM.Rol
 
 func newDoctorCommand() *cobra.Command {
 	var o doctor.Options
-	cmd := &cobra.Command{Use: doctor.Use, Short: doctor.Short, Long: doctor.Long, Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: doctor.Use, Short: doctor.Short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return doctor.Run(cmd.Context(), &o, doctorRoles, cmd.ErrOrStderr())
 		}}

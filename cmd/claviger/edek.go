@@ -10,7 +10,7 @@ func newEDEKCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "edek", Short: "Count the EDEKs of an HDFS", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	var options edeks.Options
-	count := &cobra.Command{Use: edeks.Use, Short: edeks.Short, Long: edeks.Long, Args: cobra.MaximumNArgs(1),
+	count := &cobra.Command{Use: edeks.Use, Short: edeks.Short, Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return edeks.Census(cmd.Context(), &options, args, cmd.ErrOrStderr())
 		}}

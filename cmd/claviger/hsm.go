@@ -43,10 +43,7 @@ func newHSMInit() *cobra.Command {
 		Use: "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) " +
 			"(--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
 		Short: "Write the file that names the token for claviger",
-		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. FILE holds no secret,
-and never the PIN. Before it writes FILE, init opens the token, makes a key there, encrypts with the key and destroys
-it; --no-check skips this. An existing FILE is never overwritten.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if n := uint(slot); slot >= 0 {
 				c.Slot = &n
@@ -138,11 +135,11 @@ func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) 
 }
 
 // hsmCommand returns a subcommand that works on the token of a configuration folder.
-func hsmCommand(use, short, long string, access hsm.Access,
+func hsmCommand(use, short string, access hsm.Access,
 	run func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error) *cobra.Command {
 	var conf string
 	var out terminal.Output
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return withHSM(cmd, conf, access, func(ctx context.Context, p *hsm.Provider) error { return run(ctx, p, &out) })
 	}
@@ -183,28 +180,7 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 }
 
 func newHSMList() *cobra.Command {
-	return hsmCommand("list --conf DIR", "List the AES keys on the token",
-		`list shows every AES key on the token with its state:
-
-  in use     a key version of the metastore uses it
-  deleted    it belongs to a deleted key, which can be brought back (claviger
-             key undelete) or destroyed (claviger key purge)
-  pending    it belongs to an interrupted step; the next run of that step
-             uses it, and a server finishes or ends the step by itself
-  unknown    its name is like those of claviger, but this metastore has no
-             record of it: the metastore is older than the token, or the key
-             belongs to another metastore (claviger hsm adopt)
-  set aside  it is unknown, and an operator has set it aside
-  orphan     this metastore once made it, and nothing refers to it any more
-             (claviger hsm prune)
-  foreign    it is not a key of claviger
-
-DAMAGED marks the remains of a key: a process was killed while the token made it. Nothing was ever encrypted with it.
-Destroy it with the HSM's own tool.
-
-Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list
-names these keys.`,
-		hsm.Inspect,
+	return hsmCommand("list --conf DIR", "List the AES keys on the token", hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -252,11 +228,7 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are protected",
-		`inspect shows the token and how claviger uses it. It counts the keys that could leave the token. If the
-keystore file names a standby, inspect opens that token too, and lists the key versions of which it has no copy.
-
-Exit status 3: the token and the metastore do not fit together, keys could leave the token, or the standby cannot be
-used or is no full copy.`, hsm.Inspect,
+		hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			found, err := p.InspectToken(ctx)
 			if err == nil {
@@ -278,11 +250,7 @@ used or is no full copy.`, hsm.Inspect,
 func newHSMBench() *cobra.Command {
 	each := time.Second
 	cmd := hsmCommand("bench --conf DIR", "Measure the token: calls at the same time, and calls for many EDEKs",
-		`bench encrypts with the newest version of any key of the metastore. It fails if the metastore has no key. One
-session makes calls for one EDEK, one after another; then twice as many sessions at the same time, up to max-sessions.
-Then one session makes calls for 10, 100 and 1,000 EDEKs; 1,000 is a NameNode's batch. A * marks the fewest sessions,
-and the smallest call, that give nine tenths of the best rate. Exit status 3: the median of a call for one EDEK is above
-30 ms, the highest latency that Cloudera's procedure recommends.`, hsm.Read,
+		hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			progress := terminal.NewProgress(os.Stderr, "steps", false)
 			results, err := p.Bench(ctx, each, progress.Show)

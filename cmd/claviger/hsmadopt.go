@@ -14,39 +14,6 @@ import (
 	"claviger/terminal"
 )
 
-const hsmAdoptHelp = `adopt is for a metastore that was lost, or that was restored from a copy older than the token.
-Without names it lists the keys that have versions on the token and not in the metastore. With names, or --all, it
-makes the missing records: of whole keys, or of newer versions of an existing key. It first shows what it would do,
-and does it only if you confirm. At a terminal, type the number of keys. Otherwise repeat the command with --confirm
-and the digest that adopt prints.
-
-The token holds the names, version numbers and lengths, and adopt computes the check values. The token does not hold
-the description, the attributes, the cipher and the time of creation. It does not show which keys were deleted either,
-and an adopted key can be used again. So choose the names with care.
-
-The rules for a key follow its attribute key.acl.name. Without this attribute they follow the key's own name.
---acl-name sets the attribute, and --description the description. If an interrupted creation or migration has made all
-versions of a key, and the metastore has its record, the key gets the attributes and the description of that request.
-
-A key that was deleted and made again is another key, with other rules. Versions whose CKA_IDs begin differently may
-belong to several keys. adopt lists them separately and does not make one key of them. Name the versions of one key
-(NAME@VERSION), and set the others aside. Older versions of claviger gave each version of a key a CKA_ID that begins
-differently: for such a key, use --one-key.
-
---aside sets versions aside. Requests for them are answered as before, and new versions get higher numbers. To adopt
-them later, name each version (NAME@VERSION). --all skips versions that are set aside, and keys that adopt cannot
-adopt without a decision. It adopts the other keys, prints the commands for each skipped key, and ends with exit
-status 3.
-
-If nodes share a metastore in PostgreSQL, they can serve meanwhile, and they use the keys at once. With a metastore in
-SQLite, and with --rebind, adopt is refused while a server uses the metastore.
-
---rebind binds the token to this metastore, if the token is bound to a metastore that is lost. If the token lacks keys
-of the metastore, the token was initialized again or the keys were destroyed. --rebind lists these keys as LOST and
-gives them up, so that new keys can be made.
-
-Exit status 0: done, or nothing to do; 3: there are keys to adopt, and they are not confirmed or cannot be adopted.`
-
 func newHSMAdopt() *cobra.Command {
 	var c recovery.Choice
 	var conf, description, confirm string
@@ -55,7 +22,6 @@ func newHSMAdopt() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME | NAME@VERSION]... [--all] [--confirm DIGEST]",
 		Short: "Recover the metastore's records of keys that the token holds",
-		Long:  hsmAdoptHelp,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c.Names, c.By = args, kms.OwnCaller().Name

@@ -20,24 +20,12 @@ type pruned struct {
 	Destroyed []hsm.Object `json:"destroyed"`
 }
 
-const hsmPruneHelp = `prune destroys the keys that hsm list shows as orphans and that became orphans more than
---older-than ago. It lists them first, and destroys them only if you confirm the list. At a terminal, type the number
-of keys. Otherwise repeat the command with --confirm and the digest of the list, which prune prints.
-
-An orphan is a key that this metastore once made and that nothing refers to any more. Its token is bound to this
-metastore only. prune never destroys a key that the metastore does not know, that the journal names, that belongs to
-an interrupted step, or that was deleted and can be brought back. It is refused while a server uses the metastore.
-
-Exit status 3: there are keys to destroy and they are not confirmed, or the token and the metastore do not fit
-together.`
-
 func newHSMPrune() *cobra.Command {
 	var confirm string
 	var older time.Duration
 	var prompt *terminal.Prompt
 	cmd := hsmCommand("prune --conf DIR [--older-than TIME] [--confirm DIGEST]",
-		"Destroy orphaned keys on the token for ever",
-		hsmPruneHelp, hsm.Destroy,
+		"Destroy orphaned keys on the token for ever", hsm.Destroy,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) (err error) {
 			if err := misfit(ctx, p); err != nil {
 				return fmt.Errorf("nothing was destroyed: %w", err)

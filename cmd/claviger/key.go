@@ -46,11 +46,11 @@ func newKeyCommand() *cobra.Command {
 }
 
 // keyCommand returns a subcommand that works with a KMS.
-func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context,
+func keyCommand(use, short string, args cobra.PositionalArgs, run func(ctx context.Context,
 	cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error) *cobra.Command {
 	var f keyFlags
 	var out terminal.Output
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args}
+	cmd := &cobra.Command{Use: use, Short: short, Args: args}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), keyTimeout)
 		defer cancel()
@@ -102,11 +102,7 @@ func clientOptions(dir string, uris ...string) (opt kmsclient.Options, err error
 
 func newKeyList() *cobra.Command {
 	var deleted bool
-	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
-		`list lists the keys of the KMS. --deleted lists the deleted keys that can be brought back and that you may
-manage, the oldest deletion first. For --deleted, keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must allow the
-user.`,
-		cobra.NoArgs,
+	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys", cobra.NoArgs,
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, _ []string) error {
 			if deleted {
 				return listDeleted(ctx, kms, out)
@@ -156,11 +152,7 @@ func versionFlag(cmd *cobra.Command, version *string) {
 func newKeyUndelete() *cobra.Command {
 	var version string
 	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
-		`undelete brings back the deleted key NAME with all of its versions. If several deleted keys have that name,
---key-version chooses one. Without it, undelete takes the key that was deleted last, of those that you may manage.
-
-If a key with that name exists, undelete is refused: delete the existing key first. You can undelete that key later,
-too.`, cobra.ExactArgs(1),
+		cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			if err := kms.Undelete(ctx, args[0], version); err != nil {

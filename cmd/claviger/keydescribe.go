@@ -17,10 +17,7 @@ import (
 
 func newKeyDescribe() *cobra.Command {
 	return keyCommand("describe NAME --provider URI", "Show everything about a key except its material",
-		`describe shows cipher, length, description, attributes and versions of the key NAME, the oldest version
-first. For each version it shows when it was made, when it was last used, and its object in the HSM. Users who may
-undelete or purge also see the deleted keys with that name. The user needs GET_METADATA, and READ for the key. A KMS
-that is not claviger returns the key's metadata only. describe never requests key material.`, cobra.ExactArgs(1),
+		cobra.ExactArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			keys, err := kms.DescribeAny(ctx, args[0])

@@ -18,9 +18,6 @@ import (
 func newKeyHSMCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "keyhsm", Short: "Wrap a trustee's deposits with a key that stays in the HSM",
 		Args: cobra.NoArgs,
-		Long: `keyhsm is Key HSM: a server beside a Key Trustee Server. It encrypts each deposit once more, with a data
-key. An RSA key pair in the HSM wraps the data keys. If the pair is destroyed, nobody can read the deposits. The
-subcommands have the names of Cloudera's "service keyhsm".`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(newKeyHSMSetup(), newKeyHSMTrust(), newKeyHSMValidate(), newKeyHSMSettings(),
 		newKeyHSMStart(), newKeyHSMStatus(), newKeyHSMReload())
@@ -41,15 +38,7 @@ func newKeyHSMSetup() *cobra.Command {
 		Use: "setup (luna | ncipher | softhsm | cloudhsm | generic) --conf DIR (--token LABEL | " +
 			"--serial SERIAL | --slot N) --pin-file FILE",
 		Short: "Make the key pair on the token, and write the settings",
-		Long: `setup makes an RSA key pair on the token, wraps and unwraps with it once, and writes DIR/` +
-			keyhsm.SettingsFile + `. The private key never leaves the token.
-
-setup also makes DIR/` + keyhsm.CertificateFile + ` and DIR/` + keyhsm.PrivateKeyFile + `, unless --certificate and
---key name other files. Give the certificate to the trustees.
-
-With --key-id it uses an existing pair: for a second Key HSM at the same HSM, or after a move to another host. setup
-never overwrites anything.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			s.Settings.HSM, err = pkcs11.ParseProfile(args[0])
@@ -110,10 +99,7 @@ func newKeyHSMTrust() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trust --conf DIR FILE",
 		Short: "Trust the certificate of a trustee",
-		Long: `trust accepts the certificate in FILE as that of a trustee. The trustee can then have deposits wrapped
-and unwrapped. FILE is PEM or DER; of a chain, the first certificate counts. If the trustee gets another certificate,
-trust the new certificate too. A running server accepts the certificate after: claviger keyhsm reload.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -161,8 +147,6 @@ func newKeyHSMSettings() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "settings --conf DIR", Short: "Show the settings in force", Args: cobra.NoArgs,
-		Long: "settings shows the settings of " + keyhsm.SettingsFile +
-			", and the default of each setting that is missing there. It shows no secret.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

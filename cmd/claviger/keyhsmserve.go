@@ -17,9 +17,6 @@ func newKeyHSMStart() *cobra.Command {
 	var logs logFlags
 	cmd := &cobra.Command{
 		Use: "start --conf DIR", Short: "Serve in the foreground", Args: cobra.NoArgs,
-		Long: `start serves until SIGTERM or SIGINT. Then it completes the requests that it has received, and ends. On
-SIGHUP, or claviger keyhsm reload, it reads its own certificate and the trusted certificates again, without a restart.
-Only one server can run with a folder at a time.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, _, err := logs.open()
 			if err != nil {
@@ -44,8 +41,6 @@ func newKeyHSMStatus() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "status --conf DIR", Short: "Show the state of the running server", Args: cobra.NoArgs,
-		Long: "status sends a request to the server that runs with DIR. The server wraps and unwraps once with its " +
-			"key pair. Exit status 3: this failed, or no server runs.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -100,8 +95,6 @@ func newKeyHSMReload() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "reload --conf DIR", Args: cobra.NoArgs,
 		Short: "Make the running server read its certificates again",
-		Long: "reload sends SIGHUP to the server that runs with DIR. It waits until the server has read its own " +
-			"certificate and the trusted ones. If the server cannot read them, it keeps the old ones.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

@@ -19,12 +19,6 @@ func newKeyHSMValidate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "validate --conf DIR [--trustee DIR]", Short: "Check the settings, the token, the key pair and " +
 			"the certificates", Args: cobra.NoArgs,
-		Long: `validate opens the token as the server does, and wraps and unwraps with the key pair. It can be used
-while a server runs. Exit status 3: a check failed.
-
-A key pair that works is not always the pair that wraps a trustee's deposits. --trustee gives the folder of a trustee
-on this host, which may run. validate then counts the wrapped deposits of each pair, and opens one deposit of each.
-This user must be able to read the folder; the folder may belong to another user.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

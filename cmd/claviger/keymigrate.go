@@ -21,11 +21,7 @@ type migratedKey struct {
 
 func newKeyMigrate() *cobra.Command {
 	return keyCommand("migrate NAME... --provider URI",
-		"Make a running claviger take over keys from the source of its migration",
-		`migrate makes the KMS take over the keys into its HSM now, without a restart. The KMS must be claviger, with a
-source configured. The user needs the right MIGRATE for each key (key.acl.NAME.MIGRATE, default.key.acl.MIGRATE or
-whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml). Without such a rule, no user has the right. A key that the KMS
-already has does not change. After an error, run the same command again: it completes the work.`, cobra.MinimumNArgs(1),
+		"Make a running claviger take over keys from the source of its migration", cobra.MinimumNArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			done := []migratedKey{}

@@ -28,12 +28,7 @@ func newKeyPurge() *cobra.Command {
 	var p purgeFlags
 	var yes string
 	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N | --all]", "Destroy a deleted key for ever",
-		`purge destroys the deleted key NAME in the HSM. Data that the key encrypted can never be read again. If you may
-manage several deleted keys with that name, purge lists them and does nothing, unless --key-version chooses one or --all
-chooses all.
-
-purge lists the keys that it would destroy, and asks you to type the name again; scripts use --yes-purge NAME. The KMS
-refuses if the key was deleted or used less than claviger.purge.min.unused ago.`, cobra.ExactArgs(1),
+		cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			if p.all && p.version != "" {
@@ -111,7 +106,7 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 
 func newKeyVersion() *cobra.Command {
 	var o edeks.PurgeOptions
-	purge := migrateCommand(edeks.PurgeUse, edeks.PurgeShort, edeks.PurgeLong, hsm.Destroy,
+	purge := migrateCommand(edeks.PurgeUse, edeks.PurgeShort, hsm.Destroy,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			hdfsFlag(cmd, f)
 			o.Define(cmd)

@@ -18,9 +18,7 @@ func newKMSCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kms --conf DIR",
 		Short: "Serve Hadoop's KMS protocol",
-		Long: `kms serves Hadoop's KMS protocol. It reads its configuration from DIR: core-site.xml, kms-site.xml,
-kms-acls.xml and ssl-server.xml. On SIGTERM or SIGINT it completes the requests that it has received, and ends.`,
-		Args: cobra.NoArgs,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cmd.Flags().Changed("http-port") && (o.Port < 0 || o.Port > 65535) {
 				return &exitError{exitUsage, fmt.Errorf("--http-port %d: it must be from 0 to 65535", o.Port)}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -117,12 +118,15 @@ func processUser(err error) string {
 	return text + ")"
 }
 
+// helpTexts has the help text and the examples of each command, see terminal.Describe.
+//
+//go:embed help/*.txt
+var helpTexts embed.FS
+
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "claviger",
-		Short: "A Hadoop KMS with keys in an HSM, and the migration to it",
-		Long: `claviger is a key management server for Hadoop. HDFS, Spark, Hive and 'hadoop key' use it without
-changes. Its encryption-zone keys are made in a hardware security module (HSM) and never leave it.`,
+		Use:          "claviger",
+		Short:        "A Hadoop KMS with keys in an HSM, and the migration to it",
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -133,6 +137,10 @@ changes. Its encryption-zone keys are made in a hardware security module (HSM) a
 	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
 	terminal.CheckUsage(root)
+	texts, err := fs.Sub(helpTexts, "help")
+	if err = errors.Join(err, terminal.Describe(root, texts)); err != nil {
+		panic(err) // the texts are part of the program, and each test of a command reads them
+	}
 	terminal.Help(root)
 	return root
 }

@@ -21,20 +21,6 @@ func newMetastoreAccept() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "accept --conf DIR [--yes]",
 		Short: "Accept that PostgreSQL has lost changes, or that another copy has used the token",
-		Long: fmt.Sprintf(`accept lists the changes of keys that nodes have seen and that the metastore lacks.
-PostgreSQL loses changes if it is replaced by a standby that was behind, or by an older copy. accept shows the lost
-change of each key, and what the metastore and the token have of the key now. A deleted key may exist again: delete it
-once more.
-
-accept also shows whether another copy of the metastore has used the token. Then, on this metastore, no server starts
-and no running server makes keys.
-
-With --yes it gives up the lost changes, and lets the metastore use the token again. Every node changes keys again
-within %d seconds, and the other copy makes no more keys. Stop the other copy first. Nodes on PostgreSQL can serve
-meanwhile. Then recover the keys that the HSM still holds: claviger hsm adopt.
-
-Exit status: 0 nothing is lost, or it was given up; 1 an error; 3 something is lost and --yes was not given.`,
-			int(hsm.DecidedWithin.Seconds())),
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "give up the lost changes, and use the token again")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, _ []string, out *terminal.Output,

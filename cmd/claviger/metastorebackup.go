@@ -22,12 +22,6 @@ func newMetastoreBackup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup --conf DIR --out FILE",
 		Short: "Write a copy of the SQLite store, while servers run",
-		Long: `backup writes a copy of the SQLite store that DIR configures into FILE. A server may run. The copy has
-the state of one moment. FILE gets mode 0600, is checked, and is either complete or not written; an existing FILE is
-never overwritten. If root runs backup, FILE belongs to the owner of the store.
-
-FILE holds no key material, no delegation token and no key that signs tokens. It is of no use without the keys in the
-HSM, so keep the HSM's own backup too.`,
 	}
 	cmd.Flags().StringVar(&file, "out", "", "file to write")
 	_ = cmd.MarkFlagRequired("out") // the flag is defined above
@@ -54,25 +48,7 @@ func newMetastoreRestore() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore --conf DIR FILE",
 		Short: "Replace the SQLite store by a backup",
-		Long: `restore replaces the SQLite store that DIR configures by FILE, which metastore backup has written. It
-first checks FILE, and compares it with the existing store and with the token. It lists:
-
-  LOST     key versions that the store or the token has, and FILE lacks
-  REVIVED  keys that were deleted after FILE was written: they would exist again
-  DELETED  keys that were brought back after FILE was written
-  CHANGED  keys with other attributes or another description now
-  MOVED    metastore copy has moved the store to another place: restore that
-           store, unless it is lost
-  NOTE     another copy of the store has used the token; the restored store
-           uses the token again
-
-If anything but a NOTE is listed, restore writes nothing unless you pass --lose-keys. Steps that were pending when
-FILE was written end. Keys that they made on the token may be in use, and are LOST until they are adopted.
-
-restore is refused while a server uses the store. The old store is kept beside the new one.
-
-Exit status: 0 restored; 1 FILE or the store cannot be used; 3 keys would be lost, or changes undone.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.LoseKeys, "lose-keys", false,

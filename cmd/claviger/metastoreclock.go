@@ -19,16 +19,6 @@ func newMetastoreClock() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "clock --conf DIR [--right]",
 		Short: "Find times in the SQLite store that are in the future, and set them to now",
-		Long: `clock compares this host's clock with the newest time that a server has written into the SQLite store
-that DIR configures. If the clock is more than a minute behind that time, no key is purged: the clock is wrong, or it
-was ahead once. If the clock is wrong, set it.
-
---right states that the clock is right. Then each time in the store that is in the future is set to now: last uses,
-deletions, uses of sources, and times in the journal. Keys can be purged when claviger.purge.min.unused has passed
-from now. The creation times of keys do not change. clock is refused while a server uses the store.
-
-Exit status: 0 no time is in the future, or all such times are set; 1 an error; 3 the clock is behind the newest time,
-and --right was not given.`,
 	}
 	cmd.Flags().BoolVar(&right, "right", false, "this host's clock is right: set times in the future to now")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, _ []string, out *terminal.Output,

@@ -21,16 +21,6 @@ func newMetastoreCopy() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "copy --conf DIR --to URI",
 		Short: "Move the store to another place, in SQLite or PostgreSQL",
-		Long: `copy moves the metastore of DIR to the empty metastore that URI names, in one transaction. It copies
-keys, versions, check values, numbers, started steps, deleted keys, uses, journals of migrations, delegation tokens,
-the changes that nodes have seen, and the id by which the token identifies its metastore. Then it reads the copy,
-compares the two, and marks the old metastore as moved: no server starts on it any more. copy is refused while a
-server uses either of them.
-
-If copy was interrupted, run it again: it completes the work, or says that nothing is to do. Then set
-` + hadoopconf.MetastoreURI + ` to the new metastore.
-
-Exit status: 0 moved; 1 one of the two metastores cannot be used; 3 nothing was done, and the message says why.`,
 	}
 	cmd.Flags().StringVar(&uri, "to", "",
 		"new place: postgresql://USER@HOST:PORT/DATABASE, with ?passfile=FILE for a password; or sqlite:// and an "+

@@ -20,13 +20,7 @@ func newMetastoreVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify --conf DIR [--no-token] [FILE]",
 		Short: "Check the store, or a backup of it, and compare it with the token",
-		Long: `verify reads the metastore that DIR configures, or a FILE that metastore backup has written. It checks
-that the metastore is complete, and shows its schema, its token, and how many keys it holds. It compares the metastore
-with the token, and lists keys that only one of them has. verify changes nothing, and a server may run at the same time.
-
-Exit status: 0 the store and the token fit together; 1 the store cannot be used; 3 the store and the token do not
-fit together, one of them lacks keys of the other, or the store was moved.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:  cobra.MaximumNArgs(1),
 	}
 	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not compare with the token")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output,

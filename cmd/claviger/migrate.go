@@ -44,23 +44,12 @@ type migrateFlags struct {
 	open         func(context.Context, string, string, hsm.Access, *slog.Logger) (*kms.Service, error)
 }
 
-// migrateStatuses ends the help of a subcommand that can leave a decision to a person.
-const migrateStatuses = "Exit status: see claviger migrate --help."
-
 func newMigrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Take over the key metadata of another KMS, and say when that KMS can be removed",
-		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS, the source, into the
-HSM. Each key gets new versions there. Key material never moves. The source is only read.
-
-The usual order: plan, run (or cloudera.hsmkp.initiatemigration, which has the server do it at its start), verify;
-re-encrypt the zones; status, verdict, report, finish.
-
-Exit status: 0 all is well; 1 an error; 2 the command line is wrong; 3 a person must decide something: a key cannot
-be imported, a key differs, or the source is still needed.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(),
 		newMigrateVerdict(), newMigrateReport(), newMigrateFinish(), newMigrateFree())
@@ -69,8 +58,7 @@ be imported, a key differs, or the source is still needed.`,
 
 func newMigratePlan() *cobra.Command {
 	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
-		"plan changes nothing. It checks each requirement of the procedure. For each key of the source it shows "+
-			"what a run would do.\n\n"+migrateStatuses, hsm.Read,
+		hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			planFlags(cmd, f)
@@ -101,23 +89,7 @@ func (s shown) Error() string {
 func (s shown) Unwrap() error { return s.error }
 
 func newMigrateRun() *cobra.Command {
-	return migrateCommand("run --conf DIR", "Import every key of the source that is missing here",
-		`run imports every key of the source that is missing here. You can repeat it at any time, also after a crash:
-finished work is not done twice, and started work is continued. A key that cannot be imported does not stop the
-others.
-
-A key that was migrated, lost with the metastore and recovered by claviger hsm adopt has lost its attributes and its
-time of creation. It is a conflict. With --adopted NAME you state that the key was migrated from this source: it gets
-the source's description, attributes and time of creation, and keeps its versions. Never use it for a key that was
-made here: the rules of the source's key would then decide who may use it.
-
-Each key is audited as by the server. Audit lines that the server writes to standard output go to standard error.
-Any user who can read the configuration can run this; no right in kms-acls.xml is needed.
-
-A running server with a metastore in SQLite has that store alone. run is then refused: use claviger key migrate.
-
-`+migrateStatuses,
-		hsm.Make,
+	return migrateCommand("run --conf DIR", "Import every key of the source that is missing here", hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil,
@@ -162,8 +134,6 @@ A running server with a metastore in SQLite has that store alone. run is then re
 
 func newMigrateStatus() *cobra.Command {
 	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last used",
-		"status reads the journal. It sends no request to the source, so it also works without the source.\n\n"+
-			migrateStatuses,
 		hsm.Read, nil,
 		func(m *migration) error {
 			status, err := m.engine.Status(m.ctx)
@@ -182,9 +152,7 @@ func newMigrateStatus() *cobra.Command {
 }
 
 func newMigrateVerify() *cobra.Command {
-	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
-		"verify changes nothing. It reads all metadata from the running source, and compares it with the "+
-			"metadata here.\n\n"+migrateStatuses, hsm.Read, nil,
+	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source", hsm.Read, nil,
 		func(m *migration) error {
 			v, err := m.engine.Verify(m.ctx)
 			if err != nil {
@@ -202,13 +170,6 @@ func newMigrateVerify() *cobra.Command {
 
 func newMigrateFree() *cobra.Command {
 	cmd := migrateCommand("free NAME... --conf DIR", "Allow new keys under names that the journal reserves",
-		`free allows users to make keys under names that the journal of a finished migration reserves: names of keys
-that were deleted here, or that were never taken over.
-
-A name is reserved because the source may be configured again. Then the rules of the new key with that name would
-refuse the users of the source's key. Free a name only when the source and the backups of its keys are gone for good.
-
-A running server sees the change within seconds. The journal records which user freed which name, and when.`,
 		hsm.Journal, nil,
 		func(m *migration) error {
 			freed, err := m.engine.FreeNames(m.ctx, kms.OSUser(), m.args...)
@@ -223,7 +184,7 @@ A running server sees the change within seconds. The journal records which user 
 
 func newMigrateVerdict() *cobra.Command {
 	var o edeks.VerdictOptions
-	return migrateCommand(edeks.VerdictUse, edeks.VerdictShort, edeks.VerdictLong, hsm.Journal,
+	return migrateCommand(edeks.VerdictUse, edeks.VerdictShort, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			hdfsFlag(cmd, f)
 			o.Define(cmd)
@@ -242,7 +203,7 @@ func newMigrateVerdict() *cobra.Command {
 
 func newMigrateReport() *cobra.Command {
 	var o evidence.Options
-	return migrateCommand(evidence.Use, evidence.Short, evidence.Long, hsm.Journal,
+	return migrateCommand(evidence.Use, evidence.Short, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			f.open = kms.OpenDirCarefully
 			planFlags(cmd, f)
@@ -316,11 +277,11 @@ func write[T any](m *migration, result *T, text func(io.Writer, *T)) error {
 }
 
 // migrateCommand returns a subcommand that works on the KMS of a configuration folder.
-func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags),
+func migrateCommand(use, short string, access hsm.Access, flags func(*cobra.Command, *migrateFlags),
 	work func(*migration) error) *cobra.Command {
 	f := migrateFlags{open: kms.Open}
 	var out terminal.Output
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		m := &migration{ctx: cmd.Context(), args: args, flags: &f, cmd: cmd, stderr: cmd.ErrOrStderr(), out: &out}
 		cfg, err := f.config()

@@ -18,30 +18,7 @@ import (
 
 func newMigrateFinish() *cobra.Command {
 	return migrateCommand("finish --conf DIR", "Say whether the source can be removed, and end the migration",
-		`finish ends the migration when the source is no longer needed. It is refused if:
-  - a version of the source was used within --unused-for
-  - a key is missing here or cannot be used
-  - the source has rolled a key since the run, so that clients may still use
-    the new version
-  - nothing shows that no EDEK needs the source: --verdict uses the last result
-    of claviger migrate verdict, which must be younger than the last use of the
-    source; with --edeks-done it is your word, also for snapshots
-  - the source was never read after the run, while it was still configured
-
-Otherwise finish lists the properties to remove from kms-site.xml, each with its file and line. When they are removed,
-run finish again: it writes the end into the journal. finish changes no file of the configuration.
-
-finish also lists the secrets that the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee
-folder, which holds private keys, and the copy of kts-site.xml, which holds the organization's auth secret. --shred
-overwrites and removes them; use it on each host when all else is done. finish asks you to type the path of each copy.
-In a folder it removes known files only, and follows no link. To name a path that the configuration never named, use
---leftover. If a run is killed, the next run completes it.
-
-Nothing proves that a folder is a copy and not the original that a Key Trustee KMS uses. So for a folder you type a
-sentence instead of its path, also with --yes. A folder is refused if a running KMS uses it, or if a KMS was started
-from it in its present state.
-
-`+migrateStatuses, hsm.Journal,
+		hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false,
 				"all EDEKs are re-encrypted or deleted, also in snapshots and copies")

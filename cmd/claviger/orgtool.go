@@ -23,10 +23,8 @@ func newOrgtoolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "orgtool",
 		Short: "Manage organizations of a Key Trustee Server, their secrets and clients",
-		Long: `orgtool works on the store of this host's Key Trustee Server. The server may run. Subcommands and
-options are those of keytrustee-orgtool; the subcommand clients is new.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newOrgAdd(), newOrgList(), newOrgClients(), newOrgSetAuth(),
 		newOrgState("disable-client", "Refuse the requests of a client", server.Disabled),
@@ -35,9 +33,9 @@ options are those of keytrustee-orgtool; the subcommand clients is new.`,
 }
 
 // orgCommand returns a subcommand that works on the store.
-func orgCommand(use, short, long string, work func(ctx context.Context, store server.Store) error) *cobra.Command {
+func orgCommand(use, short string, work func(ctx context.Context, store server.Store) error) *cobra.Command {
 	var dir string
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		folder, err := location.Load(dir)
 		if err != nil {
@@ -68,7 +66,6 @@ func newOrgAdd() *cobra.Command {
 	var name, contacts string
 	var out terminal.Output
 	cmd := orgCommand("add -n NAME -c CONTACT[,CONTACT...]", "Add an organization",
-		"add makes an organization with a new secret, and prints it as list does.",
 		func(ctx context.Context, store server.Store) error {
 			o, err := server.NewOrg(name, splitContacts(contacts))
 			if err != nil {
@@ -100,7 +97,7 @@ func splitContacts(list string) (contacts []string) {
 
 func newOrgList() *cobra.Command {
 	var out terminal.Output
-	cmd := orgCommand("list", "Show the organizations with their secrets", "",
+	cmd := orgCommand("list", "Show the organizations with their secrets",
 		func(ctx context.Context, store server.Store) error {
 			orgs, err := store.Orgs(ctx)
 			if err != nil {
@@ -164,7 +161,6 @@ func newOrgClients() *cobra.Command {
 	var name string
 	var out terminal.Output
 	cmd := orgCommand("clients [-n NAME]", "Show the clients and their states",
-		"clients also shows clients that are pending.",
 		func(ctx context.Context, store server.Store) error {
 			if name != "" { // without this, a misspelt name looks like an organization without clients
 				if _, err := store.Org(ctx, name); err != nil {
@@ -216,7 +212,7 @@ type changedClient struct {
 func newOrgState(use, short string, state server.State) *cobra.Command {
 	var fingerprint string
 	var out terminal.Output
-	cmd := orgCommand(use+" --fingerprint FINGERPRINT", short, "", func(ctx context.Context, store server.Store) error {
+	cmd := orgCommand(use+" --fingerprint FINGERPRINT", short, func(ctx context.Context, store server.Store) error {
 		f, ok := trustee.ParseFingerprint(fingerprint)
 		if !ok {
 			return &exitError{exitUsage, fmt.Errorf("--fingerprint %.80q: it must have 40 hex digits", fingerprint)}
@@ -240,9 +236,6 @@ func newOrgSetAuth() *cobra.Command {
 	var name, secret string
 	var cmd *cobra.Command
 	cmd = orgCommand("set-auth -n NAME -s SECRET", "Set the secret with which clients register",
-		`set-auth sets the secret. With an empty secret (-s '') each new client is pending until enable-client.
-Registered clients stay registered. Other users of this host can see SECRET in the list of processes. To avoid this,
-use -s -, which reads the secret from standard input.`,
 		func(ctx context.Context, store server.Store) error {
 			if secret == "-" {
 				var err error

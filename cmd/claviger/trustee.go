@@ -44,21 +44,7 @@ func newTrusteeInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI] [--empty-store]",
 		Short: "Make a trustee's identity, certificate and store",
-		Long: `init makes DIR with three things:
-  - the OpenPGP identity that signs the server's answers (4096 bits, which
-    takes some seconds)
-  - a store for the deposits
-  - a self-signed TLS certificate, unless DIR/` + trustee.TLSCert + `
-    and its key exist
-
-An existing identity is never overwritten. An existing certificate is kept; init refuses if the certificate is not valid
-for a NAME of --hostname. If init was interrupted, run it again. If a trustee has served a store from DIR and that store
-is gone, init makes an empty one only with --empty-store.
-
-The store is the file DIR/` + location.FileName + `. With --store it is a PostgreSQL database
-(postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` names. On
-the host of a standby, with a copy of the other trustee's DIR, --store names the standby.`,
-		Args: cobra.NoArgs,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return initTrustee(cmd.Context(), &out, dir, location.InitOptions{Hosts: hosts, Store: store, Empty: empty})
 		},

@@ -27,16 +27,6 @@ func newTrusteeAdopt() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME@VERSION]...",
 		Short: "Merge key versions that recover has kept into their keys, at the KT KMS",
-		Long: `claviger trustee recover keeps key versions that belong to no key: only the KT KMS can read and sign the
-documents of keys. adopt runs on a host of the KT KMS, whose server may run. It merges the given versions into the keys
-of their names, each before the current version. Then the EDEKs of these versions open, by the rules for that key. A
-version whose length differs from the key's is refused.
-
-If two keys with one name were made, one at each trustee, check that the attributes and the ACLs of the existing key are
-right for both.
-
-Without names, adopt lists the versions that can be adopted. An interrupted change may have left one of them; such a
-version has no EDEKs.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := openKeyTrustee(cmd.Context(), conf)
 			if err != nil {

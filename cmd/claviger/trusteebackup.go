@@ -20,19 +20,12 @@ import (
 	"claviger/trustee/server"
 )
 
-const trusteeBackupHelp = `backup writes the identity, the certificate and the store of a trustee, with a manifest,
-into one OpenPGP message. The message is encrypted to the public keys in KEYFILE (the output of gpg --export); no part
-of it is ever written unencrypted. The trustee may run. With --keytrustee, backup writes the folder of a KT KMS, which
-has no store. Without its secring.gpg nobody can read that KMS's deposits. An existing FILE is never overwritten; - is
-standard output.`
-
 func newTrusteeBackup() *cobra.Command {
 	var dir, client, recipient, file string
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "backup (--confdir DIR | --keytrustee DIR) --recipient KEYFILE --out FILE",
 		Short: "Write a trustee, or the identity of a KT KMS, into one encrypted file",
-		Long:  trusteeBackupHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ring, err := os.Open(recipient)
@@ -134,21 +127,7 @@ func newTrusteeRestore() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
 		Short: "Restore a backup",
-		Long: `restore puts a trustee, or the folder of a KT KMS, back into DIR, which must be missing or empty.
-KEYRING holds the private key without a passphrase (the output of gpg --export-secret-keys). Without --identity, FILE
-must be decrypted already:
-
-  gpg --decrypt FILE | claviger trustee restore --confdir DIR -
-
-restore compares everything with the manifest, also the store that it made, before it creates DIR. A restoration that
-fails or is killed leaves no DIR.
-
-With --store the deposits go into a PostgreSQL database. The database must be empty, or filled by a killed restoration
-of the same backup. Without --store they go into DIR/` + location.FileName + `. The backup may come from either kind of
-store: so backup and restore move deposits from one kind to the other.
-
-A trustee that was one of two starts alone. Connect it to its partner again with trustee serve --peer.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return restoreTrustee(cmd, &out, r, args[0])
 		},

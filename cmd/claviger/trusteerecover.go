@@ -19,32 +19,6 @@ import (
 	"claviger/trustee/server"
 )
 
-const trusteeRecoverHelp = `recover adds to the store the things that FILE has and the store lacks. FILE is one of
-these:
-  - a store that resync --drop left (` + location.FileName + `.dropped-*)
-  - a file that a server saved because its store was moved or removed
-    (` + location.FileName + `.rescued-*)
-  - another copy of a trustee's store
-
-Run recover on the host of the active trustee. Its server may run. FILE may come from the other host. FILE is only
-read, and no entry of the store changes.
-
-recover works key by key. A key that the store has deleted is not added, and is listed as REVIVED; --revive adds it. If
-the store has the key in another state, or has another key with that name, recover keeps the missing versions in the
-store and lists them. EDEKs of these versions stay unreadable until claviger trustee adopt, on a host of the KT KMS,
-merges the versions into the key.
-
-The store has no record of purged keys. recover treats a key as purged if the key is older than the newest deposit that
-FILE and the store share. A purged key that is newer than that is added: check the names that recover prints.
-
-A KT KMS uses the added keys at once, and changes keys again within a minute. EDEKs of versions that no FILE has cannot
-be opened: see docs/trustee.md.
-
-Without FILE, recover lists the files beside the store, and what the store lacks of each.
-
-Exit status 3: something was not added, or must be adopted; or FILE has nothing of a name that --revive gives, and
-nothing was changed.`
-
 func newTrusteeRecover() *cobra.Command {
 	var dir string
 	var revive []string
@@ -52,7 +26,6 @@ func newTrusteeRecover() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "recover [--confdir DIR] [--revive KEY]... [FILE]",
 		Short: "Restore deposits that a trustee's store has lost",
-		Long:  trusteeRecoverHelp,
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			folder, err := location.Load(dir)

@@ -57,11 +57,11 @@ func callTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, 
 
 // trusteeCommand returns a subcommand that sends requests to the server of this host (work), or that works on its
 // PostgreSQL database if the deposits are there (database).
-func trusteeCommand(use, short, long string, args cobra.PositionalArgs,
+func trusteeCommand(use, short string, args cobra.PositionalArgs,
 	database func(cmd *cobra.Command, args []string, folder *trustee.Folder) error,
 	work func(cmd *cobra.Command, args []string, call func(verb string, args, into any) error) error) *cobra.Command {
 	var dir, url string
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args,
+	cmd := &cobra.Command{Use: use, Short: short, Args: args,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			folder, err := location.Load(dir)
 			if err != nil {
@@ -83,9 +83,7 @@ func newTrusteeStatus() *cobra.Command {
 	var digest bool
 	var out terminal.Output
 	cmd := trusteeCommand("status [--digest] [-o json]",
-		"Show which of two trustees is active, and whether they are equal",
-		`status shows the state of both trustees. Exit status: 0 the other trustee has everything, or there is none; 3
-the other trustee does not answer, the two are not synchronized, or a store accepts no changes.`, cobra.NoArgs,
+		"Show which of two trustees is active, and whether they are equal", cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			return printDatabaseStatus(cmd.Context(), &out, folder, digest)
 		},
@@ -164,13 +162,7 @@ func newTrusteePromote() *cobra.Command {
 	var force bool
 	var out terminal.Output
 	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
-		`promote makes the active trustee passive, copies the changes that only that trustee has, and makes the trustee
-of this host active. If the other trustee does not answer, promote is refused, since the other trustee may have
-acknowledged deposits alone. --force promotes nevertheless. While the other trustee does not answer, changes also
-need: claviger trustee alone on.
-
-If the deposits are in PostgreSQL, the standby of this trustee becomes the primary. This needs --force, since a standby
-cannot ask its primary to stop, and the right EXECUTE on the function pg_promote.`, cobra.NoArgs,
+		cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			return promoteDatabase(cmd.Context(), &out, folder, force)
 		},
@@ -192,9 +184,6 @@ cannot ask its primary to stop, and the right EXECUTE on the function pg_promote
 func newTrusteeAlone() *cobra.Command {
 	var out terminal.Output
 	cmd := trusteeCommand("alone on|off", "Let the active trustee of this host work without the passive one",
-		`alone on allows the active trustee to acknowledge deposits that the passive trustee does not have yet, while
-the passive trustee does not answer. The permission ends when the passive trustee has everything again, or with
-alone off.`,
 		cobra.ExactArgs(1), refuseForDatabase,
 		func(_ *cobra.Command, args []string, call func(string, any, any) error) error {
 			if args[0] != "on" && args[0] != "off" {
@@ -215,10 +204,7 @@ func newTrusteeResync() *cobra.Command {
 	var out terminal.Output
 	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active "+
 		"one, and compare them by digest",
-		`resync runs on the host of the active trustee. It does at once what that trustee does regularly. If the
-passive trustee has organizations, clients or deposits that the active one lacks, or another state of them, resync
-lists them and changes nothing. With --drop the passive trustee loses them. A copy of the passive trustee's store
-stays beside it; claviger trustee recover restores things from that copy.`, cobra.NoArgs, refuseForDatabase,
+		cobra.NoArgs, refuseForDatabase,
 		func(_ *cobra.Command, _ []string, call func(string, any, any) error) error {
 			var r replica.ResyncResult
 			if err := call(trustee.VerbResync, replica.ResyncArgs{Drop: drop}, &r); err != nil {

@@ -47,6 +47,11 @@ Usage:
   claviger hsm (--token LABEL |
       --slot N) [flags]
 
+Examples:
+  # one token
+  claviger hsm \
+      --slot 3
+
 Flags:
   -h, --help           help for hsm
       --token string   label of
@@ -80,6 +85,12 @@ help for hsm
 label of the token
 .SH EXIT STATUS
 Exit status: 0 fine; 3 not.
+.SH EXAMPLES
+.nf
+  # one token
+  claviger hsm \e
+      \-\-slot 3
+.fi
 .SH SEE ALSO
 \fBclaviger\fR(1),
 /usr/share/doc/claviger/docs

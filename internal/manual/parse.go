@@ -14,6 +14,7 @@ type command struct {
 	description []paragraph
 	exit        []paragraph // those that begin with "Exit status"
 	usage       []string
+	examples    []string
 	flags       []entry
 	commands    []entry
 }
@@ -44,7 +45,7 @@ func parse(page string) (commands []command, err error) {
 	return commands, nil
 }
 
-// parseHelp reads the help text of a command: description, usage, subcommands and flags.
+// parseHelp reads the help text of a command: description, usage, examples, subcommands and flags.
 func (c *command) parseHelp(help string) error {
 	long, rest, ok := strings.Cut(help, "\n\nUsage:\n")
 	if !ok {
@@ -69,6 +70,8 @@ func (c *command) parseHelp(help string) error {
 	for _, part := range parts[1:] {
 		title, lines, _ := strings.Cut(part, "\n")
 		switch {
+		case title == "Examples:":
+			c.examples = strings.Split(lines, "\n")
 		case title == "Available Commands:":
 			c.commands, err = entries(lines, subcommand)
 		case title == "Flags:":

@@ -38,6 +38,9 @@ func (c *command) roff(date string, all []command) string {
 	writeEntries(&b, "OPTIONS", c.flags)
 	writeParagraphs(&b, "EXIT STATUS", c.exit)
 	writeEntries(&b, "FILES", files[c.name])
+	if len(c.examples) > 0 {
+		writeParagraphs(&b, "EXAMPLES", []paragraph{{c.examples, true}})
+	}
 	b.WriteString(".SH SEE ALSO\n")
 	for _, other := range c.related(all) {
 		fmt.Fprintf(&b, "\\fB%s\\fR(1),\n", escape(other))

@@ -26,20 +26,10 @@ import (
 	"claviger/terminal"
 )
 
-// Use, Short and Long describe the command.
+// Use and Short describe the command.
 const (
 	Use   = "census [IMAGE]"
 	Short = "Count which EDEKs of an HDFS need which key version"
-	Long  = `census reads an fsimage and counts, for each key version, the EDEKs that need it: of live files, of files
-that only a snapshot shows, of files in the trash, and of files that are open for writing. It names zones,
-snapshots, and the oldest files as evidence. With --conf it also says which zones and EDEKs have a key that is
-nowhere, and which keys of the KMS are not used.
-
-IMAGE is a file that 'hdfs dfsadmin -fetchImage' has fetched, or one of dfs.namenode.name.dir. --namenode fetches the
-newest image instead. An image shows the state at its transaction; docs/census.md says what it does not show.
-
-Exit status: 0 the census is complete; 1 the image is damaged or cannot be read; 2 the command line is wrong; 3 the
-counts do not add up, so no version may be called retirable.`
 )
 
 // Options are the flags of the command.

@@ -19,23 +19,10 @@ import (
 	"claviger/terminal"
 )
 
-// PurgeUse, PurgeShort and PurgeLong describe the command claviger key version purge.
+// PurgeUse and PurgeShort describe the command claviger key version purge.
 const (
 	PurgeUse   = "purge KEY@N --conf DIR [--image FILE] [--namenode URL]"
 	PurgeShort = "Destroy one old version of a key for ever"
-	PurgeLong  = `purge destroys the key of one old version in the HSM, if a census of fsimages shows that no EDEK of
-HDFS needs it. The other versions of the key stay. The newest version is never destroyed. Give one image of each
-namespace, as for claviger migrate verdict.
-
-Nothing is destroyed if a namespace is missing, or an image is incomplete, of another cluster, or older than the last
-use of the version, or if a zone of the key was not re-encrypted since the roll. The version must also be unused for
-claviger.purge.min.unused. An image does not show EDEKs of Ozone, of ORC files, and of copies outside of HDFS.
-
-purge shows the result and asks you to type the version again; scripts use --yes-purge KEY@N. It is refused while a
-server uses the metastore: count first with claviger edek census, then stop the servers.
-
-Exit status: 0 the version is destroyed; 1 an error; 2 the command line is wrong; 3 nothing was destroyed: an EDEK needs
-the version, there is no verdict, or it was not confirmed.`
 )
 
 // PurgeOptions are the flags of claviger key version purge.

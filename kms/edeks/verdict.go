@@ -26,25 +26,10 @@ import (
 	"claviger/terminal"
 )
 
-// VerdictUse, VerdictShort and VerdictLong describe the command claviger migrate verdict.
+// VerdictUse and VerdictShort describe the command claviger migrate verdict.
 const (
 	VerdictUse   = "verdict --conf DIR [--image FILE] [--namenode URL]"
 	VerdictShort = "Count in fsimages whether EDEKs still need the source"
-	VerdictLong  = `verdict counts the EDEKs of an HDFS in fsimages, as claviger edek census does. It says for each
-version of the source how many EDEKs need it, and where: in live files, in the trash, in files that are open, and in
-snapshots. It lists what to do until no EDEK needs the source, and records the result in the journal. claviger
-migrate finish --verdict ends the migration by it.
-
-Give one image of each namespace: by --image FILE, or by --namenode, which fetches it. The folder --hdfs-conf says how
-many namespaces there are; without the flag, hdfs-site.xml is read in --conf.
-
-The source is retirable only if that is shown. There is no verdict if a namespace is missing, or an image is
-incomplete, of another cluster, older than the last use of the source, or does not show that HDFS asks this KMS. The
-output then says why, and what to do. docs/census.md says what a verdict does not cover: Ozone, ORC, copies outside of
-HDFS.
-
-Exit status: 0 the source is retirable; 1 an error, for example a damaged image; 2 the command line is wrong; 3 the
-source is needed, or there is no verdict.`
 )
 
 // VerdictOptions are the flags that choose images.

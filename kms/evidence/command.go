@@ -13,19 +13,10 @@ import (
 	"claviger/terminal"
 )
 
-// Use, Short and Long describe the command claviger migrate report.
+// Use and Short describe the command claviger migrate report.
 const (
 	Use   = "report --conf DIR --out FILE --key KEY"
 	Short = "Write a signed file that proves the migration to an auditor"
-	Long  = `report writes a zip file with the plan, the journal, the counters of uses of the source, the comparison
-with the source, the attributes of each new key version in the HSM, and the head of the audit log. With --image or
---namenode it also counts images, as claviger migrate verdict does, and adds the census and the verdict. --verdict adds
-an earlier verdict in place of that. The file has a page for people, index.html, and is signed by --key.
-
-What cannot be made, for example because the source is no longer configured, is left out, and the file says why. The
-file has names of keys and of files, and no secrets.
-
-Exit status: 0 the file is written; 1 an error; 2 the command line is wrong; 3 a person must decide something.`
 )
 
 // Options are the flags of the command.
@@ -79,16 +70,8 @@ func verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE --public-key KEY.pub",
 		Short: "Find out whether a report is what its maker has signed",
-		Long: `verify needs the file and the public key alone, on any machine. It finds a byte that was changed, a
-member that is missing, added, renamed or there twice, a changed manifest or signature, another key, bytes that belong
-to no member, and a page that does not show what the other files say.
-
-It trusts no key of the file itself: anybody can sign a report with a key of his own. Get the public key from the site
-by another way than the file, and compare the fingerprint by telephone or on paper.
-
-Exit status: 0 the file is verified; 1 it cannot be read; 2 the command line is wrong; 3 it is not verified.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return verify(args[0], key, &out) },
+		Args:  cobra.ExactArgs(1),
+		RunE:  func(_ *cobra.Command, args []string) error { return verify(args[0], key, &out) },
 	}
 	cmd.Flags().StringVar(&key, "public-key", "", "file of the public key, in PEM")
 	out.Flag(cmd)
@@ -129,9 +112,7 @@ func keygenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keygen FILE",
 		Short: "Make the key that signs reports",
-		Long: `keygen writes a private key of Ed25519 into FILE, which only its owner may read, and the public key into
-FILE.pub. Keep FILE secret, and give FILE.pub to auditors. It prints the fingerprint of the public key.`,
-		Args: cobra.ExactArgs(1),
+		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := terminal.NewFile("FILE", args[0]); err != nil {
 				return err
