@@ -57,8 +57,8 @@ func number(b bool) float64 {
 }
 
 // results runs the checks at the same time.
-func results(ctx context.Context, probes []*probe) []result {
-	list := make([]result, len(probes))
+func results(ctx context.Context, probes []*probe) []Result {
+	list := make([]Result, len(probes))
 	var wg sync.WaitGroup
 	for i, p := range probes {
 		wg.Go(func() { list[i] = p.result(ctx) })
@@ -68,7 +68,7 @@ func results(ctx context.Context, probes []*probe) []result {
 }
 
 // capable returns for each purpose whether the node can serve it: no check that concerns the purpose fails.
-func capable(probes []*probe, results []result, purposes []Purpose) map[Purpose]bool {
+func capable(probes []*probe, results []Result, purposes []Purpose) map[Purpose]bool {
 	can := map[Purpose]bool{}
 	for _, purpose := range purposes {
 		can[purpose] = true

@@ -21,15 +21,19 @@ type Config struct {
 
 func (c *Config) details(r *http.Request) bool { return c.Details == nil || c.Details(r) }
 
-// console is the handler of New.
-type console struct {
+// Console is the handler of New.
+type Console struct {
 	Config
-	probes []*probe
+	probes  []*probe
+	handler http.HandlerFunc
 }
 
+// ServeHTTP is part of http.Handler.
+func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler(w, r) }
+
 // New returns a handler that serves the console's paths, and passes all other requests to next.
-func New(cfg Config, next http.Handler) http.Handler {
-	c := &console{Config: cfg}
+func New(cfg Config, next http.Handler) *Console {
+	c := &Console{Config: cfg}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -42,7 +46,7 @@ func New(cfg Config, next http.Handler) http.Handler {
 		pages["/metrics"] = cfg.Metrics.Handler(c.Log, c.details)
 		next = cfg.Metrics.underWay(next)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c.handler = func(w http.ResponseWriter, r *http.Request) {
 		page, ok := pages[r.URL.Path]
 		switch {
 		case !ok:
@@ -53,7 +57,8 @@ func New(cfg Config, next http.Handler) http.Handler {
 		default:
 			page.ServeHTTP(w, r)
 		}
-	})
+	}
+	return c
 }
 
 // healthz answers that the process runs. readyz answers whether the server can serve.

@@ -68,8 +68,8 @@ type Check struct {
 
 func (c *Check) concerns(p Purpose) bool { return len(c.For) == 0 || slices.Contains(c.For, p) }
 
-// result is one check in the answer of /readyz.
-type result struct {
+// Result is one check in a Report.
+type Result struct {
 	Name          string    `json:"name"`
 	OK            bool      `json:"ok"`
 	Informational bool      `json:"informational,omitempty"`
@@ -96,7 +96,7 @@ const logInterval = time.Hour
 
 // log logs a failure, since not every peer may read it in the answer. It logs once in
 // logInterval, so that anonymous clients cannot fill the log while a part comes and goes.
-func (p *probe) log(log *slog.Logger, r result) {
+func (p *probe) log(log *slog.Logger, r Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r.OK || time.Since(p.logged) < logInterval {
@@ -107,8 +107,8 @@ func (p *probe) log(log *slog.Logger, r result) {
 		r.Informational)
 }
 
-func (p *probe) show(o Observation, by string) result {
-	r := result{Name: p.Name, OK: o.Err == nil, Informational: p.Informational, For: p.For, By: by,
+func (p *probe) show(o Observation, by string) Result {
+	r := Result{Name: p.Name, OK: o.Err == nil, Informational: p.Informational, For: p.For, By: by,
 		Observed: o.At.UTC().Format(time.RFC3339Nano), Took: o.Took.Round(time.Microsecond).String()}
 	if o.Err != nil {
 		r.Error = o.Err.Error()
@@ -118,7 +118,7 @@ func (p *probe) show(o Observation, by string) result {
 
 // result returns the latest observation, by a request or by a probe. It probes if that is too
 // old. If the probe does not end before ctx does, the result is a failure.
-func (p *probe) result(ctx context.Context) result {
+func (p *probe) result(ctx context.Context) Result {
 	p.mu.Lock()
 	last, by, life := p.last, "probe", probeLife
 	if p.last.Err == nil {
@@ -148,7 +148,7 @@ func (p *probe) result(ctx context.Context) result {
 		defer p.mu.Unlock()
 		return p.show(p.last, "probe")
 	case <-ctx.Done():
-		return result{Name: p.Name, Informational: p.Informational, For: p.For, Error: "no answer yet", By: "probe",
+		return Result{Name: p.Name, Informational: p.Informational, For: p.For, Error: "no answer yet", By: "probe",
 			Took: "over " + checkTimeout.String()}
 	}
 }
@@ -171,7 +171,7 @@ const notShown = "the reason is not shown to this address; send the request from
 	"claviger.console.details names, or see the server's log"
 
 // anonymous returns a result without details.
-func (p *probe) anonymous(r result) result {
+func (p *probe) anonymous(r Result) Result {
 	if p.Anonymous != "" {
 		r.Name = p.Anonymous
 	}
@@ -181,17 +181,40 @@ func (p *probe) anonymous(r result) result {
 	return r
 }
 
-// answer is the body of /readyz.
-type answer struct {
+// Report is the state of a server, and the body of /readyz.
+type Report struct {
 	Ready bool             `json:"ready"`
 	Can   map[Purpose]bool `json:"can"`
 	// Checks are all checks, or those for the requested purpose.
-	Checks []result `json:"checks"`
+	Checks []Result `json:"checks"`
+}
+
+// Report runs the checks that concern one of the purposes. If details is false, the
+// report has no names of keys, users, hosts and files.
+func (c *Console) Report(ctx context.Context, purposes []Purpose, details bool) Report {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var probes []*probe
+	for _, p := range c.probes {
+		if slices.ContainsFunc(purposes, p.concerns) {
+			probes = append(probes, p)
+		}
+	}
+	a := Report{Checks: results(ctx, probes)}
+	a.Can = capable(probes, a.Checks, purposes)
+	a.Ready = !slices.Contains(slices.Collect(maps.Values(a.Can)), false)
+	for i, p := range probes {
+		p.log(c.Log, a.Checks[i])
+		if !details {
+			a.Checks[i] = p.anonymous(a.Checks[i])
+		}
+	}
+	return a
 }
 
 // readyz answers with the results of the checks: 200, or 503 if a check fails that is not
 // informational. ?for= selects the checks of one purpose.
-func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
+func (c *Console) readyz(w http.ResponseWriter, r *http.Request) {
 	purposes := Purposes
 	if values, ok := r.URL.Query()["for"]; ok {
 		if len(values) != 1 || !slices.Contains(Purposes, Purpose(values[0])) {
@@ -200,24 +223,7 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 		purposes = []Purpose{Purpose(values[0])}
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
-	defer cancel()
-	var probes []*probe
-	for _, p := range c.probes {
-		if slices.ContainsFunc(purposes, p.concerns) {
-			probes = append(probes, p)
-		}
-	}
-	a := answer{Checks: results(ctx, probes)}
-	a.Can = capable(probes, a.Checks, purposes)
-	a.Ready = !slices.Contains(slices.Collect(maps.Values(a.Can)), false)
-	anonymous := !c.details(r)
-	for i, p := range probes {
-		p.log(c.Log, a.Checks[i])
-		if anonymous {
-			a.Checks[i] = p.anonymous(a.Checks[i])
-		}
-	}
+	a := c.Report(r.Context(), purposes, c.details(r))
 	status := http.StatusOK
 	if !a.Ready {
 		status = http.StatusServiceUnavailable
