@@ -66,6 +66,9 @@ var KMS = []Known{
 	{"claviger.console.details", "127.0.0.1,::1",
 		"addresses and networks, separated by commas, that see the reasons in /readyz, and the labels of " +
 			"/metrics that name keys and sources"},
+	{"claviger.console.listen", "",
+		"HOST:PORT of the web console, as in 127.0.0.1:9601; empty: there is none. With simple authentication HOST " +
+			"must be an address of loopback"},
 	{"claviger.http.head.timeout", "10s", "time for the headers of a request to arrive, and for a TLS handshake"},
 	{"claviger.http.request.timeout", "1m", "time for a whole request to arrive"},
 	{"claviger.http.answer.timeout", "2m", "time for a whole answer, also to a slow reader"},

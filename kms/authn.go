@@ -15,6 +15,7 @@ import (
 type authenticator struct {
 	site *siteWatcher
 	*authn.Authenticator
+	simple     bool // the handler believes user names
 	groups     *authn.Groups
 	tokens     *authn.Delegations
 	secrets    authn.SecretProvider
@@ -58,6 +59,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	a.secrets = cfg.Secrets
+	_, a.simple = cfg.Handler.(authn.Simple)
 	if a.Authenticator, err = authn.New(cfg); err != nil {
 		if placed := conf.WithPlace(err); placed != nil {
 			return nil, placed

@@ -35,16 +35,23 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 		Port:        port, Properties: s.properties, Level: s.level,
 		InstrumentationAdmin: s.set.operations.instrumentation,
 	}
-	if s.set.operations.authorization {
-		// Not trimmed: a leading blank means that the names are groups. An empty value means that
-		// there are no administrators.
-		acl := authz.ParseACL(s.conf.WithPrefix("hadoop.kms.http.")["administrators"])
-		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
-	}
+	op.Administrator = s.administrator()
 	if s.set.operations.prometheus && metrics != nil {
 		op.Prometheus = metrics.Handler(s.log, s.set.web.details)
 	}
 	return op, nil
+}
+
+// administrator returns whether a caller is an administrator. It is nil if the configuration does not tell
+// administrators from other users.
+func (s *server) administrator() func(claviger.Principal) bool {
+	if !s.set.operations.authorization {
+		return nil
+	}
+	// Not trimmed: a leading blank means that the names are groups. An empty value means that there are no
+	// administrators.
+	acl := authz.ParseACL(s.conf.WithPrefix("hadoop.kms.http.")["administrators"])
+	return func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
 }
 
 // properties returns the properties of /conf. Their sources have Hadoop's names.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"sync"
@@ -89,6 +88,10 @@ type server struct {
 	closers  []func() error // of the open parts, in the order of opening
 	limiters kmsapi.Limiters
 	secrets  *console.SecretFiles
+	// api, console and traffic are what the web console shows. traffic is nil without a web console.
+	api     *kmsapi.API
+	console *console.Console
+	traffic *console.Traffic
 	// agreement compares this node with the others; nil if there can be no other node.
 	agreement *agreement
 	clocks    *clockWatch
@@ -117,11 +120,15 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 		s.svc.certificateCheck.served = e.tls.Certificates
 		e.tls.ShareTickets(s.auth.secrets.Secrets)
 	}
-	handler, err := s.handler(e.Addr(), e.connections)
+	if err := s.makeHandlers(e.Addr(), e.connections); err != nil {
+		return err
+	}
+	e.Handle(s.console)
+	endConsole, err := s.serveWebConsole(ctx, e)
 	if err != nil {
 		return err
 	}
-	e.Handle(handler)
+	defer func() { err = errors.Join(err, endConsole()) }()
 
 	background, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -150,11 +157,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 			return err
 		}
 	}
-	// Compare before the first decrypt. A source that does not answer delays the start by at most
-	// firstComparison.
-	comparing, cancel := context.WithTimeout(ctx, firstComparison)
-	_ = s.ring.CompareSources(comparing)
-	cancel()
+	s.compareFirst(ctx)
 	none := ""
 	s.waiting.Store(&none)
 	group.Go(func() { s.ring.WatchSources(background) })
@@ -170,8 +173,16 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	return e.Wait(ctx)
 }
 
-// handler returns the handler of the REST API and the console.
-func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Handler, error) {
+// compareFirst compares with the sources before the first decrypt. A source that does not answer delays the start by at
+// most firstComparison.
+func (s *server) compareFirst(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstComparison)
+	defer cancel()
+	_ = s.ring.CompareSources(ctx)
+}
+
+// makeHandlers makes the handlers of the REST API, and of the console in front of it.
+func (s *server) makeHandlers(addr net.Addr, connections *web.Connections) (err error) {
 	cfg := kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,
 		KeyAuthorization: s.set.ring.KeyAuthorization,
@@ -185,21 +196,24 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
 		cfg.Observe, cfg.Waited, cfg.Refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
+	if s.set.consoleListen != "" {
+		s.traffic = console.NewTraffic(nil)
+		cfg.Observe = observeBoth(cfg.Observe, s.traffic.Observe)
+	}
 	port := s.set.port
 	if tcp, ok := addr.(*net.TCPAddr); ok {
 		port = tcp.Port
 	}
-	var err error
 	if cfg.Operations, err = s.operations(port, metrics); err != nil {
-		return nil, err
+		return err
 	}
-	api, err := kmsapi.New(cfg)
-	if err != nil {
-		return nil, err
+	if s.api, err = kmsapi.New(cfg); err != nil {
+		return err
 	}
-	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)),
+	s.console = console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)),
 		Metrics: metrics,
-		Log:     s.log, Details: s.set.web.details}, api), nil
+		Log:     s.log, Details: s.set.web.details}, s.api)
+	return nil
 }
 
 // awaitHSM waits until the HSM answers, if the server began without it: no request is served before the migration at

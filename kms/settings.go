@@ -15,17 +15,19 @@ import (
 
 // settings are the properties of the server, read and checked.
 type settings struct {
-	host       string
-	port       int
-	tls        bool
-	web        webSettings
-	limits     kmsapi.Limits
-	admission  kmsapi.Admission
-	metrics    bool
-	migrate    bool
-	audit      auditSettings
-	operations operationSettings
-	ring       keyring.Config // without the parts that are opened later
+	host string
+	port int
+	tls  bool
+	web  webSettings
+	// consoleListen is the address of the web console; "": there is none.
+	consoleListen string
+	limits        kmsapi.Limits
+	admission     kmsapi.Admission
+	metrics       bool
+	migrate       bool
+	audit         auditSettings
+	operations    operationSettings
+	ring          keyring.Config // without the parts that are opened later
 }
 
 // reader reads properties and keeps the errors, so that the code need not check an error after each property.
@@ -123,6 +125,7 @@ func (r *reader) settings() settings {
 		r.keep(conf.Refuse(check, "it must be none, sampled or twice"))
 	}
 	s.ring.ImpliedLease = r.impliedLease()
+	s.consoleListen = r.consoleListen()
 	set := r.migration()
 	s.ring.OwnVersions, s.ring.SourceVersions = set.ours, set.theirs
 	r.newKeys(&s.ring)

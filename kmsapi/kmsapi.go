@@ -99,9 +99,12 @@ type api struct {
 	sweeper     sweeper
 }
 
-// New returns the handler of all paths below /kms, and of the pages of Hadoop's
-// web server.
-func New(cfg Config) (http.Handler, error) {
+// API is the REST API of a KMS: the handler of all paths below /kms, and of the
+// pages of Hadoop's web server.
+type API struct{ *api }
+
+// New returns the REST API.
+func New(cfg Config) (*API, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -123,7 +126,7 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Limiters != nil {
 		cfg.Limiters.all = append(a.limiters[noClass+1:len(a.limiters):len(a.limiters)], a.large)
 	}
-	return a, nil
+	return &API{a}, nil
 }
 
 // check refuses a Config that lacks a part or a limit. A zero Admission is not an
@@ -174,6 +177,7 @@ type call struct {
 	r      *http.Request
 	began  time.Time
 	caller claviger.Caller
+	known  bool // another face has authenticated the caller, see API.As
 	route  *route
 	name   string // decoded key or version name of the path
 	// version is name parsed, if the path names a key version.
@@ -205,7 +209,11 @@ func (c *call) op() string {
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := &call{api: a, w: w, r: r, began: time.Now()}
+	a.run(&call{api: a, w: w, r: r, began: time.Now()})
+}
+
+// run serves the request of a new call.
+func (a *api) run(c *call) {
 	c.caller.RequestID = a.requestID()
 	a.gauges.web.begin()
 	defer func() { a.gauges.web.end(c.status, time.Since(c.began)) }() // done may panic

@@ -24,29 +24,39 @@ func (c *call) serve() {
 	if !c.mayStart(path) {
 		return
 	}
+	anonymous, ok := c.authenticate(req)
+	if !ok || !c.belowKMS(path) {
+		return
+	}
+	pattern, rawName, ok := c.resource(path)
+	if !ok || !c.findRoute(pattern, anonymous) || !c.readName(pattern, rawName) {
+		return
+	}
+	c.runRoute()
+}
+
+// authenticate sets the caller. ok is false if it has answered the request itself: it
+// was refused, or was an operation on delegation tokens.
+func (c *call) authenticate(req authn.Request) (anonymous, ok bool) {
+	if c.known {
+		return false, true
+	}
 	if res, ok := c.Auth.Delegation(c.r.Context(), c.r.Method, req); ok {
 		c.opName = "delegation_token"
 		c.gauges.tokens.count(res, time.Since(c.began))
 		c.delegation(res)
-		return
+		return false, false
 	}
 	res := c.Auth.Authenticate(c.r.Context(), req)
 	c.authHeaders(res.SetCookie, res.ServerToken)
 	if res.Refusal != nil {
 		c.refuse(res.Refusal)
-		return
+		return false, false
 	}
 	if res.Principal != nil {
 		c.caller.Principal = *res.Principal
 	}
-	if !c.belowKMS(path) {
-		return
-	}
-	pattern, rawName, ok := c.resource(path)
-	if !ok || !c.findRoute(pattern, res.Anonymous) || !c.readName(pattern, rawName) {
-		return
-	}
-	c.runRoute()
+	return res.Anonymous, true
 }
 
 // mayStart makes the checks that come before authentication.
