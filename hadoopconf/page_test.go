@@ -104,7 +104,11 @@ func writeSetting(b *strings.Builder, k *Known) {
 	}
 	head := "- `" + k.Name + "`"
 	if len(facts) > 0 {
-		head += " (" + strings.Join(facts, "; ") + ")"
+		text, between := "("+strings.Join(facts, "; ")+")", " "
+		if len(head)+len(text)+2 > 120 { // with a blank before and a colon after it
+			between = "\n  "
+		}
+		head += between + text
 	}
 	b.WriteString(head + ":\n ")
 	column := 1
