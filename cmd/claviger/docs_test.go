@@ -16,80 +16,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/hadoopconf"
+	"claviger/internal/pagetest"
 )
-
-// pages returns README and all pages of docs and docs/hsm, by name. The name of a page of docs/hsm begins with hsm/.
-func pages(t *testing.T) map[string]string {
-	t.Helper()
-	files, err := filepath.Glob("../../docs/*.md")
-	if err != nil || len(files) < 20 {
-		t.Fatal(files, err)
-	}
-	ofHSMs, err := filepath.Glob("../../docs/hsm/*.md")
-	if err != nil || len(ofHSMs) < 5 {
-		t.Fatal(ofHSMs, err)
-	}
-	ofAlerts, err := filepath.Glob("../../docs/runbooks/*.md")
-	if err != nil || len(ofAlerts) < 10 {
-		t.Fatal(ofAlerts, err)
-	}
-	all := make(map[string]string)
-	for _, file := range slices.Concat(files, ofHSMs, ofAlerts, []string{"../../README.md"}) {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all[strings.TrimPrefix(strings.TrimPrefix(file, "../../"), "docs/")] = string(text)
-	}
-	return all
-}
-
-var (
-	linkTo  = regexp.MustCompile(`\]\(([^)#\s]*)(?:#([^)\s]*))?\)`)
-	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
-	dropped = regexp.MustCompile("[^a-z0-9 _-]")
-)
-
-// anchors returns the anchors of a page's headings, as GitHub makes them.
-func anchors(page string) map[string]bool {
-	all := map[string]bool{"": true}
-	for _, h := range heading.FindAllStringSubmatch(codeBlock.ReplaceAllString(page, ""), -1) {
-		all[strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
-	}
-	return all
-}
-
-// TestDocsLinks: each file and each heading that a page links to exists.
-func TestDocsLinks(t *testing.T) {
-	found := 0
-	for page, text := range pages(t) {
-		folder := "../../docs"
-		if page == "README.md" {
-			folder = "../.."
-		}
-		here := filepath.Join(folder, page)
-		for _, m := range linkTo.FindAllStringSubmatch(codeBlock.ReplaceAllString(text, ""), -1) {
-			if strings.Contains(m[1], ":") { // of the web
-				continue
-			}
-			found++
-			target := here
-			if m[1] != "" {
-				target = filepath.Join(filepath.Dir(here), m[1])
-			}
-			content, err := os.ReadFile(target)
-			if info, failed := os.Stat(target); failed == nil && info.IsDir() {
-				err = nil
-			}
-			if err != nil || !anchors(string(content))[m[2]] {
-				t.Errorf("%s links to %s, which does not exist (%v)", page, m[0], err)
-			}
-		}
-	}
-	if found < 200 {
-		t.Errorf("only %d links were found", found)
-	}
-}
 
 // goFiles calls do with each Go file of the program, without tests and test packages.
 func goFiles(t *testing.T, do func(path, text string)) {
@@ -147,7 +75,7 @@ func TestDocsNameWhatExists(t *testing.T) {
 		t.Fatalf("only %d metrics in the code", len(metrics))
 	}
 	properties, shown := 0, make(map[string]bool)
-	for page, text := range pages(t) {
+	for page, text := range pagetest.All(t) {
 		for _, found := range propertyName.FindAllStringSubmatch(text, -1) {
 			name := found[1]
 			if fileNames.MatchString(name) {
@@ -228,7 +156,7 @@ var (
 // TestDocsCommands: each command of claviger on a page exists, and has the flags that the page shows.
 func TestDocsCommands(t *testing.T) {
 	found := 0
-	for page, text := range pages(t) {
+	for page, text := range pagetest.All(t) {
 		if page == "cli.md" { // it is the commands' own help, see TestCommandPage
 			continue
 		}
@@ -372,7 +300,7 @@ func TestThreatModel(t *testing.T) {
 	if err != nil || len(tests) < 500 {
 		t.Fatal(len(tests), err)
 	}
-	all := pages(t)
+	all := pagetest.All(t)
 	for page, text := range all {
 		for _, name := range testName.FindAllString(text, -1) {
 			top, sub, nested := strings.Cut(name, "/")
@@ -412,7 +340,7 @@ func TestThreatModel(t *testing.T) {
 // TestRunbook: each check of docs/monitoring.md, which TestReadiness checks, has a part in docs/runbook.md, and no
 // other check has one. A part says what the check means, where to look first and what to do first.
 func TestRunbook(t *testing.T) {
-	_, checks, ok := strings.Cut(pages(t)["monitoring.md"], "\n## Checks\n")
+	_, checks, ok := strings.Cut(pagetest.All(t)["monitoring.md"], "\n## Checks\n")
 	checks, _, end := strings.Cut(checks, "\nA Key Trustee Server ")
 	if !ok || !end {
 		t.Fatal("docs/monitoring.md has no part \"Checks\"")
@@ -473,7 +401,7 @@ func codeSpans(text string) (names []string) {
 // runbookParts returns the checks below a heading of docs/runbook.md.
 func runbookParts(t *testing.T, heading string) (names []string) {
 	t.Helper()
-	_, text, ok := strings.Cut(pages(t)["runbook.md"], "\n"+heading+"\n")
+	_, text, ok := strings.Cut(pagetest.All(t)["runbook.md"], "\n"+heading+"\n")
 	if !ok {
 		t.Fatalf("docs/runbook.md has no part %q", heading)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/internal/pagetest"
 	"claviger/internal/softhsm"
 	"claviger/kms/kmstest"
 )
@@ -18,7 +19,7 @@ const maxVendorPage = 200
 // TestDocsOfHSMs: each page of docs/hsm says at its top what was tried and what was not, and none is long.
 func TestDocsOfHSMs(t *testing.T) {
 	found := 0
-	for page, text := range pages(t) {
+	for page, text := range pagetest.All(t) {
 		if !strings.HasPrefix(page, "hsm/") {
 			continue
 		}
@@ -50,7 +51,7 @@ func TestSoftHSMPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := codeBlock.FindAllStringSubmatch(pages(t)["hsm/softhsm.md"], -1)
+	blocks := codeBlock.FindAllStringSubmatch(pagetest.All(t)["hsm/softhsm.md"], -1)
 	if len(blocks) != 3 {
 		t.Fatalf("docs/hsm/softhsm.md has %d blocks of code, want set-up, checks, the output of inspect", len(blocks))
 	}

@@ -1,0 +1,63 @@
+package archtest
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"claviger/internal/pagetest"
+)
+
+var (
+	codeBlock = regexp.MustCompile("(?ms)^ *```[a-z]*\n(.*?)^ *```")
+	linkTo    = regexp.MustCompile(`\]\(([^)#\s]*)(?:#([^)\s]*))?\)`)
+	heading   = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	dropped   = regexp.MustCompile("[^a-z0-9 _-]")
+)
+
+// A link names a page of docs or another file of the repository, and maybe a heading in it.
+type link struct{ text, target, anchor string }
+
+// links returns the links of a page of docs to files of the repository. Targets are paths below docs.
+func links(name, page string) (found []link) {
+	for _, m := range linkTo.FindAllStringSubmatch(codeBlock.ReplaceAllString(page, ""), -1) {
+		target := name
+		if m[1] != "" {
+			target = strings.TrimPrefix(path.Join(path.Dir(name), m[1]), "../docs/")
+		}
+		if !strings.Contains(m[1], ":") { // of the web
+			found = append(found, link{m[0], target, m[2]})
+		}
+	}
+	return found
+}
+
+// anchors returns the anchors of a page's headings, as GitHub makes them.
+func anchors(page string) map[string]bool {
+	all := map[string]bool{"": true}
+	for _, h := range heading.FindAllStringSubmatch(codeBlock.ReplaceAllString(page, ""), -1) {
+		all[strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
+	}
+	return all
+}
+
+// TestPageLinks: each file and each heading that a page links to exists.
+func TestPageLinks(t *testing.T) {
+	found, pages, docs := 0, pagetest.All(t), filepath.Join(moduleRoot(t), "docs")
+	for name, page := range pages {
+		for _, l := range links(name, page) {
+			found++
+			text, isPage := pages[l.target]
+			_, err := os.Stat(filepath.Join(docs, l.target))
+			if err != nil || l.anchor != "" && !(isPage && anchors(text)[l.anchor]) {
+				t.Errorf("docs/%s links to %s, which does not exist", name, l.text)
+			}
+		}
+	}
+	if found < 200 {
+		t.Errorf("only %d links were found", found)
+	}
+}
