@@ -26,7 +26,7 @@ import (
 )
 
 // sameOnAllNodes are the properties that must have the same values on all nodes of one metastore.
-// Otherwise the answer to a client depends on the node. docs/nodes.md has the list.
+// Otherwise the answer to a client depends on the node. docs/nodes/postgresql.md has the list.
 var sameOnAllNodes = []string{
 	hadoopconf.ProviderURI, // without the first provider's path; the metastore itself compares the HSM
 	hadoopconf.SourceURI,

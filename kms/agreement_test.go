@@ -135,9 +135,9 @@ func TestNodesThatLookAlike(t *testing.T) {
 }
 
 // TestAlikeProperties: each property in sameOnAllNodes exists, because a misspelled one would never
-// differ; and docs/nodes.md lists each.
+// differ; and docs/nodes/postgresql.md lists each.
 func TestAlikeProperties(t *testing.T) {
-	page, err := os.ReadFile("../docs/nodes.md")
+	page, err := os.ReadFile("../docs/nodes/postgresql.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestAlikeProperties(t *testing.T) {
 			t.Errorf("there is no property %s", name)
 		}
 		if !strings.Contains(string(page), "`"+name+"`") {
-			t.Errorf("docs/nodes.md does not name %s", name)
+			t.Errorf("docs/nodes/postgresql.md does not name %s", name)
 		}
 	}
 }

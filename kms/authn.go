@@ -90,7 +90,7 @@ const (
 	// changes. After a change by this process, the store is read again at once.
 	rememberOwn = 10 * time.Minute
 	// rememberShared is the same for a store that other nodes change. A node that removes a token sends a notice; if
-	// the notice is late or lost, the token is refused after this time. docs/nodes.md states it.
+	// the notice is late or lost, the token is refused after this time. docs/nodes/postgresql.md states it.
 	rememberShared = time.Second
 )
 

@@ -104,8 +104,8 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	}
 	if earlier != nil && earlier.To != to.URI() {
 		return done, refuseMove("metastore %s was moved to %s at %s: copy the new one, or set %s to it. If the new "+
-			"metastore and its backups are lost, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(),
-			earlier.To, earlier.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
+			"metastore and its backups are lost, see docs/nodes/move.md", from.URI(), earlier.To,
+			earlier.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
 		if err != nil {

@@ -263,6 +263,6 @@ func (p Location) notMoved(ctx context.Context, st metastore.Store) error {
 		return p.Wrap(err)
 	}
 	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): set %s to the new "+
-		"location. If the new metastore and its backups are lost, this one can be used again (docs/nodes.md, From "+
-		"SQLite to PostgreSQL, and back)", st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
+		"location. If the new metastore and its backups are lost, this one can be used again (docs/nodes/move.md)",
+		st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

@@ -44,7 +44,7 @@ func (s *Store) Replication(ctx context.Context) error {
 	return claviger.Errorf(op, claviger.Unavailable, "",
 		"metastore %s (property %s): %s, and synchronous_standby_names is empty, so a commit waits for no standby: if "+
 			"a standby that is behind takes over, acknowledged keys and versions are lost; set "+
-			"synchronous_standby_names on every server, see docs/nodes.md",
+			"synchronous_standby_names on every server, see docs/nodes/failures.md",
 		s.db.URI(), s.cfg.Property, what)
 }
 
@@ -90,7 +90,7 @@ func (s *Store) noStandby(op, key string, standbys pgdb.Standbys) error {
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s): %v, so no change of a key can be acknowledged; nothing was changed; bring a "+
 			"standby back (after a failover: make the old primary a standby), or remove the missing standbys from "+
-			"synchronous_standby_names and reload the server's configuration, see docs/nodes.md",
+			"synchronous_standby_names and reload the server's configuration, see docs/nodes/failures.md",
 		s.db.URI(), s.cfg.Property, standbys)
 }
 
