@@ -413,9 +413,9 @@ func TestText(t *testing.T) {
 		report.Verdict(&text, v)
 		golden.Compare(t, "testdata/"+name+".golden", text.String())
 		shown, _, _ := strings.Cut(text.String(), "\nAn image does not show")
-		page, err := os.ReadFile("../../docs/census.md")
+		page, err := os.ReadFile("../../docs/census/verdict.md")
 		if name == "needed" && !strings.Contains(string(page), shown) {
-			t.Errorf("docs/census.md does not show this (%v):\n%s", err, shown)
+			t.Errorf("docs/census/verdict.md does not show this (%v):\n%s", err, shown)
 		}
 	}
 }
