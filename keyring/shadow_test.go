@@ -115,8 +115,8 @@ var shadowRows = []shadowRow{
 	{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
 }
 
-// TestShadowing checks the table of docs/sources.md. A source has alice's key "payroll". bob has every right on keys of
-// the ACL name "scratch", and none on "payroll".
+// TestShadowing checks the table of docs/sources/names.md. A source has alice's key "payroll". bob has every right on
+// keys of the ACL name "scratch", and none on "payroll".
 //
 // Outcomes: "ok"; "no": refused, and the error has the cure; "503": refused for now; "none": no key of that name;
 // "404": no such version; "other": opened by the key here, to other bytes than alice's DEK.
