@@ -1,7 +1,6 @@
 package kms
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -9,6 +8,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/internal/pagetest"
 	"claviger/kms/kmstest"
 )
 
@@ -17,14 +17,11 @@ import (
 var comeLater = []string{"claviger_kms_slot_wait_seconds", "claviger_kms_slot_refused_total",
 	"claviger_kms_refused_total"}
 
-// TestLimitsPage: each property of docs/limits.md exists, each metric is in /metrics before
+// TestLimitsPage: each property of the pages of limits exists, each metric is in /metrics before
 // its limit is reached, and each check is in /readyz.
 func TestLimitsPage(t *testing.T) {
-	page, err := os.ReadFile("../docs/limits.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	quoted := regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1)
+	page := pagetest.Topic(t, "limits")
+	quoted := regexp.MustCompile("`[^`\n]+`").FindAllString(page, -1)
 	props, figures, checks := map[string]string{}, []string{}, []string{}
 	full := "" // the metric before a bare _suffix
 	for _, q := range quoted {
@@ -39,7 +36,7 @@ func TestLimitsPage(t *testing.T) {
 			figures = append(figures, full+" "+q)
 		}
 	}
-	for _, m := range regexp.MustCompile("check `([^`]+)` of\\s+`/readyz`").FindAllStringSubmatch(string(page), -1) {
+	for _, m := range regexp.MustCompile("check `([^`]+)` of\\s+`/readyz`").FindAllStringSubmatch(page, -1) {
 		checks = append(checks, m[1])
 	}
 	if len(props) < 25 || len(figures) < 30 || len(checks) < 6 {
