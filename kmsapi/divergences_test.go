@@ -7,7 +7,7 @@ import "strings"
 var everywhereIDs = words("D-json-whitespace D-content-length D-date D-servlet-name")
 
 // divergences holds the known differences: by recording and by the part of the answer that
-// differs, the id of the line in docs/hadoop-divergences.md with the reason.
+// differs, the id of the line in docs/hadoop-divergences with the reason.
 var divergences = table(map[string]string{
 	"D-reason-phrase: reason": `auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-empty
 		auth-cookie-empty-value auth-cookie-garbage auth-cookie-unsigned conf-missing jmx-noauth kms-jmx-noauth

@@ -1,7 +1,7 @@
 // Package kmsapi serves the REST API of Hadoop's KMS: the fifteen operations that
 // Hadoop's own clients call. It parses a request, lets package authn authenticate
 // the caller, and calls the keyring. The answers are those of Hadoop's KMS;
-// docs/hadoop-divergences.md lists each difference with its reason.
+// docs/hadoop-divergences lists each difference with its reason.
 //
 // The contract is org.apache.hadoop.crypto.key.kms.server.KMS in Hadoop 3.4, on
 // Jetty 9.4 and Jersey 1.

@@ -23,7 +23,7 @@ func recordedOperations() kmsapi.Operations {
 }
 
 // notOurs are the beans, and attributes as BEAN.ATTRIBUTE, that only the recorded server shows.
-// docs/hadoop-divergences.md lists them under D-jmx.
+// docs/hadoop-divergences/configuration.md lists them under D-jmx.
 var notOurs = words(`Hadoop:service=KMS,name=UgiMetrics java.lang:type=Memory.ObjectPendingFinalizationCount`)
 
 // sameBeans compares answers of /jmx. They must have the same beans, attributes and kinds of

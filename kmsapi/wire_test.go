@@ -26,6 +26,7 @@ import (
 	"claviger"
 	"claviger/authn"
 	"claviger/authz"
+	"claviger/internal/pagetest"
 	"claviger/provider"
 	"claviger/provider/jceks"
 	"claviger/secret"
@@ -304,7 +305,7 @@ func startRecorded(t *testing.T, name string) *server {
 }
 
 // TestWire replays the recordings in their order and compares the answers. Each difference must be
-// in divergences, with an id that docs/hadoop-divergences.md explains, and each difference in
+// in divergences, with an id that docs/hadoop-divergences explains, and each difference in
 // divergences must occur.
 func TestWire(t *testing.T) {
 	text, err := os.ReadFile("testdata/wire/order.txt")
@@ -359,22 +360,19 @@ func TestWire(t *testing.T) {
 			t.Errorf("%s does not occur any more", id)
 		}
 	}
-	doc, err := os.ReadFile("../docs/hadoop-divergences.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	marked := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^- ▸ \*\*(D-[a-z-]+)\*\* `).FindAllSubmatch(doc, -1) {
-		marked[string(m[1])] = true
+	for _, m := range regexp.MustCompile(`(?m)^- ▸ \*\*(D-[a-z-]+)\*\* `).FindAllStringSubmatch(
+		pagetest.Topic(t, "hadoop-divergences"), -1) {
+		marked[m[1]] = true
 	}
 	for id := range allIDs() {
 		if !marked[id] {
-			t.Errorf("docs/hadoop-divergences.md has no marked line for %s", id)
+			t.Errorf("docs/hadoop-divergences has no marked line for %s", id)
 		}
 	}
 	for id := range marked {
 		if !allIDs()[id] {
-			t.Errorf("docs/hadoop-divergences.md marks %s, which no recording shows", id)
+			t.Errorf("docs/hadoop-divergences marks %s, which no recording shows", id)
 		}
 	}
 }
