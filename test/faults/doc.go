@@ -1,3 +1,3 @@
-// Package faults provokes every fault of docs/faults.md with the real program. A golden file has the message that
-// a user sees. The test checks that the page shows the message.
+// Package faults provokes every fault of docs/faults with the real program. A golden file has the message that
+// a user sees. The test checks that a page shows the message.
 package faults

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger/internal/pagetest"
 	"claviger/internal/softhsm"
 	"claviger/test/hadoop"
 )
@@ -171,7 +172,7 @@ func (s *site) plain(text string) string {
 	return text
 }
 
-// golden compares a message with its golden file, and checks that the page shows it.
+// golden compares a message with its golden file, and checks that a page shows it.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")
@@ -190,23 +191,17 @@ func golden(t *testing.T, name, text string) {
 	shown(t, text)
 }
 
-// shown fails the test unless a code block of the page shows a text. The page folds long lines at a space, so all white
+// shown fails the test unless a code block of a page shows a text. The pages fold long lines at a space, so all white
 // space counts as one space.
 func shown(t *testing.T, text string) {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(oneLine(string(page)), oneLine("```\n"+text+"\n```")) {
-		t.Errorf("docs/faults.md does not show\n%s", text)
+	page := pagetest.OneLine(pagetest.Topic(t, "faults"))
+	if !strings.Contains(page, pagetest.OneLine("```\n"+text+"\n```")) {
+		t.Errorf("no page of docs/faults shows\n%s", text)
 	}
 }
 
-// oneLine returns a text with a single space for each run of white space.
-func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
-
-// TestElsewhere: the page shows messages that tests of other packages provoke, because they need a full disk.
+// TestElsewhere: the pages show messages that tests of other packages provoke, because they need a full disk.
 func TestElsewhere(t *testing.T) {
 	for _, path := range []string{"provider/jceks/testdata/disk-full.golden"} {
 		text, err := os.ReadFile(filepath.Join(hadoop.Root(), path))
@@ -533,20 +528,16 @@ func TestWrongPINDoesNotLock(t *testing.T) {
 	s.serve()
 }
 
-// TestNoFunctionNames: the page shows no name of a function in our code, which would mean nothing to an operator,
-// not even in the text of a peer.
+// TestNoFunctionNames: the pages show no name of a function in our code, which would mean nothing to an operator, not
+// even in the text of a peer.
 func TestNoFunctionNames(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	function := regexp.MustCompile(`(?m)(?:^|[ (\x60])([a-z0-9]+(?:\.[A-Za-z0-9]+)*\.[A-Z][A-Za-z]*|` +
 		`(?:server|trustee)\.[a-z-]+): .*`)
-	for _, m := range function.FindAllStringSubmatch(string(page), -1) {
+	for _, m := range function.FindAllStringSubmatch(pagetest.Topic(t, "faults"), -1) {
 		if p, _, _ := strings.Cut(m[1], "."); p == "java" || p == "org" {
 			continue // names of Java classes
 		}
-		t.Errorf("docs/faults.md shows the name of a function: %s", m[0])
+		t.Errorf("docs/faults shows the name of a function: %s", m[0])
 	}
 	if !function.MatchString("property x: hsm.Open: no token") ||
 		!function.MatchString("property x: keyhsm.Client.Status: Key HSM") ||
