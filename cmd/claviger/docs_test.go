@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -337,8 +338,11 @@ func TestThreatModel(t *testing.T) {
 	}
 }
 
-// TestRunbook: each check of docs/monitoring.md, which TestReadiness checks, has a part in docs/runbook.md, and no
-// other check has one. A part says what the check means, where to look first and what to do first.
+// trusteeRunbook has the checks of a Key Trustee Server and a Key HSM.
+const trusteeRunbook = "runbooks/trustee.md"
+
+// TestRunbook: each check of docs/monitoring.md, which TestReadiness checks, has a part on a page of docs/runbooks, and
+// no other check has one. A part says what the check means, where to look first and what to do first.
 func TestRunbook(t *testing.T) {
 	_, checks, ok := strings.Cut(pagetest.All(t)["monitoring.md"], "\n## Checks\n")
 	checks, _, end := strings.Cut(checks, "\nA Key Trustee Server ")
@@ -350,8 +354,9 @@ func TestRunbook(t *testing.T) {
 		want = append(want, codeSpans(m[1])...)
 	}
 	slices.Sort(want)
-	if got := runbookParts(t, "## Each check"); len(want) < 25 || !slices.Equal(got, slices.Compact(want)) {
-		t.Errorf("docs/runbook.md has the checks %q, docs/monitoring.md %q", got, want)
+	got := runbookParts(t, func(page string) bool { return page != trusteeRunbook })
+	if len(want) < 25 || !slices.Equal(got, slices.Compact(want)) {
+		t.Errorf("docs/runbooks has the checks %q, docs/monitoring.md %q", got, want)
 	}
 
 	want = []string{"certificate"} // of package console, which both servers use
@@ -363,9 +368,9 @@ func TestRunbook(t *testing.T) {
 		want = append(want, checks...)
 	}
 	slices.Sort(want)
-	got := runbookParts(t, "## Checks of a Key Trustee Server and a Key HSM")
+	got = runbookParts(t, func(page string) bool { return page == trusteeRunbook })
 	if len(want) < 7 || !slices.Equal(got, slices.Compact(want)) {
-		t.Errorf("docs/runbook.md has the checks %q of trustees and Key HSMs, the code %q", got, want)
+		t.Errorf("docs/runbooks has the checks %q of trustees and Key HSMs, the code %q", got, want)
 	}
 }
 
@@ -398,20 +403,20 @@ func codeSpans(text string) (names []string) {
 	return names
 }
 
-// runbookParts returns the checks below a heading of docs/runbook.md.
-func runbookParts(t *testing.T, heading string) (names []string) {
+// runbookParts returns the checks on pages of docs/runbooks that are not the page of an alert.
+func runbookParts(t *testing.T, wanted func(page string) bool) (names []string) {
 	t.Helper()
-	_, text, ok := strings.Cut(pagetest.All(t)["runbook.md"], "\n"+heading+"\n")
-	if !ok {
-		t.Fatalf("docs/runbook.md has no part %q", heading)
-	}
-	text, _, _ = strings.Cut(text, "\n## ")
-	for _, part := range strings.Split(text, "\n### ")[1:] {
-		title, body, _ := strings.Cut(part, "\n")
-		names = append(names, codeSpans(title)...)
-		for _, say := range []string{"- **It means:** ", "- **Look first:** ", "- **Do first:** "} {
-			if strings.Count(body, say) != 1 {
-				t.Errorf("docs/runbook.md: %s does not say once %q", title, say)
+	for page, text := range pagetest.All(t) {
+		if path.Dir(page) != "runbooks" || strings.HasPrefix(page, "runbooks/Claviger") || !wanted(page) {
+			continue
+		}
+		for _, part := range strings.Split(text, "\n## ")[1:] {
+			title, body, _ := strings.Cut(part, "\n")
+			names = append(names, codeSpans(title)...)
+			for _, say := range []string{"- **It means:** ", "- **Look first:** ", "- **Do first:** "} {
+				if strings.Count(body, say) != 1 {
+					t.Errorf("docs/%s: %s does not say once %q", page, title, say)
+				}
 			}
 		}
 	}
