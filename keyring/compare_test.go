@@ -15,7 +15,7 @@ import (
 )
 
 // TestConflictIsFoundInTime: the server finds a roll at the source within Config.CompareEvery, which is the bound in
-// docs/sources/conflicts.md and docs/threat-model.md. Before that, the source's EDEK opens here to a wrong DEK.
+// docs/sources/conflicts.md and docs/threat-model/names.md. Before that, the source's EDEK opens here to a wrong DEK.
 func TestConflictIsFoundInTime(t *testing.T) {
 	if defaultCompareEvery != 30*time.Second {
 		t.Errorf("the pages say 30 s, and it is %v", defaultCompareEvery)
