@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"claviger/internal/pagetest"
 )
 
 func read(t *testing.T, path string) string {
@@ -45,16 +47,16 @@ func promtool(t *testing.T, args ...string) {
 	}
 }
 
-// TestMetricsExist: docs/monitoring.md, whose metrics are those of a server, has each metric of a rule and of a query.
+// TestMetricsExist: docs/monitoring, whose metrics are those of a server, has each metric of a rule and of a query.
 func TestMetricsExist(t *testing.T) {
-	page := read(t, "../docs/monitoring.md")
+	page := pagetest.Topic(t, "monitoring")
 	series := regexp.MustCompile(`_(count|bucket|sum)$`)
 	used := read(t, rulesFile) + strings.Join(exprs(t), "\n")
 	for _, name := range names(`(claviger_[a-z_]+)`, used) {
 		name = series.ReplaceAllString(name, "")
 		limit := "`" + strings.TrimSuffix(name, "_max") + "` of `_max`"
 		if !strings.Contains(page, name) && !strings.Contains(page, limit) {
-			t.Errorf("docs/monitoring.md has no metric %s", name)
+			t.Errorf("docs/monitoring has no metric %s", name)
 		}
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"claviger/eek"
 )
 
-// mismatchShown is how long CheckResults reports a mismatch. docs/monitoring.md states it. An HSM that is rarely wrong
-// stays visible until somebody has seen it, and a fault that is over ends by itself.
+// mismatchShown is how long CheckResults reports a mismatch. docs/monitoring/checks.md states it. An HSM that is rarely
+// wrong stays visible until somebody has seen it, and a fault that is over ends by itself.
 const mismatchShown = time.Hour
 
 // CheckResults fails for an hour after the primary has encrypted one block to two different results, see SelfCheck.

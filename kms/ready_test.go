@@ -41,7 +41,7 @@ func TestReadiness(t *testing.T) {
 		t.Errorf("%d, ready %t, with the checks %q, want %q", status, r.Ready, names, want)
 	}
 
-	page, err := os.ReadFile("../docs/monitoring.md")
+	page, err := os.ReadFile("../docs/monitoring/checks.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,9 +50,9 @@ func TestReadiness(t *testing.T) {
 		row := regexp.MustCompile("(?m)^- `.*`?" + regexp.QuoteMeta(name) +
 			"( URI)?`.* \\((.*?)\\): ").FindSubmatch(page)
 		if row == nil {
-			t.Errorf("docs/monitoring.md lacks %s", c.Name)
+			t.Errorf("docs/monitoring/checks.md lacks %s", c.Name)
 		} else if informational := strings.HasPrefix(string(row[2]), "information"); informational != c.Informational {
-			t.Errorf("docs/monitoring.md says of %s: %s", c.Name, row[2])
+			t.Errorf("docs/monitoring/checks.md says of %s: %s", c.Name, row[2])
 		}
 	}
 

@@ -270,8 +270,8 @@ var (
 	suiteName = regexp.MustCompile("`?(Identifiers|LongNames|Claims)`?")
 )
 
-// TestThreatModel: each claim of docs/threat-model names a test, each test that a page names exists, and each part lists
-// claims that do not hold.
+// TestThreatModel: each claim of docs/threat-model names a test, each test that a page names exists, and each part
+// lists claims that do not hold.
 func TestThreatModel(t *testing.T) {
 	tests, subs := make(map[string]bool), strings.Builder{}
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
@@ -357,22 +357,19 @@ func threats(t *testing.T, page, text string) int {
 // trusteeRunbook has the checks of a Key Trustee Server and a Key HSM.
 const trusteeRunbook = "runbooks/trustee.md"
 
-// TestRunbook: each check of docs/monitoring.md, which TestReadiness checks, has a part on a page of docs/runbooks, and
-// no other check has one. A part says what the check means, where to look first and what to do first.
+// TestRunbook: each check of docs/monitoring/checks.md, which TestReadiness checks, has a part on a page of
+// docs/runbooks, and no other check has one. A part says what the check means, where to look first and what to do
+// first.
 func TestRunbook(t *testing.T) {
-	_, checks, ok := strings.Cut(pagetest.All(t)["monitoring.md"], "\n## Checks\n")
-	checks, _, end := strings.Cut(checks, "\nA Key Trustee Server ")
-	if !ok || !end {
-		t.Fatal("docs/monitoring.md has no part \"Checks\"")
-	}
 	var want []string
+	checks := pagetest.All(t)["monitoring/checks.md"]
 	for _, m := range regexp.MustCompile("(?m)^- (`.*?) \\(").FindAllStringSubmatch(checks, -1) {
 		want = append(want, codeSpans(m[1])...)
 	}
 	slices.Sort(want)
 	got := runbookParts(t, func(page string) bool { return page != trusteeRunbook })
 	if len(want) < 25 || !slices.Equal(got, slices.Compact(want)) {
-		t.Errorf("docs/runbooks has the checks %q, docs/monitoring.md %q", got, want)
+		t.Errorf("docs/runbooks has the checks %q, docs/monitoring/checks.md %q", got, want)
 	}
 
 	want = []string{"certificate"} // of package console, which both servers use

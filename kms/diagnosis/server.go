@@ -25,7 +25,7 @@ func (s *site) server() doctor.Group {
 			Measures: "/readyz is requested at the configured address and port; if nothing answers, no server runs",
 			Why: "a server that runs may have faults that its files do not show; another program on the port keeps " +
 				"the server from starting",
-			Cure: "docs/runbook.md says what to do first, and docs/monitoring.md what each check measures",
+			Cure: "docs/runbook.md says what to do first, and docs/monitoring/checks.md what each check measures",
 			Run:  s.serverReady},
 		{ID: "D-server-nodes", Title: "the servers of all nodes", Needs: []string{"D-conf-read"},
 			After: []string{"D-store-schema"},
