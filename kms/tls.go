@@ -222,7 +222,7 @@ func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 		conf.RootCAs, err = trust.Roots()
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, st.badTrust(setting, err,
-				"import the source's certificate into this file, as docs/migration.md shows")
+				"import the source's certificate into this file, as docs/migration/configure.md shows")
 		}
 		if err != nil {
 			return nil, st.badTrust(setting, err, "")

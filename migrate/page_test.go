@@ -2,33 +2,30 @@ package migrate_test
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"claviger/internal/pagetest"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/migrate/shred"
 )
 
-// page is docs/migration.md.
+// page has the pages of docs/migration.
 type page string
 
 func readPage(t *testing.T) page {
 	t.Helper()
-	text, err := os.ReadFile("../docs/migration.md")
-	must(t, err)
-	return page(text)
+	return page(pagetest.Topic(t, "migration"))
 }
 
-// shows checks that the page has the output of a command. The page folds long lines at a space, so all white space
+// shows checks that a page has the output of a command. The pages fold long lines at a space, so all white space
 // counts as one space.
 func (p page) shows(t *testing.T, command, text string) {
 	t.Helper()
-	oneLine := func(text string) string { return strings.Join(strings.Fields(text), " ") }
-	if !strings.Contains(oneLine(string(p)), oneLine(text)) {
-		t.Errorf("docs/migration.md does not show this of %s:\n%s", command, text)
+	if !strings.Contains(pagetest.OneLine(string(p)), pagetest.OneLine(text)) {
+		t.Errorf("docs/migration does not show this of %s:\n%s", command, text)
 	}
 }
 
@@ -47,7 +44,7 @@ const (
 	pageTarget = "cloudera.hsmkp://file@/var/lib/claviger/luna.keystore"
 )
 
-// TestPage: the output of status, verify and plan in docs/migration.md is what these commands print.
+// TestPage: the output of status, verify and plan in docs/migration is what these commands print.
 func TestPage(t *testing.T) {
 	p := readPage(t)
 	run := migrate.Run{Name: "migration-20261128T225813.394Z", State: migrate.Complete, Source: pageSource,

@@ -50,7 +50,7 @@ func SiteACLs(keyAdmin, reader string) Conf {
 	}
 }
 
-// GrantMigration adds to the kms-acls.xml of a source exactly the rights that, as docs/migration.md says, the
+// GrantMigration adds to the kms-acls.xml of a source exactly the rights that, as docs/migration/before.md says, the
 // server of a migration needs: it lists keys, reads metadata, and decrypts in its own name for re-encryption. It
 // never gets the operation GET, which returns key material.
 func GrantMigration(acls Conf, migrator string) {
