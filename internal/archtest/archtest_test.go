@@ -183,7 +183,7 @@ func TestFuzzSeeds(t *testing.T) {
 }
 
 // TestDirectDependencies: go.mod, the imports of the code, and the table of
-// docs/ARCHITECTURE.md have the same direct dependencies, and each has a reason.
+// docs/architecture/dependencies.md have the same direct dependencies, and each has a reason.
 func TestDirectDependencies(t *testing.T) {
 	root := moduleRoot(t)
 	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
@@ -203,27 +203,27 @@ func TestDirectDependencies(t *testing.T) {
 		}
 	}
 
-	page := filepath.Join(root, "docs", "ARCHITECTURE.md")
+	page := filepath.Join(root, "docs", "architecture", "dependencies.md")
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatalf("%v: it holds the table of direct dependencies", err)
 	}
 	documented := dependencyTable(string(text))
 	if len(documented) == 0 {
-		t.Fatalf("docs/ARCHITECTURE.md has no table under %q", dependencyHeading)
+		t.Fatal("docs/architecture/dependencies.md has no table")
 	}
 
 	for m, reason := range documented {
 		if strings.TrimSpace(reason) == "" {
-			t.Errorf("docs/ARCHITECTURE.md gives no reason for %s", m)
+			t.Errorf("docs/architecture/dependencies.md gives no reason for %s", m)
 		}
 		if !imported[m] {
-			t.Errorf("docs/ARCHITECTURE.md lists %s, which no package imports", m)
+			t.Errorf("docs/architecture/dependencies.md lists %s, which no package imports", m)
 		}
 	}
 	for m := range imported {
 		if _, ok := documented[m]; !ok {
-			t.Errorf("%s is imported, and docs/ARCHITECTURE.md gives no reason for it", m)
+			t.Errorf("%s is imported, and docs/architecture/dependencies.md gives no reason for it", m)
 		}
 		if required[m] {
 			t.Errorf("go.mod marks %s as indirect, yet it is imported: go mod tidy", m)
@@ -265,19 +265,10 @@ func moduleOf(importPath string, modules map[string]bool) string {
 	return best
 }
 
-const dependencyHeading = "## Direct dependencies"
-
-// dependencyTable reads the rows "| module | reason |" under the heading.
+// dependencyTable reads the rows "| module | reason |" of a page.
 func dependencyTable(markdown string) map[string]string {
-	_, section, ok := strings.Cut(markdown, "\n"+dependencyHeading+"\n")
-	if !ok {
-		return nil
-	}
-	if i := strings.Index(section, "\n## "); i >= 0 {
-		section = section[:i]
-	}
 	rows := map[string]string{}
-	for _, line := range strings.Split(section, "\n") {
+	for _, line := range strings.Split(markdown, "\n") {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
 		if len(cells) < 2 || !strings.HasPrefix(line, "|") {
 			continue
@@ -290,10 +281,10 @@ func dependencyTable(markdown string) map[string]string {
 	return rows
 }
 
-// TestDependencyTable: the reader of the table finds its rows, and none of the next section.
+// TestDependencyTable: the reader of the table finds its rows, and takes neither its head nor text for a row.
 func TestDependencyTable(t *testing.T) {
-	got := dependencyTable("# A\n\n## Direct dependencies\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n" +
-		"| d.e/f-g/v2 | |\n\n## Next\n\n| h.i/j | no |\n")
+	got := dependencyTable("# A\n\nText of g.h/i | j.\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n" +
+		"| d.e/f-g/v2 | |\n")
 	want := map[string]string{"a.b/c": "x", "d.e/f-g/v2": ""}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)

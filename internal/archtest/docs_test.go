@@ -16,22 +16,22 @@ import (
 
 var quoted = regexp.MustCompile("`([^`]*)`")
 
-// TestRoomTable: each room has a row in docs/ARCHITECTURE.md, and each row a room.
+// TestRoomTable: each room has a row in docs/architecture/rooms.md, and each row a room.
 func TestRoomTable(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(moduleRoot(t), "docs", "ARCHITECTURE.md"))
+	text, err := os.ReadFile(filepath.Join(moduleRoot(t), "docs", "architecture", "rooms.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, table, ok := strings.Cut(string(text), "\n| room | what is in it |\n")
 	if !ok {
-		t.Fatal("docs/ARCHITECTURE.md has no table of rooms")
+		t.Fatal("docs/architecture/rooms.md has no table of rooms")
 	}
-	table, _, _ = strings.Cut(table, "\n\n")
+	table, _, _ = strings.Cut(strings.TrimSpace(table), "\n\n")
 	rows := map[string]bool{}
 	for _, line := range strings.Split(table, "\n")[1:] {
 		for _, m := range quoted.FindAllStringSubmatch(strings.Split(line, "|")[1], -1) {
 			if rows[m[1]] {
-				t.Errorf("docs/ARCHITECTURE.md has two rows for %s", m[1])
+				t.Errorf("docs/architecture/rooms.md has two rows for %s", m[1])
 			}
 			rows[m[1]] = true
 		}
@@ -43,12 +43,12 @@ func TestRoomTable(t *testing.T) {
 			room = "."
 		}
 		if !rows[room] {
-			t.Errorf("docs/ARCHITECTURE.md has no row for %s: describe it in one line", room)
+			t.Errorf("docs/architecture/rooms.md has no row for %s: describe it in one line", room)
 		}
 		delete(rows, room)
 	}
 	for room := range rows {
-		t.Errorf("docs/ARCHITECTURE.md has a row for %s, which is not a package", room)
+		t.Errorf("docs/architecture/rooms.md has a row for %s, which is not a package", room)
 	}
 }
 

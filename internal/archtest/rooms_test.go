@@ -281,7 +281,8 @@ func ruleFor(room string) *rule {
 func forbidden(p *pkg) []string {
 	r := ruleFor(p.room())
 	if r == nil {
-		return []string{"no rule: say in archtest what this room may import, and in docs/ARCHITECTURE.md what it is"}
+		return []string{"no rule: say in archtest what this room may import, and in " +
+			"docs/architecture/rooms.md what it is"}
 	}
 	var bad []string
 	for _, i := range roomsOf(p.Imports) {
