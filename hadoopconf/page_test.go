@@ -9,10 +9,11 @@ import (
 
 const settingsHead = `# Properties
 
-All properties of ` + "`core-site.xml` and `kms-site.xml`" + ` that ` + "`claviger kms`" + ` and the commands with
-` + "`--conf`" + ` read. An unknown property with one of their prefixes causes a warning at the start. The warning
-names the property that was probably meant. If that property affects keys, users, TLS or records, and is not set, the
-server does not start ([hadoop-divergences/rights.md](hadoop-divergences/rights.md)).
+All properties of ` + "`core-site.xml` and `kms-site.xml` that `claviger kms` and commands with `--conf` read." + `
+
+An unknown property with one of their prefixes causes a warning at the start. The warning names the property
+that was probably meant. If that property affects keys, users, TLS or records, and is not set, the server does not start
+([hadoop-divergences/rights.md](hadoop-divergences/rights.md)).
 
 Other files have their own pages: ` + "`kms-acls.xml` [acls.md](acls.md), `ssl-server.xml` and `ssl-client.xml`" + `
 [tls.md](tls.md), ` + "`kts-site.xml` [kt-kms.md](kt-kms.md), `application.properties` [keyhsm.md](keyhsm.md)" + `.

@@ -5,6 +5,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -42,6 +43,50 @@ func anchors(page string) map[string]bool {
 		all[strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
 	}
 	return all
+}
+
+// maxPage is the largest number of lines of a page that a person writes.
+const maxPage = 200
+
+// writtenByTests are pages without a limit.
+var writtenByTests = []string{"settings.md", "cli.md", "doctor.md", "performance.md"}
+
+// TestPageForm: each page begins with a title and one line that says what the page is for, and is not too long. The
+// title of a decision is its purpose.
+func TestPageForm(t *testing.T) {
+	purpose := regexp.MustCompile("^# [^\n]+\n\n[A-Z`][^\n]*[.:](?: [^\n]*)?\n")
+	for name, page := range pagetest.All(t) {
+		if name == "../README.md" {
+			continue
+		}
+		if n := strings.Count(page, "\n"); n > maxPage && !slices.Contains(writtenByTests, name) {
+			t.Errorf("docs/%s has %d lines, more than %d: make pages by topic of it", name, n, maxPage)
+		}
+		if !strings.HasPrefix(name, "adr/0") && !purpose.MatchString(page) {
+			t.Errorf("docs/%s does not begin with a title and one line that says what the page is for", name)
+		}
+	}
+}
+
+// TestPagesReached: links lead from docs/README.md to each page.
+func TestPagesReached(t *testing.T) {
+	pages := pagetest.All(t)
+	reached, next := map[string]bool{}, []string{"README.md"}
+	for len(next) > 0 {
+		name := next[0]
+		next = next[1:]
+		if page, ok := pages[name]; ok && !reached[name] && name != "../README.md" {
+			reached[name] = true
+			for _, l := range links(name, page) {
+				next = append(next, l.target)
+			}
+		}
+	}
+	for name := range pages {
+		if !reached[name] && name != "../README.md" {
+			t.Errorf("no link leads from docs/README.md to docs/%s", name)
+		}
+	}
 }
 
 // TestPageLinks: each file and each heading that a page links to exists.
