@@ -66,6 +66,7 @@ type Chain struct {
 	err     error
 	streams error // of Streams, if there is a file too
 	closed  bool
+	state   ChainState
 
 	// Only the writing goroutine uses the fields below.
 	seal      sealer
@@ -281,18 +282,21 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 	}
 	var later *laterError
 	var unwritten uint64
+	recorded := lost
 	c.mu.Lock()
 	if err != nil && !errors.As(err, &later) {
 		room := max(c.cfg.MaxQueue-len(queue), 0)
 		if over := len(c.queue) - room; over > 0 {
 			c.queue, lost = c.queue[:room], lost+uint64(over)
 		}
-		c.queue, c.lost = append(queue, c.queue...), c.lost+lost
+		c.queue, c.lost, recorded = append(queue, c.queue...), c.lost+lost, 0
 		unwritten = uint64(len(c.queue)) + c.lost
 	}
 	if !c.closed {
 		c.err = err
 	}
+	c.state.Seq, c.state.Hash, c.state.Stored = c.seq, c.last.String(), c.headSeq
+	c.state.Lost += recorded
 	c.mu.Unlock()
 	c.markUnwritten(now, unwritten, sync)
 	if err != nil && (earlier == nil || earlier.Error() != err.Error()) {
@@ -469,6 +473,34 @@ func (c *Chain) StreamErr() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.streams
+}
+
+// ChainState is what an operator may see of a chain.
+type ChainState struct {
+	Node    string
+	Seq     uint64 // of the last record that was written
+	Hash    string // of that record
+	Stored  uint64 // Seq of the head that all places of the head have
+	Waiting int    // records that are not written yet
+	Lost    uint64 // records since the start of the process that were not written
+	Streams []string
+	Err     error // of Err
+	// StreamErr is that of StreamErr.
+	StreamErr error
+}
+
+// State returns the state of the chain. It waits for no disk.
+func (c *Chain) State() ChainState {
+	err, streams := c.Err(), c.StreamErr()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.state
+	s.Node, s.Waiting, s.Err, s.StreamErr = c.cfg.Node, len(c.queue), err, streams
+	s.Lost += c.lost
+	for _, stream := range c.cfg.Streams {
+		s.Streams = append(s.Streams, stream.Name())
+	}
+	return s
 }
 
 // Replaced returns the number of records that streams have replaced by a LargeRecord.
