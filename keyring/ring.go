@@ -255,6 +255,14 @@ func (r *Ring) Queued() int {
 	return r.queue.Ready()
 }
 
+// QueuedOf returns the number of ready-made EDEKs of a key.
+func (r *Ring) QueuedOf(key string) int {
+	if r.queue == nil {
+		return 0
+	}
+	return r.queue.Len(key)
+}
+
 // Implied returns the number of EDEKs that were made without an encryption by the primary.
 func (r *Ring) Implied() int64 { return r.implied.Load() }
 

@@ -129,5 +129,32 @@ func (s *server) nodeFacts(ctx context.Context) pages.Group {
 	return g
 }
 
+// origin says where a key was born.
+func (s *server) origin(ctx context.Context, key string, details bool) string {
+	const here = "made here"
+	history := s.svc.history()
+	if history == nil {
+		return here
+	}
+	list, err := history.Origins(ctx)
+	if err != nil {
+		return "not known: the journal of migrations cannot be read"
+	}
+	for _, o := range list {
+		if o.Key != key || !o.TakenOver {
+			continue
+		}
+		text := "taken over from a source by a migration"
+		if details {
+			text = "taken over from " + o.Source + " by a migration"
+		}
+		if len(o.Made) > 0 {
+			text += fmt.Sprintf("; the versions %s replace those of the source", strings.Join(o.Made, ", "))
+		}
+		return text
+	}
+	return here
+}
+
 // stamp shows a time for an operator.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"claviger/audit"
 	"claviger/authz"
 	"claviger/buildinfo"
 	"claviger/console"
@@ -88,10 +89,11 @@ type server struct {
 	closers  []func() error // of the open parts, in the order of opening
 	limiters kmsapi.Limiters
 	secrets  *console.SecretFiles
-	// api, console and traffic are what the web console shows. traffic is nil without a web console.
+	// api, console, traffic and events are what the web console shows. Without one, traffic and events are nil.
 	api     *kmsapi.API
 	console *console.Console
 	traffic *console.Traffic
+	events  *audit.Recent
 	// agreement compares this node with the others; nil if there can be no other node.
 	agreement *agreement
 	clocks    *clockWatch
@@ -197,7 +199,8 @@ func (s *server) makeHandlers(addr net.Addr, connections *web.Connections) (err 
 		cfg.Observe, cfg.Waited, cfg.Refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
 	if s.set.consoleListen != "" {
-		s.traffic = console.NewTraffic(nil)
+		s.traffic, s.events = console.NewTraffic(nil), audit.NewRecent(consoleEvents)
+		s.trail.Loggers = append(s.trail.Loggers, s.events)
 		cfg.Observe = observeBoth(cfg.Observe, s.traffic.Observe)
 	}
 	port := s.set.port

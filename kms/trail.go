@@ -245,6 +245,14 @@ func purposeOf(op audit.Op) console.Purpose {
 	return console.Generate
 }
 
+// state returns the state of the chain; ok is false if there is none.
+func (t *AuditTrail) state() (state audit.ChainState, ok bool) {
+	if t.chain == nil {
+		return state, false
+	}
+	return t.chain.State(), true
+}
+
 func (t *AuditTrail) streamErr() error {
 	if t.chain == nil {
 		return nil

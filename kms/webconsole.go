@@ -18,6 +18,8 @@ const (
 	consoleListenName = "claviger.console.listen"
 	// consoleConnections limits the connections to the web console, whose clients are a few browsers.
 	consoleConnections = 64
+	// consoleEvents is the number of audit events that the web console can show.
+	consoleEvents = 1000
 )
 
 // consoleListen reads the address of the web console.
@@ -85,6 +87,9 @@ func (s *server) webConsole(e *endpoint) http.Handler {
 		Report: func(ctx context.Context, details bool) console.Report {
 			return s.console.Report(ctx, console.Purposes, details)
 		},
+		ProviderURI: "kms://" + strings.Replace(e.URL(), "://", "@", 1), Ready: s.ring.QueuedOf, Origin: s.origin,
+		Policy: s.policy.Policy, Rules: s.policy.Status, RulesFile: ACLFile(s.conf), Groups: s.auth.groups.Of,
+		KeyAuthorization: s.set.ring.KeyAuthorization, Events: s.events, Chain: s.trail.state,
 		Facts: func(ctx context.Context, details bool) []pages.Group { return s.facts(ctx, e, details) },
 	})
 }

@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/audit"
 	"claviger/authn"
+	"claviger/authz"
 	"claviger/console"
 )
 
@@ -46,7 +48,25 @@ type Config struct {
 	Traffic *console.Traffic
 	// Facts returns facts about the server, the HSM and the certificates.
 	Facts func(ctx context.Context, details bool) []Group
-	Log   *slog.Logger // nil discards
+	// ProviderURI is the URI with which clients name this KMS, as in kms://https@HOST:9600/kms.
+	ProviderURI string
+	// Ready returns how many ready-made EDEKs of a key this node has.
+	Ready func(key string) int
+	// Origin says where a key was born. details permits the URI of a source.
+	Origin func(ctx context.Context, key string, details bool) string
+
+	// Policy returns the rules in force, and Rules the state of their file RulesFile.
+	Policy    func() *authz.Policy
+	Rules     func() authz.Status
+	RulesFile string
+	Groups    func(user string) []string
+	// KeyAuthorization is hadoop.kms.key.authorization.enable.
+	KeyAuthorization bool
+
+	// Events has the last audit events, and Chain returns the state of the chain; ok is false if there is none.
+	Events *audit.Recent
+	Chain  func() (state audit.ChainState, ok bool)
+	Log    *slog.Logger // nil discards
 }
 
 // Group is a table of facts with a title.
@@ -67,6 +87,7 @@ type pages struct {
 	Config
 	protection http.CrossOriginProtection
 	templates  map[string]*template.Template
+	results    results
 }
 
 //go:embed templates static
@@ -74,11 +95,17 @@ var files embed.FS
 
 // routes are the pages and the changes that users may make.
 var routes = map[string]func(*session){
-	"GET /{$}": (*session).overview,
+	"GET /{$}":            (*session).overview,
+	"GET /keys":           (*session).keys,
+	"POST /keys/roll":     (*session).roll,
+	"POST /keys/undelete": (*session).undelete,
+	"GET /access":         (*session).access,
+	"GET /audit":          (*session).auditlog,
 }
 
 // menu are the pages in the menu.
-var menu = []menuItem{{"/", "overview", "Overview"}}
+var menu = []menuItem{{"/", "overview", "Overview"}, {"/keys", "keys", "Keys"}, {"/access", "access", "Access"},
+	{"/audit", "audit", "Audit"}}
 
 type menuItem struct{ Href, Page, Text string }
 

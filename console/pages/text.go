@@ -12,10 +12,11 @@ import (
 
 // functions are what templates call.
 var functions = template.FuncMap{
-	"name":  claviger.Printable,
-	"time":  stamp,
-	"age":   age,
-	"digit": strconv.Itoa,
+	"name":   claviger.Printable,
+	"time":   stamp,
+	"age":    age,
+	"digit":  strconv.Itoa,
+	"joined": joined,
 }
 
 // stamp shows a time to the second, in UTC; "-" for the zero time.
