@@ -44,7 +44,7 @@ type counter struct {
 	copies     []copied      // records of snapshots, sorted by inode
 	changed    []uint64      // ids of the folders with differences from snapshots, ascending
 	own        []copied      // records of the files with copies or several places; sorted by inode after sortOwn
-	owned      atomic.Uint64 // how many records own has; more than len(own) in a damaged image
+	owned      atomic.Uint64 // number of records for own; more than len(own) in a damaged image
 	index      *index
 	tree       *tree
 	readers    []*reader
@@ -202,7 +202,7 @@ func (c *counter) resolve() {
 	c.tree.setZones(zones)
 }
 
-// movedFolder is a folder that has places beside the one in the index.
+// movedFolder is a folder that has more places than its place in the index.
 type movedFolder struct {
 	folder uint32 // number
 	places []place

@@ -11,11 +11,11 @@ type needed struct {
 	copied  bool   // only a snapshot's copy of the record has this EDEK: the record itself has another
 }
 
-// special is what is known of a file with copies or several places.
+// special has the facts about a file with copies or several places.
 type special struct {
 	copies []copied // of snapshots
 	own    []copied // its own record; several if the image is damaged
-	place  place    // the one with the farthest reach
+	place  place    // the place with the farthest reach
 	far    reach    // the reach of place, and so of the file
 	parent uint32   // the number + 1 of the folder in the index; 0 for none
 	edeks  []needed
@@ -36,18 +36,18 @@ func (s *special) fill(c *counter, id uint64, places []place, copies, own []copi
 		newest = max(newest, copies[i].until)
 	}
 	if s.far > newest { // the own record is shown
-		s.need(needed{own[0].code >> 1, own[0].hash, s.far, own[0].code&openFlag != 0, false})
+		s.addEDEK(needed{own[0].code >> 1, own[0].hash, s.far, own[0].code&openFlag != 0, false})
 	}
 	for i := range copies {
 		r := &copies[i]
 		differs := r.code>>1 != own[0].code>>1 || r.hash != own[0].hash
-		s.need(needed{r.code >> 1, r.hash, min(r.until, s.far), false, differs})
+		s.addEDEK(needed{r.code >> 1, r.hash, min(r.until, s.far), false, differs})
 	}
 }
 
-// need adds an EDEK, unless the file has it already: most copies have the EDEK of the file's own record. Version 0 is
-// a record without an EDEK.
-func (s *special) need(n needed) {
+// addEDEK adds an EDEK, unless the file has it already: most copies have the EDEK of the file's own record. Version 0
+// is a record without an EDEK.
+func (s *special) addEDEK(n needed) {
 	at := slices.IndexFunc(s.edeks, func(e needed) bool { return e.version == n.version && e.hash == n.hash })
 	if at < 0 {
 		s.edeks = append(s.edeks, n)

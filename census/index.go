@@ -10,22 +10,22 @@ import (
 // The payload of an index entry: the number of the folder, and flags of the child.
 const (
 	seenFlag    = 1 << 31 // the child's record was read
-	copiesFlag  = 1 << 30 // a snapshot has copies of its record, or it is a folder that changed since a snapshot
-	placesFlag  = 1 << 29 // the child has other places, too
+	copiesFlag  = 1 << 30 // a snapshot has copies of the child's record, or the child is a folder in collector.changed
+	placesFlag  = 1 << 29 // the child has other places than the folder
 	folderMask  = placesFlag - 1
 	noFolder    = folderMask // no folder has this number
 	maxFolders  = noFolder
 	shortBits   = 16
 	longBits    = 32
 	maxIDBits   = 62
-	bucketsFree = 1 << 20 // number of buckets that an index may have, however few children an image has
+	bucketsFree = 1 << 20 // number of buckets that an index may have even if the image has few children
 )
 
 // index maps each child to its folder. It has a bucket for each range of 2^shift ids. A bucket has the low bits of the
 // ids, ascending. The index takes 6 bytes a child, or 8 if the ids are very sparse.
 type index struct {
 	shift    uint
-	starts   []uint32 // of each bucket; while the index is filled, the number of the next free entry
+	starts   []uint32 // the first entry of each bucket; while the index is filled, its next free entry
 	short    []uint16 // low bits of the ids; nil if shift is over 16
 	long     []uint32
 	payloads []uint32
@@ -71,14 +71,14 @@ func (x *index) reserve(bucket uint64, n uint32) uint32 {
 }
 
 // put sets an entry.
-func (x *index) put(entry uint32, id uint64, folder uint32) {
+func (x *index) put(entry uint32, id uint64, payload uint32) {
 	low := id & (1<<x.shift - 1)
 	if x.short != nil {
 		x.short[entry] = uint16(low) //nolint:gosec // 16 bits
 	} else {
 		x.long[entry] = uint32(low) //nolint:gosec // 32 bits
 	}
-	x.payloads[entry] = folder
+	x.payloads[entry] = payload
 }
 
 // sorter has the memory to sort a bucket.
@@ -87,11 +87,11 @@ type sorter struct {
 	pairs []uint64
 }
 
-// sort sorts bucket b, after all its entries were put. It returns an id that has two entries.
+// sort sorts bucket b. All entries of the bucket must have been put before. sort returns an id that has two entries.
 func (x *index) sort(b int, s *sorter) (twice uint64, found bool) {
 	from, to := x.entries(uint64(b)) //nolint:gosec // not negative
 	if x.short != nil && to-from > 1<<shortBits/64 {
-		return x.place(b, from, to, s)
+		return x.sortBySlots(b, from, to, s)
 	}
 	s.pairs = s.pairs[:0]
 	for i := from; i < to; i++ {
@@ -108,8 +108,9 @@ func (x *index) sort(b int, s *sorter) (twice uint64, found bool) {
 	return 0, false
 }
 
-// place is sort for a bucket with many entries: each payload has a slot, and the slots are read in their order.
-func (x *index) place(b int, from, to uint32, s *sorter) (twice uint64, found bool) {
+// sortBySlots sorts a bucket with many entries: it puts each payload into the slot of its low bits, and reads the slots
+// in order. The results are those of sort.
+func (x *index) sortBySlots(b int, from, to uint32, s *sorter) (twice uint64, found bool) {
 	if s.slots == nil {
 		s.slots = make([]uint32, 1<<shortBits)
 	}

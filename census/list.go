@@ -54,7 +54,7 @@ func (c *counter) pathsOf(n *fsimage.INode, version uint32, g *collector, sp *sp
 		sp.fill(c, n.ID, c.placesOf(n.ID), c.copiesOf(n.ID), own)
 		for _, e := range sp.edeks {
 			if e.version == version {
-				path := func() string { return c.where(n.ID, sp.parent, string(n.Name), e.until) }
+				path := func() string { return c.pathIn(n.ID, sp.parent, string(n.Name), e.until) }
 				if err := f(sp.place.folder, path); err != nil {
 					return err
 				}

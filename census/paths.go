@@ -57,15 +57,15 @@ func (c *counter) snapshotPath(far reach) string {
 	return c.path(folder, "", far)
 }
 
-// where returns the path of an inode as it is in the state far. parent is the number + 1 of the folder in the index, or
-// 0.
-func (c *counter) where(id uint64, parent uint32, name string, far reach) string {
+// pathIn returns the path of an inode as it is in the state far. parent is the number + 1 of the folder in the index,
+// or 0.
+func (c *counter) pathIn(id uint64, parent uint32, name string, far reach) string {
 	p := c.placeAt(id, parent, far)
 	return c.path(p.folder, c.placeName(p.ref, name), far)
 }
 
-// placeAt returns the place of an inode in the state far. Of several places, it is the one that ended first after far:
-// the inode moved on from there.
+// placeAt returns the place of an inode in the state far. Of several places, placeAt returns the place that ended
+// first after far: the inode left that place first.
 func (c *counter) placeAt(id uint64, parent uint32, far reach) place {
 	best := place{folder: noFolder}
 	consider := func(p place) {

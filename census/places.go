@@ -65,9 +65,9 @@ type collector struct {
 	bucket  uint64
 	edek    fsimage.EDEK
 
-	snapshot reach // the last result of until; 0 for none
+	snapshot reach // the last result of reachOf; 0 for none
 
-	_ apart
+	_ padding
 }
 
 // folder returns the local number of a folder.
@@ -135,7 +135,7 @@ func (c *counter) readDiffs(ctx context.Context) error {
 			},
 			Changed: func(id uint64) { g.changed.add(id) },
 			Folder: func(id uint64, snapshot uint32, deleted, refs fsimage.List) error {
-				until, err := g.until(snapshot)
+				until, err := g.reachOf(snapshot)
 				if err != nil {
 					return err
 				}
@@ -145,7 +145,7 @@ func (c *counter) readDiffs(ctx context.Context) error {
 				return g.addPlaces(id, until, refs, true)
 			},
 			File: func(id uint64, snapshot uint32, n *fsimage.INode) error {
-				until, err := g.until(snapshot)
+				until, err := g.reachOf(snapshot)
 				if err != nil {
 					return err
 				}
@@ -157,8 +157,8 @@ func (c *counter) readDiffs(ctx context.Context) error {
 	})
 }
 
-// until returns the reach of a snapshot.
-func (g *collector) until(snapshot uint32) (reach, error) {
+// reachOf returns the reach of a snapshot.
+func (g *collector) reachOf(snapshot uint32) (reach, error) {
 	if r := reach(snapshot) + 1; r != 0 && r == g.snapshot { // neighbours often have the same
 		return r, nil
 	}

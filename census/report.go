@@ -59,7 +59,7 @@ type Version struct {
 	Paths     []string      `json:"paths"` // of the oldest files
 }
 
-// SnapshotUse is how many EDEKs a snapshot shows that no newer state shows.
+// SnapshotUse is the number of EDEKs that a snapshot shows, and that no newer state shows.
 type SnapshotUse struct {
 	Snapshot string `json:"snapshot"` // path
 	EDEKs    uint64 `json:"edeks"`
@@ -310,7 +310,7 @@ func (s *Census) zone(t *tally, z *zoneRecord, number uint32) Zone {
 	case far == 0:
 		zone.State, zone.Path = "unreachable", "?/"+z.name
 	default:
-		zone.Path = c.where(z.id, z.parent, z.name, far)
+		zone.Path = c.pathIn(z.id, z.parent, z.name, far)
 		if far != current {
 			zone.State = "snapshot"
 		}

@@ -19,7 +19,7 @@ type tally struct {
 	counts    map[tallyKey]*Counts
 	snapshots map[uint32]map[reach]uint64 // by version
 	problems  struct{ noRecord, twice uint64 }
-	last      struct { // the last result of the method of: the next call often has the same key
+	last      struct { // the last result of countsOf: the next call often has the same key
 		tallyKey
 		*Counts
 	}
@@ -35,8 +35,8 @@ type survey struct {
 	several uint64 // with entries in counter.places
 }
 
-// of returns the counts of a zone and a version.
-func (t *tally) of(zone, version uint32) *Counts {
+// countsOf returns the counts of a zone and a version.
+func (t *tally) countsOf(zone, version uint32) *Counts {
 	k := tallyKey{zone, version}
 	if t.last.Counts != nil && t.last.tallyKey == k {
 		return t.last.Counts
@@ -53,7 +53,7 @@ func (t *tally) of(zone, version uint32) *Counts {
 // add counts n EDEKs of a version, of files in a folder.
 func (t *tally) add(folder uint32, e needed, n uint64) {
 	zone, trash := t.c.tree.zone(folder)
-	counts := t.of(zone, e.version)
+	counts := t.countsOf(zone, e.version)
 	switch e.until {
 	case 0:
 		counts.Unreachable += n
@@ -90,7 +90,7 @@ func (c *counter) newTally() *tally {
 // merge adds the counts of another tally.
 func (t *tally) merge(o *tally) {
 	for k, n := range o.counts {
-		t.of(k.zone, k.version).add(n)
+		t.countsOf(k.zone, k.version).add(n)
 	}
 	for version, uses := range o.snapshots {
 		for until, n := range uses {
@@ -124,7 +124,7 @@ func (t *tally) addFolders() {
 			add(uint32(k>>32), uint32(k), uint64(n)) //nolint:gosec // both halves
 		}
 		for version, n := range r.lostFiles {
-			t.of(0, version).Unreachable += n
+			t.countsOf(0, version).Unreachable += n
 		}
 	}
 }
@@ -140,7 +140,7 @@ func (t *tally) addSpecials() {
 		}
 		if s.far == 0 || len(s.own) == 0 {
 			for _, r := range slices.Concat(s.copies, s.own) {
-				t.of(0, r.code>>1).Unreachable++
+				t.countsOf(0, r.code>>1).Unreachable++
 			}
 		}
 		for _, e := range s.edeks {
@@ -245,7 +245,7 @@ func (c *counter) pathOf(s *special, version uint32, x candidate) (string, bool)
 	s.fill(c, x.id, c.placesOf(x.id), c.copiesOf(x.id), own)
 	for _, e := range s.edeks {
 		if e.version == version {
-			return c.where(x.id, s.parent, x.name, e.until), true
+			return c.pathIn(x.id, s.parent, x.name, e.until), true
 		}
 	}
 	return "", false

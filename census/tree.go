@@ -5,23 +5,23 @@ import (
 	"sync/atomic"
 )
 
-// tree has what is known of each folder that has or had children, by the folder's number.
+// tree has the facts about each folder that has or had children, by the folder's number.
 type tree struct {
 	parents  []uint32 // number of the folder above + 1, and trashFlag; 0 if the folder has no parent in the index
-	children []uint32 // how many the index has, + 1; 0 is not known
-	codes    []uint32 // the code of the first file + 1
-	counts   []uint32 // of files with that code
-	names    []uint64 // where the name is in arena
+	children []uint32 // number of children in the index + 1; 0 if it is not known
+	codes    []uint32 // the code of the first file + 1; see copied.code
+	counts   []uint32 // number of files with the code of the first file
+	names    []uint64 // position of the name in arena
 	zones    []uint32 // number of the zone + 1, and trashFlag
-	anchorOf []uint32 // the place in anchors of the nearest anchor upwards, which may be the folder itself
+	anchorOf []uint32 // index in anchors: the folder itself if it is an anchor, or else the nearest anchor above
 	anchors  []anchor
 
 	mu    sync.Mutex
 	arena [][]byte
 }
 
-// anchor is the root, or a folder that has places beside the one in the index. The folders below it have its reach,
-// down to the next anchors.
+// anchor is the root, or a folder that has more places than its place in the index. The folders below an anchor have
+// the reach of the anchor, down to the next anchors.
 type anchor struct {
 	folder uint32
 	reach  reach
@@ -35,7 +35,7 @@ const (
 	noAnchor      = 1
 )
 
-// trashFlag marks folders named .Trash, and in zones also what is below them.
+// trashFlag marks folders named .Trash, and in zones also the folders below them.
 const trashFlag = 1 << 31
 
 func newTree(n int) *tree {
@@ -45,12 +45,12 @@ func newTree(n int) *tree {
 	}
 }
 
-// setChildren reports false if the number was set before.
+// setChildren sets the number of a folder's children. It returns false if the number was set before.
 func (t *tree) setChildren(folder, n uint32) bool {
 	return atomic.CompareAndSwapUint32(&t.children[folder], 0, n+1)
 }
 
-// add counts n files of a folder, if they have the code of the folder's first file.
+// add counts n files of a folder. It returns false, and counts nothing, if the folder's first file has another code.
 func (t *tree) add(folder, code, n uint32) bool {
 	at := &t.codes[folder]
 	if atomic.LoadUint32(at) != code+1 && !atomic.CompareAndSwapUint32(at, 0, code+1) {
@@ -68,15 +68,16 @@ const (
 	maxName    = 1<<lengthBits - 1
 )
 
-// naming is the chunk that one goroutine fills.
-type naming struct {
+// nameWriter stores names in a chunk of one goroutine.
+type nameWriter struct {
 	t     *tree
 	chunk []byte
 	at    uint64
 }
 
-// set stores the name of a folder. Hadoop's longest names have 255 bytes; longer ones than maxName are cut off.
-func (n *naming) set(folder uint32, name []byte) {
+// set stores the name of a folder. Hadoop's longest names have 255 bytes. A name that is longer than maxName is cut
+// off.
+func (n *nameWriter) set(folder uint32, name []byte) {
 	name = name[:min(len(name), maxName)]
 	if len(n.chunk)+len(name) > cap(n.chunk) {
 		n.chunk = make([]byte, 0, chunkSize)
@@ -146,7 +147,7 @@ func (t *tree) setAnchors() {
 	}
 }
 
-// reach returns how far a folder can be seen.
+// reach returns the reach of a folder.
 func (t *tree) reach(folder uint32) reach {
 	if folder >= noFolder {
 		return 0
@@ -154,7 +155,7 @@ func (t *tree) reach(folder uint32) reach {
 	return t.anchors[t.anchorOf[folder]].reach
 }
 
-// zone returns the number of the folder's zone + 1, or 0, and whether the folder is trash or in it.
+// zone returns the number of the folder's zone + 1, or 0, and whether the folder is a .Trash folder or below one.
 func (t *tree) zone(folder uint32) (zone uint32, trash bool) {
 	if folder >= noFolder {
 		return 0, false

@@ -8,9 +8,9 @@ import (
 // errEnough ends the reading of INODE when each zone has enough paths.
 var errEnough = errors.New("each zone has enough paths")
 
-// addUnencryptedPaths names files of zones that have no EDEK. The zone of a file is known only after the reading of all
-// folders, so the section INODE is read again, until each zone with such files has enough paths. s.report.Zones must be
-// in the order of the zones' numbers.
+// addUnencryptedPaths adds to each zone the paths of some files without an EDEK. The zone of a file is known only after
+// the reading of all folders, so the section INODE is read again, until each zone with such files has enough paths.
+// s.report.Zones must be in the order of the zones' numbers.
 func (s *Census) addUnencryptedPaths(ctx context.Context) error {
 	missing := 0 // zones that need more paths
 	zones := s.report.Zones

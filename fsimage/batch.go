@@ -100,7 +100,7 @@ func (s *stream) next(b *Batch) (bool, error) {
 		if err := s.fill(b, max(size, batchSize)); err != nil {
 			return false, err
 		}
-		end, err := border(b.data)
+		end, err := endOfMessages(b.data)
 		if err != nil {
 			return false, s.span.damaged(s.at+int64(end), err)
 		}
@@ -130,7 +130,7 @@ func (s *stream) fill(b *Batch, size int) error {
 		b.data = b.data[:len(b.data)+n]
 		if errors.Is(err, io.EOF) {
 			s.end = true
-			err = s.whole(int64(len(b.data)))
+			err = s.checkLength(int64(len(b.data)))
 		}
 		if err == nil && s.span.codec != nil && (s.at+int64(len(b.data))-maxRatioFrom)/maxRatio > s.span.length {
 			err = fmt.Errorf("they are more than %d times longer than in the file", maxRatio)
@@ -142,17 +142,17 @@ func (s *stream) fill(b *Batch, size int) error {
 	return nil
 }
 
-// whole returns an error if an uncompressed span has ended early, because the file was cut off after it was opened.
-// last is the number of bytes read after s.at.
-func (s *stream) whole(last int64) error {
+// checkLength returns an error if an uncompressed span has ended early, because the file was cut off after it was
+// opened. last is the number of bytes read after s.at.
+func (s *stream) checkLength(last int64) error {
 	if s.span.codec == nil && s.at+last < s.span.length {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
 }
 
-// border returns where the last whole message in data ends.
-func border(data []byte) (int, error) {
+// endOfMessages returns where the last complete message in data ends.
+func endOfMessages(data []byte) (int, error) {
 	at := 0
 	for {
 		n, k := varint(data[at:])
@@ -219,7 +219,7 @@ type shared struct {
 func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
 	b := new(struct {
 		Batch
-		_ apart
+		_ padding
 	})
 	for {
 		s, err := r.take()
@@ -243,9 +243,9 @@ func (r *source) read(ctx context.Context, fn func(*Batch) error) error {
 	}
 }
 
-// apart is padding at the end of a struct that a worker writes for each message, so that no other worker writes into
+// padding is at the end of a struct that a worker writes for each message, so that no other worker writes into
 // the same cache line.
-type apart [128]byte
+type padding [128]byte
 
 // take opens the next span, if there is one. It returns the open span with the fewest workers, or nil at the end.
 func (r *source) take() (*shared, error) {

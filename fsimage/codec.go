@@ -105,7 +105,8 @@ func decodeSnappy(src, dst []byte) (int, error) {
 	return len(b), err
 }
 
-// maxBlock bounds the blocks of Snappy and LZ4. Hadoop's have the size of io.compression.codec.*.buffersize, 256 KB.
+// maxBlock bounds the blocks of Snappy and LZ4. Hadoop's blocks have the size of io.compression.codec.*.buffersize, 256
+// KB.
 const maxBlock = 64 << 20
 
 var (
@@ -175,7 +176,7 @@ func (r *blockReader) chunk() error {
 		return fmt.Errorf("a compressed chunk: %w", err)
 	}
 	if n == 0 {
-		return errBlock // otherwise empty chunks without end take time
+		return errBlock // so that a stream of empty chunks does not run for ever
 	}
 	r.rest, r.missing = r.out[:n], r.missing-n
 	return nil

@@ -94,7 +94,7 @@ type diffReader struct {
 	copied INode
 	position
 
-	_ apart
+	_ padding
 }
 
 // ReadDiffs reads the section SNAPSHOT_DIFF. It calls newDiffs once for each worker. A worker passes one batch at a

@@ -43,10 +43,10 @@ type largeWriter struct {
 	wait    int // inodes until the next sub-section
 }
 
-// LargeCount is what an image needs of a version.
+// LargeCount has the numbers of EDEKs of a key version in an image.
 type LargeCount struct{ Live, SnapshotOnly uint64 }
 
-// Write writes the image, and returns what needs each key version.
+// Write writes the image, and returns the numbers of EDEKs of each key version.
 func (l Large) Write(to io.Writer) (map[string]*LargeCount, error) {
 	l.IDStep = max(l.IDStep, 1)
 	w := &largeWriter{Writer: NewWriter(to, l.Codec), Large: l,
