@@ -78,8 +78,8 @@ func (m *Meter) Heal() {
 	clear(m.faults)
 }
 
-// Hang makes calls of that name hang until release is called. Then the token gets them. release may be
-// called more than once.
+// Hang makes calls of that name hang until release is called. Then the calls reach the token. release may
+// be called more than once.
 func (m *Meter) Hang(call string) (release func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

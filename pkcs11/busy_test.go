@@ -11,7 +11,7 @@ import (
 	"claviger"
 )
 
-// openBusy opens a token with the profile of an HSM that throttles, with a key.
+// openBusy opens a token with the profile of an HSM that throttles, and makes two keys.
 func openBusy(t *testing.T) (*Token, *Meter) {
 	t.Helper()
 	tok, m := open(t)

@@ -16,9 +16,9 @@ const (
 	shortCall = 5 * time.Millisecond
 )
 
-// callTime is the time that one encryption takes at present: the shortest of the last one or two periods. The others
-// contain the time in which calls waited for each other in the HSM, and more calls at the same time would only make
-// that longer. It falls at once, and rises after a period. The zero value is ready to use.
+// callTime is the time that one encryption takes at present: the shortest of the last one or two periods. Longer
+// times contain waits of calls for each other in the HSM, and more calls at the same time would only make the waits
+// longer. callTime falls at once, and rises after a period. The zero value is ready to use.
 type callTime struct {
 	mu          sync.Mutex
 	since       time.Time     // start of the present period
@@ -41,17 +41,17 @@ func (c *callTime) add(took time.Duration, at time.Time) {
 	c.shortest.Store(int64(min(c.now, c.before)))
 }
 
-// callsAtOnce returns the largest number of calls with one key at the same time: that of the profile, or so many that
-// a call begins each callSpacing. One key gets at most a quarter of the sessions in this way, so that calls that hang
-// leave the others to other keys.
+// callsAtOnce returns the largest number of calls with one key at the same time. It is at least the number of the
+// profile. If calls take long, it is the number with which a call can begin each callSpacing, but at most a quarter of
+// the sessions, so that calls that hang leave the other sessions to other keys.
 func (t *Token) callsAtOnce() int {
 	wanted := int(t.callTime.shortest.Load() / int64(callSpacing))
 	return max(t.inFlight, min(wanted, cap(t.slots)/4))
 }
 
 // callGap returns the shortest time between the beginnings of two calls with one key, so that the calls of a busy key
-// begin evenly spread over the time of one. Otherwise the callers whom one call has served return together, take all
-// places with small calls, and the rest of them wait for the whole time of a call before theirs begins.
+// begin evenly spread over the time of one call. Without the gap, all callers of one call would return together and
+// make small calls until no further call is allowed. The other callers would wait for the whole time of a call.
 func (t *Token) callGap() time.Duration {
 	took := time.Duration(t.callTime.shortest.Load())
 	if took < shortCall {

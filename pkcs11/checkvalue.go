@@ -12,13 +12,14 @@ import (
 )
 
 // ErrUnproved means that nothing shows which key has the check value that the token computed.
-var ErrUnproved = errors.New("the check value of the key is not sure")
+var ErrUnproved = errors.New("the check value of the key is not certain")
 
 // CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block.
 //
-// Nothing proves this encryption, and later the value proves all others. So CheckValue computes it twice, in two
-// sessions, each time with a handle that it has just searched, and whose name it reads before and after. If the values
-// differ each time, the error is ErrUnproved, of kind Unavailable.
+// Nothing proves that the token used the right key for this encryption, and later the check value proves all other
+// encryptions. So CheckValue computes the value twice, in two sessions. Each time it searches the handle of the key,
+// and reads the name of the object before and after the encryption. If the two values differ in each try, the error is
+// ErrUnproved, of kind Unavailable.
 func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
 	const op = "pkcs11.CheckValue"
 	const tries = 2

@@ -53,9 +53,9 @@ type Config struct {
 	// Careful: the PIN is not tried if the token says that a wrong PIN was tried before. A server tries it, because it
 	// must serve; a check need not.
 	Careful bool
-	// Apart gives the token a worker that it shares with no other token of this process.
-	Apart bool
-	Log   *slog.Logger
+	// OwnWorker gives the token a worker that it shares with no other token of this process.
+	OwnWorker bool
+	Log       *slog.Logger
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(Boundary) Boundary
 }
@@ -217,7 +217,7 @@ func (c *Config) readStandby(path, standby string) (warnings []string, err error
 		return nil, fmt.Errorf("%s: a standby has no standby of its own; take out the line standby (%s names this "+
 			"file as its standby)", standby, path)
 	}
-	s.Apart = true
+	s.OwnWorker = true
 	c.Standby = &s
 	c.Files = append(c.Files, s.Files...)
 	return warnings, nil

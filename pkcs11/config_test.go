@@ -420,7 +420,8 @@ func TestStandbyFile(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
 				t.Errorf("%s: %v", name, err)
 			}
-		case err != nil || cfg.Standby == nil || cfg.Standby.TokenLabel != "copy" || !cfg.Standby.Apart || cfg.Apart:
+		case err != nil || cfg.Standby == nil || cfg.Standby.TokenLabel != "copy" || !cfg.Standby.OwnWorker ||
+			cfg.OwnWorker:
 			t.Errorf("%s: %+v, %v", name, cfg.Standby, err)
 		}
 	}

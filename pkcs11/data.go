@@ -143,7 +143,7 @@ func (t *Token) oldData(ctx context.Context, s p11.SessionHandle, d Data) ([]*ta
 	return old, nil
 }
 
-// dataTarget is the data objects that are d, at most that number of them.
+// dataTarget returns the target for the data objects that are equal to d, at most most of them.
 func dataTarget(d Data, most int) *target {
 	return &target{name: fmt.Sprintf("data object %q", d.Label), match: dataTemplate(d.Application, &d.Label),
 		value: append([]byte{}, d.Value...), most: most}
@@ -197,7 +197,7 @@ func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error
 	return o, err
 }
 
-// dataTemplate is what the data objects of an application, or those with a label, show.
+// dataTemplate has the attributes by which data objects of an application are searched. A nil label matches all.
 func dataTemplate(application string, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA),
 		p11.NewAttribute(p11.CKA_APPLICATION, application)}
@@ -207,7 +207,7 @@ func dataTemplate(application string, label *string) []*p11.Attribute {
 	return template
 }
 
-// dataOf is the data object with these attributes.
+// dataOf returns the data object with these attributes.
 func dataOf(attrs []*p11.Attribute, application string) Data {
 	d := Data{Application: application}
 	for _, a := range attrs {

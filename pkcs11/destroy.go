@@ -17,16 +17,16 @@ import (
 // handle can still change. Therefore destroyObjects searches for the object again afterwards: if the object is still
 // there, another object may have been destroyed, and the error says so.
 
-// target is the objects that an operation means to destroy.
+// target describes the objects that an operation has to destroy.
 type target struct {
 	name  string           // for messages
-	match []*p11.Attribute // what a search finds the objects by; each object must show all of them
+	match []*p11.Attribute // a search finds the objects by these; each object must show all of them
 	value []byte           // CKA_VALUE of a data object; nil: any
 	most  int              // the largest number of objects to destroy
 	login *login           // if not nil, a search that finds nothing is repeated in another session of this login
 
 	destroyed bool // whether an object was destroyed, and the objects were not searched since
-	left      int  // the number of objects that the next search may find, if destroyed
+	remaining int  // the number of objects that the next search may find, if destroyed
 	count     int  // the number of objects that were destroyed
 }
 
@@ -55,7 +55,7 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 		if err != nil {
 			return unsteady(w.name, err)
 		}
-		if w.destroyed && len(found) > w.left {
+		if w.destroyed && len(found) > w.remaining {
 			err := claviger.Errorf(op, claviger.Internal, "", "the token reported that it destroyed %s, and the "+
 				"object is still there: the handles of objects may have changed in that moment, so %w; run claviger "+
 				"hsm list, and restore a key that is missing from the HSM's backup", w.name, ErrOtherDestroyed)
@@ -67,7 +67,7 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 			return nil
 		}
 		n, err := t.destroyEach(s, w, found[:min(w.most, len(found))])
-		w.destroyed, w.left, w.most, w.count = n > 0, len(found)-n, w.most-n, w.count+n
+		w.destroyed, w.remaining, w.most, w.count = n > 0, len(found)-n, w.most-n, w.count+n
 		changed := errors.Is(err, errOtherObject) || isOneOf(err, p11.CKR_OBJECT_HANDLE_INVALID)
 		switch {
 		case err == nil:

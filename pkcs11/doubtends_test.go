@@ -50,7 +50,7 @@ func TestEmptyTokenNotStarted(t *testing.T) {
 	if err := tok.Destroy(t.Context(), id, label); err != nil {
 		t.Fatal(err)
 	}
-	tok.aesKeys.yes.Store(true) // as if another process had destroyed the key
+	tok.aesKeys.seen.Store(true) // as if another process had destroyed the key
 	m.Fail("Initialize", 1000, p11.Error(p11.CKR_GENERAL_ERROR))
 	defer m.Heal()
 	if list, err := tok.List(t.Context()); !claviger.Is(err, claviger.Unavailable) || list != nil {

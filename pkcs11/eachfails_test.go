@@ -153,7 +153,7 @@ func importPair(t *testing.T, tok *Token, id []byte, label string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tok.pairs.yes.Store(true) // as GeneratePair does
+	tok.pairs.seen.Store(true) // as GeneratePair does
 }
 
 // storePair stores importedPair under a name, and describes it.

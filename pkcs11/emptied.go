@@ -23,16 +23,16 @@ type emptyToken struct{ error }
 
 func (e emptyToken) Unwrap() error { return e.error }
 
-// held says whether the token held keys of one kind when they were last seen.
-type held struct {
-	yes   atomic.Bool             // one was seen, and this process has not destroyed the last one since
+// heldKeys says whether the token has keys of one kind, as far as this process knows.
+type heldKeys struct {
+	seen  atomic.Bool             // a key was seen, and this process has not destroyed the last key since
 	match func() []*p11.Attribute // the attributes that all keys of the kind have
 }
 
-// showsNone returns err as an emptyToken if the token has held keys of a kind, and shows none. The caller holds the
-// lock of objects.
-func (t *Token) showsNone(s p11.SessionHandle, h *held, err error) error {
-	if !h.yes.Load() {
+// markEmpty returns err as an emptyToken if the token has held keys of a kind and now shows none. Otherwise it returns
+// err. The caller holds the lock of objects.
+func (t *Token) markEmpty(s p11.SessionHandle, h *heldKeys, err error) error {
+	if !h.seen.Load() {
 		return err
 	}
 	found, failed := t.searchUntil(s, h.match(), 1)
@@ -44,8 +44,8 @@ func (t *Token) showsNone(s p11.SessionHandle, h *held, err error) error {
 
 // afterDestroy is called when no object of a target is left. destroyed is how many of its keys were destroyed. It
 // returns errNoneShown, as an emptyToken, if the library may not have shown the keys.
-func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error {
-	if !h.yes.Load() {
+func (t *Token) afterDestroy(s p11.SessionHandle, h *heldKeys, destroyed int) error {
+	if !h.seen.Load() {
 		return nil
 	}
 	found, err := t.searchUntil(s, h.match(), 1)
@@ -53,7 +53,7 @@ func (t *Token) afterDestroy(s p11.SessionHandle, h *held, destroyed int) error 
 	case err != nil || len(found) > 0:
 		return err
 	case destroyed > 0:
-		h.yes.Store(false) // the last key
+		h.seen.Store(false) // the last key
 		return nil
 	}
 	return emptyToken{errNoneShown}

@@ -82,7 +82,7 @@ func TestEmptyToken(t *testing.T) {
 	if err := tok.Destroy(t.Context(), id, label); err != nil {
 		t.Fatal(err)
 	}
-	tok.aesKeys.yes.Store(true) // as if another process had destroyed the key
+	tok.aesKeys.seen.Store(true) // as if another process had destroyed the key
 	m.Reset()
 	for range 20 {
 		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.KeyNotFound) {

@@ -309,8 +309,8 @@ func (g *gatherer) untilBegin() time.Duration {
 	return g.begins.Sub(now)
 }
 
-// hangs counts a run whose call hangs. If that is true of all, no call can serve the queued waiters, and they get an
-// error.
+// hangs counts a run whose call hangs. If the calls of all runs hang, no call can serve the queued waiters, so they get
+// an error.
 func (g *gatherer) hangs(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -323,8 +323,8 @@ func (g *gatherer) hangs(err error) {
 	g.small, g.large = nil, nil
 }
 
-// goesOn counts a run whose call has returned at last.
-func (g *gatherer) goesOn() {
+// recordReturn records that the call of a hung run has returned.
+func (g *gatherer) recordReturn() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.hung--
@@ -556,8 +556,8 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 			offered = append(offered, m)
 		}
 		if len(offered) == 0 {
-			return mechanismError{fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow "+
-				"one of them in the policies of the partition", l.found, tried)}
+			return mechanismError{fmt.Errorf("token %s encrypts by none of the mechanisms that claviger can use: %v; "+
+				"allow one of them in the policies of the partition", l.found, tried)}
 		}
 		t.mechanisms = offered
 		if offered[0] != p11.CKM_AES_ECB {
@@ -568,7 +568,7 @@ func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 	})
 }
 
-// sessionKeyMatch is what a key of sessionKey shows, and no key of the token.
+// sessionKeyMatch has the attributes of a key that sessionKey makes. No key of the token shows all of them.
 var sessionKeyMatch = []*p11.Attribute{
 	p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
 	p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),

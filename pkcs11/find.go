@@ -122,8 +122,9 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 		"reads at its start", len(fit), c.Module, c.wanted(), list(fit))
 }
 
-// noneFits is the error if no token fits the configuration. slots are the slots with a token; silent has the errors of
-// those whose token does not answer, all are the others' tokens, blank the slots whose token is not initialised.
+// noneFits returns the error if no token fits the configuration. slots are the slots with a token. silent has the
+// errors of the slots whose token does not answer. all are the initialised tokens. blank are the slots whose token is
+// not initialised.
 func noneFits(b Boundary, c *Config, slots []uint, silent map[uint]error, all []candidate, blank []string) error {
 	if len(all) > 0 || len(blank) > 0 {
 		absent, err := absentTokens(b, c, slots, silent)

@@ -93,6 +93,6 @@ func (h *hanging) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ended = true; h.begun {
-		h.g.goesOn()
+		h.g.recordReturn()
 	}
 }

@@ -93,8 +93,8 @@ func TestPausesOfHungKey(t *testing.T) {
 	_, tok, keys := openFaulty(t, nil)
 	s, hung := keySubject(keys[0].label), worker.GoneError{Reason: "C_Encrypt did not return in 25s", Hung: true}
 	fails := func(s subject, begun time.Time, err error) bool {
-		worked := tok.successes.Add(1) - 1 // another key worked meanwhile
-		return tok.hungAlone(t.Context(), s, begun, worked, tok.module.current()+1, err)
+		successes := tok.successes.Add(1) - 1 // another key worked meanwhile
+		return tok.hungAlone(t.Context(), s, begun, successes, tok.module.current()+1, err)
 	}
 	for what, c := range map[string]struct {
 		s   subject

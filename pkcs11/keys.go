@@ -111,7 +111,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		return t.checkNewKey(s, object, id, label, bits)
 	})
 	if err == nil {
-		t.aesKeys.yes.Store(true)
+		t.aesKeys.seen.Store(true)
 	}
 	return err
 }
@@ -252,7 +252,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 		if err != nil {
 			return err
 		}
-		if len(found) == 0 && label == nil && t.aesKeys.yes.Load() {
+		if len(found) == 0 && label == nil && t.aesKeys.seen.Load() {
 			return emptyToken{errNoneShown}
 		}
 		keys, err := t.readFound(ctx, s, found, match, infoAttributes...)
@@ -260,7 +260,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 			list = append(list, keyInfo(attrs))
 		}
 		if len(list) > 0 {
-			t.aesKeys.yes.Store(true)
+			t.aesKeys.seen.Store(true)
 		}
 		return err
 	})
@@ -339,10 +339,10 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 	return t.search(s, keyTemplate(id, label))
 }
 
-// allKeys is what each AES key of the token shows.
+// allKeys has the attributes that each AES key of the token shows.
 func allKeys() []*p11.Attribute { return keyTemplate(nil, nil) }
 
-// keyTemplate is what find searches.
+// keyTemplate has the attributes by which find searches. A nil id or label matches all.
 func keyTemplate(id []byte, label *string) []*p11.Attribute {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
 		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES), p11.NewAttribute(p11.CKA_TOKEN, true)}
@@ -470,9 +470,9 @@ func (t *Token) handle(l *login, s p11.SessionHandle, name keyName) (p11.ObjectH
 	case 0:
 		err := claviger.E("pkcs11.key", claviger.KeyNotFound, label, t.notShown(id, label))
 		defer t.objects()()
-		return 0, t.showsNone(s, &t.aesKeys, err)
+		return 0, t.markEmpty(s, &t.aesKeys, err)
 	case 1:
-		t.aesKeys.yes.Store(true)
+		t.aesKeys.seen.Store(true)
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}

@@ -6,12 +6,11 @@ import (
 	"time"
 )
 
-// learnedFor is the time for which a result of the HSM is remembered that is worse than its profile: fewer sessions,
-// less data in a call, another mechanism. The cause may have ended since, and one wrong result must not slow all later
-// calls.
+// learnedFor is the time for which a Token remembers a result that is worse than its profile: fewer sessions, less data
+// in a call, another mechanism. The cause may end, and one wrong result must not slow all later calls.
 const learnedFor = time.Minute
 
-// maxLearned is the number of keys from which on results are dropped that no longer count.
+// maxLearned is the number of keys above which results that no longer count are dropped.
 const maxLearned = 1024
 
 // learned has, for single keys, a result that is worse than the token's profile.
@@ -25,8 +24,8 @@ type lesson[T any] struct {
 	until time.Time
 }
 
-// of returns the result for a key. known says that there is one, and counts that it is not too old.
-func (l *learned[T]) of(name keyName) (value T, known, counts bool) {
+// get returns the result for a key. known says that there is a result, and counts that it is not too old.
+func (l *learned[T]) get(name keyName) (value T, known, counts bool) {
 	if l.keys.Load() == 0 {
 		return value, false, false
 	}

@@ -26,7 +26,7 @@ func TestLearnedIsPruned(t *testing.T) {
 		t.Errorf("%d keys are remembered, want 2", n)
 	}
 	for label, want := range map[string]int{"0": 0, "new": 7} {
-		if v, known, counts := l.of(keyName{label: label}); v != want || !known || !counts {
+		if v, known, counts := l.get(keyName{label: label}); v != want || !known || !counts {
 			t.Errorf("%s: %d, %t, %t", label, v, known, counts)
 		}
 		if last := l.drop(keyName{label: label}); last != (l.keys.Load() == 0) {

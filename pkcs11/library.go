@@ -90,7 +90,7 @@ type mechanismError struct{ error }
 func (e mechanismError) Unwrap() error { return e.error }
 
 // IsMechanism reports whether Open has logged in to the token, and the token then made no AES key, or encrypted by no
-// mechanism that would do.
+// mechanism that this package can use.
 func IsMechanism(err error) bool {
 	return errors.As(err, new(mechanismError))
 }

@@ -152,7 +152,7 @@ func TestLibrariesOfOneFile(t *testing.T) {
 	for mode, want := range map[WorkerMode]int{WorkerNo: 1, WorkerYes: 3} {
 		loaded := map[*module]bool{}
 		for _, of := range []func(*Config){func(*Config) {}, func(c *Config) { c.Serial = "another" },
-			func(c *Config) { c.CallLimit = time.Minute }, func(c *Config) { c.Apart = true }} {
+			func(c *Config) { c.CallLimit = time.Minute }, func(c *Config) { c.OwnWorker = true }} {
 			c := config(made)
 			c.Worker = mode
 			of(&c)

@@ -23,9 +23,10 @@ func (t *Token) encryptBy(s p11.SessionHandle, use keyUse, object p11.ObjectHand
 	}
 }
 
-// mechanismOf returns the index of the mechanism to try first with a key. known: the token refused a better one before.
+// mechanismOf returns the index of the mechanism to try first with a key. known is true if the token
+// refused a better mechanism before.
 func (t *Token) mechanismOf(name keyName) (index int, known bool) {
-	index, known, counts := t.reduced.of(name)
+	index, known, counts := t.reduced.get(name)
 	if !counts {
 		index = 0
 	}

@@ -58,9 +58,9 @@ func (f flagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 // TestMessages: for each wrong setting, the message names the setting and the cure.
 func TestMessages(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "softhsm")
-	tok := softhsmtest.In(t, dir, "one")
-	softhsmtest.In(t, dir, "twin")
-	softhsmtest.In(t, dir, "twin")
+	tok := softhsmtest.NewIn(t, dir, "one")
+	softhsmtest.NewIn(t, dir, "twin")
+	softhsmtest.NewIn(t, dir, "twin")
 	text := write(t, "no-library.so", "not a library", 0o600)
 	other := filepath.Join(t.TempDir(), "other.so")
 	// #nosec G204 -- a constant command; cgo needs the compiler anyway

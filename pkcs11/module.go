@@ -59,13 +59,13 @@ type module struct {
 	epoch uint64
 }
 
-// moduleName names a library by its path without symbolic links, and says whether it runs in a worker, with which limit
-// of a call, and whether that worker is for a token alone.
+// moduleName names a loaded library: its path without symbolic links, whether it runs in a worker, the limit of a call
+// in the worker, and whether the worker serves one token only.
 type moduleName struct {
-	resolved string
-	inWorker bool
-	limit    time.Duration
-	apart    bool
+	resolved  string
+	inWorker  bool
+	limit     time.Duration
+	ownWorker bool
 }
 
 // kill ends the worker, so that all calls in the library return. It returns false if the library runs in this process.
@@ -94,7 +94,7 @@ func (r *pendingReset) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return errors.New("the PKCS#11 library does not come back from being initialised again")
+		return errors.New("the PKCS#11 library is still being initialised again")
 	}
 }
 
@@ -105,7 +105,7 @@ var (
 
 // openModule loads the library, or adds a user to the module if the library is loaded. If ctx ends while a worker loads
 // or initialises the library, openModule ends the worker and fails. A library in this process cannot be stopped.
-func openModule(ctx context.Context, path string, inWorker bool, callLimit time.Duration, apart bool) (*module,
+func openModule(ctx context.Context, path string, inWorker bool, callLimit time.Duration, ownWorker bool) (*module,
 	error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
@@ -129,7 +129,7 @@ func openModule(ctx context.Context, path string, inWorker bool, callLimit time.
 	}
 	name := moduleName{resolved: resolved} // without a worker, the library is loaded once, and its calls have no limit
 	if inWorker {
-		name = moduleName{resolved, inWorker, callLimit, apart}
+		name = moduleName{resolved, inWorker, callLimit, ownWorker}
 	}
 	if m, ok := modules[name]; ok {
 		if err := m.join(); err != nil {
@@ -284,8 +284,8 @@ func (m *module) leave(visit uint64) {
 }
 
 // errHung is the error of a reset that cannot run because calls hang in the library.
-var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised again; if they stay, " +
-	"restart claviger")
+var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised again; if they keep " +
+	"hanging, restart claviger")
 
 // reset initialises the library again, unless another reset did so after generation seen. The caller must not be
 // between enter and leave.

@@ -332,7 +332,7 @@ func TestInfo(t *testing.T) {
 	}
 }
 
-// TestCloseGivesUp: Close returns although the library does not let go of the token.
+// TestCloseGivesUp: Close returns although the library does not release the token.
 func TestCloseGivesUp(t *testing.T) {
 	c := config(softhsmtest.New(t))
 	tok, err := Open(t.Context(), c)
@@ -343,7 +343,7 @@ func TestCloseGivesUp(t *testing.T) {
 	modulesMu.Lock() // release waits
 	err = tok.Close()
 	modulesMu.Unlock()
-	if err == nil || !strings.Contains(err.Error(), "the library does not let go of token") {
+	if err == nil || !strings.Contains(err.Error(), "the library does not release token") {
 		t.Error(err)
 	}
 	eventually(t, func() error {

@@ -299,7 +299,7 @@ func TestOpenHangs(t *testing.T) {
 		function faultmodule.Function
 		text     string
 	}{
-		{faultmodule.Initialize, "did not come up in time"},
+		{faultmodule.Initialize, "did not start in time"},
 		{faultmodule.GetSlotList, "did not answer in time"},
 		{faultmodule.Login, "did not answer in time"},
 		{faultmodule.GenerateKey, "did not answer in time"},

@@ -90,7 +90,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		return t.checkNewPair(s, private, id, label, bits)
 	})
 	if err == nil {
-		t.pairs.yes.Store(true)
+		t.pairs.seen.Store(true)
 	}
 	return err
 }
@@ -98,17 +98,17 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 // makePair makes a pair with the attributes that the token takes, and returns the handle of its private key.
 func (t *Token) makePair(s p11.SessionHandle, id []byte, label string, bits int) (private p11.ObjectHandle, err error) {
 	err = t.withOptional(func(optional []*p11.Attribute) (err error) {
-		ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
+		publicAttrs, privateAttrs := publicTemplate(id, label, bits), privateTemplate(id, label)
 		for _, a := range optional {
 			switch a.Type {
 			case p11.CKA_VERIFY, p11.CKA_WRAP:
-				ours = append(ours, a)
+				publicAttrs = append(publicAttrs, a)
 			default:
-				theirs = append(theirs, a)
+				privateAttrs = append(privateAttrs, a)
 			}
 		}
 		_, private, err = t.b.GenerateKeyPair(s,
-			[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
+			[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, publicAttrs, privateAttrs)
 		return err
 	}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
 	return private, err
@@ -170,7 +170,7 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 		case err != nil:
 			return err
 		case len(found) == 0:
-			if err := t.showsNone(s, &t.pairs, errNoneShown); errors.As(err, new(emptyToken)) {
+			if err := t.markEmpty(s, &t.pairs, errNoneShown); errors.As(err, new(emptyToken)) {
 				return err
 			}
 			return nil
@@ -184,7 +184,7 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 				"have changed; try again when the HSM is steady: the pair with CKA_ID %x was found, and %x was read",
 				id, k.ID)
 		}
-		t.pairs.yes.Store(true)
+		t.pairs.seen.Store(true)
 		info = &k
 		return err
 	})
@@ -249,7 +249,7 @@ func (t *Token) findPublic(s p11.SessionHandle, id []byte) ([]p11.ObjectHandle, 
 	return t.search(s, publicMatch(id))
 }
 
-// publicMatch is what findPublic searches.
+// publicMatch has the attributes by which findPublic searches.
 func publicMatch(id []byte) []*p11.Attribute {
 	return []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
@@ -327,7 +327,7 @@ func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte,
 			return attrs[1].Value, nil
 		}
 	}
-	return nil, fmt.Errorf("the token does not tell the public half of the RSA key with CKA_ID %x", id)
+	return nil, fmt.Errorf("the token does not show the public half of the RSA key with CKA_ID %x", id)
 }
 
 // doWithPair does the same as do, with the handle of a private key. After an error it forgets the handle, which may be
@@ -382,10 +382,10 @@ func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label strin
 	}
 	switch len(found) {
 	case 0:
-		return 0, t.showsNone(s, &t.pairs, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token "+
+		return 0, t.markEmpty(s, &t.pairs, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token "+
 			"holds no RSA private key with CKA_ID %s and label %q", hex.EncodeToString(id), label))
 	case 1:
-		t.pairs.yes.Store(true)
+		t.pairs.seen.Store(true)
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}

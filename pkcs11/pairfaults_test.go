@@ -106,7 +106,7 @@ func TestPublicExponent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if k, err := tok.FindPair(ctx, id); k != nil || err == nil ||
-		!strings.Contains(err.Error(), "does not tell the public half of the RSA key with CKA_ID 09") {
+		!strings.Contains(err.Error(), "does not show the public half of the RSA key with CKA_ID 09") {
 		t.Errorf("without the pair's public key: %+v, %v", k, err)
 	}
 }

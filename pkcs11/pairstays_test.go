@@ -22,7 +22,7 @@ func TestPairWasSeen(t *testing.T) {
 		},
 		"found": func(t *testing.T, tok *Token) error {
 			importPair(t, tok, id, "pair")
-			tok.pairs.yes.Store(false) // as if another process had made it
+			tok.pairs.seen.Store(false) // as if another process had made it
 			_, err := tok.FindPair(t.Context(), id)
 			return err
 		},
@@ -32,7 +32,7 @@ func TestPairWasSeen(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			tok.pairs.yes.Store(false)
+			tok.pairs.seen.Store(false)
 			_, err = tok.DecryptOAEP(t.Context(), id, "pair", crypto.SHA1, seal(t, k.Public, secret.Bytes("x")))
 			return err
 		},
@@ -191,7 +191,7 @@ func TestSearchesAreLocked(t *testing.T) {
 func TestKeyWasUsed(t *testing.T) {
 	tok, stale := openStale(t)
 	generate(t, tok, 1, 256)
-	tok.aesKeys.yes.Store(false) // as if another process had made it
+	tok.aesKeys.seen.Store(false) // as if another process had made it
 	if err := encryptWith(t, tok, 1); err != nil {
 		t.Fatal(err)
 	}

@@ -62,8 +62,8 @@ type refusedPIN struct {
 // pinFiles has the stamps of PIN files, by the name of the file for messages. Two files may hold one PIN.
 type pinFiles map[string]filestamp.Stamp
 
-// changed reports whether a file was changed since its stamp was stored. A file that is new to f is no change: else
-// each further file with one wrong PIN would be one more wrong try.
+// changed reports whether a file was changed since its stamp was stored. A file that is new to f has not
+// changed: otherwise each further file with the same wrong PIN would cause one more wrong try.
 func (f pinFiles) changed(source string, file filestamp.Stamp) bool {
 	known, ok := f[source]
 	if !ok {
@@ -121,10 +121,11 @@ func (b *pinTrials) hash(t *trial) pinHash {
 	return pinHash(h.Sum(nil))
 }
 
-// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. It does not call
-// attempt either while the PIN is in doubt, see doubt.holdsBack, or if it returns staleLibrary. Of several callers with
-// one PIN, one calls attempt and the others wait for its result. attempt gets whether the last login with the PIN may
-// have been a wrong try, and returns whether the token has compared the PIN and accepted it.
+// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. It also returns
+// an error and does not call attempt while the PIN is in doubt (see doubt.holdsBack), or if the library may know an old
+// PIN only (staleLibrary). Of several callers with one PIN, one calls attempt and the others wait for its result.
+// doubted says whether the last login with the PIN may have been a wrong try, and accepted whether the token has
+// compared the PIN and accepted it.
 func (b *pinTrials) try(ctx context.Context, t trial, attempt func(doubted bool) (accepted bool, _ error)) error {
 	hash := b.hash(&t)
 	for {

@@ -12,10 +12,10 @@ import (
 	"claviger/pkcs11/cryptoki"
 )
 
-// A library may use another key than the one that was asked for, and return no error. The handles of objects change
-// when an HSM's daemon restarts, or when a group of HSMs switches to another member; then an old handle may be the
-// handle of another key. So each C_Encrypt also encrypts the check block, in the same call. Only a result whose check
-// value is right is used. A check block in a call of its own would prove nothing: handles may change between two calls.
+// A library may use a wrong key, and return no error. The handles of objects change when an HSM's daemon restarts, or
+// when a group of HSMs switches to another member; then an old handle may be the handle of another key. So each
+// C_Encrypt also encrypts the check block, in the same call. Only a result whose check value is right is used. A check
+// block in a call of its own would prove nothing: handles may change between two calls.
 
 // ErrWrongKey means that the token encrypted with a key that does not have the given check value.
 var ErrWrongKey = errors.New("the token used another key")
@@ -40,7 +40,7 @@ func CheckValueOf(err error) ([]byte, bool) {
 // block.
 func makeInput(size int) []byte { return cryptoki.NewBuffer(size + blockSize)[:0] }
 
-// keyUse is what the calls need that encrypt for one operation.
+// keyUse has the values that the encryption calls of one operation need.
 type keyUse struct {
 	name     keyName
 	check    string    // the key's check value; "" if the caller has none
@@ -126,7 +126,7 @@ func proofBlocks(check string) int {
 
 // dataLimit returns the largest number of bytes for one C_Encrypt with a key.
 func (t *Token) dataLimit(name keyName) int64 {
-	limit, known, counts := t.maxData.of(name)
+	limit, known, counts := t.maxData.get(name)
 	switch {
 	case counts:
 		return limit
@@ -155,7 +155,8 @@ func (t *Token) reduceMaxData(name keyName, limit int64, n int) bool {
 }
 
 // encryptProved encrypts the blocks of in and the check block, and compares the check value. The slice in is a part of
-// a buffer of makeInput: the check block is put behind in for the call, and what was there is put back.
+// a buffer of makeInput: encryptProved writes the check block behind the slice for the call, and restores the bytes
+// there afterwards.
 func (t *Token) encryptProved(s p11.SessionHandle, use keyUse, object p11.ObjectHandle, in []byte) ([]byte, error) {
 	check := use.check
 	if check == "" {

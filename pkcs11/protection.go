@@ -7,8 +7,8 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// Protection is what a token reports of how it protects a key, and of the uses that it allows. A nil field means that
-// the token does not report the attribute.
+// Protection says how a token protects a key, and which uses of the key it allows, as the token reports it. A nil field
+// means that the token does not report the attribute.
 type Protection struct {
 	Bits             int   `json:"bits"`             // CKA_VALUE_LEN; 0: not reported
 	Local            *bool `json:"local"`            // made on the token

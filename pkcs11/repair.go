@@ -151,7 +151,7 @@ func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 }
 
 // tryToken encrypts with a new session key, in a session of its own. Callers at the same time share the result,
-// unless the context of the caller who tried ended before there was one.
+// unless the context of the caller who tried the token ended before the result.
 func (t *Token) tryToken(ctx context.Context) error {
 	t.mu.Lock()
 	for t.trying != nil {
@@ -208,7 +208,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 	begun, busy := time.Now(), 0
 	fresh := false // whether the library was started because the token showed no key
 	for step := anotherSession; ; {
-		worked, from := t.successes.Load(), time.Now()
+		successes, from := t.successes.Load(), time.Now()
 		l, generation, err := t.runOnce(ctx, f)
 		switch {
 		case err == nil:
@@ -237,7 +237,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			}
 			busy++
 			continue
-		case t.hungAlone(ctx, s, from, worked, generation, err):
+		case t.hungAlone(ctx, s, from, successes, generation, err):
 			return err
 		case libraryGone(err):
 			step = max(step, anotherStart) // also for the callers that still wait

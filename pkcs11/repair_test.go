@@ -425,8 +425,8 @@ func TestHungProbes(t *testing.T) {
 	})
 }
 
-// TestTryTokenOfAnother: a caller that waits while another one tries the token does not get the end of that caller's
-// context as the result of the token.
+// TestTryTokenOfAnother: while one caller tries the token, a second caller waits for the result. If the context of the
+// first caller ends, the second caller tries the token itself.
 func TestTryTokenOfAnother(t *testing.T) {
 	tok, _ := open(t)
 	for _, ended := range []error{context.Canceled, context.DeadlineExceeded} {

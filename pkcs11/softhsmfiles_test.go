@@ -347,7 +347,7 @@ func TestHiddenObjects(t *testing.T) {
 	}
 	made := softhsmtest.New(t)
 	tok, _ := openAs(t, config(made))
-	other, _ := openAs(t, config(softhsmtest.In(t, filepath.Dir(made.PINFile), "other")))
+	other, _ := openAs(t, config(softhsmtest.NewIn(t, filepath.Dir(made.PINFile), "other")))
 	folder, ok := tok.folder()
 	if !ok || serialOf(folder.path) != made.Serial {
 		t.Fatalf("the folder is %v, %t", folder, ok)

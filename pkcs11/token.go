@@ -60,8 +60,8 @@ type Token struct {
 	busySince atomic.Int64  // first result of a busy HSM since the last success, in UnixNano; 0: none
 	successes atomic.Uint64 // calls that encrypted with a key
 	progress  progress      // of the calls that encrypt
-	aesKeys   held
-	pairs     held           // private RSA keys
+	aesKeys   heldKeys
+	pairs     heldKeys       // private RSA keys
 	emptied   emptied        // guarded by mu
 	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
 	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
@@ -91,7 +91,7 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}
 	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, closeTimeout: closeTimeout,
-		aesKeys: held{match: allKeys}, pairs: held{match: allPairs}}
+		aesKeys: heldKeys{match: allKeys}, pairs: heldKeys{match: allPairs}}
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	err := t.start(ctx)
@@ -162,15 +162,15 @@ func (c *Config) didNotAnswer(err error) error {
 	return fmt.Errorf("the HSM behind %s did not answer in time: %w", c.Module, err)
 }
 
-// openInTime loads the library. If that hangs until ctx ends, openInTime returns without it. If the library comes up
-// later, it is unloaded.
+// openInTime loads the library. If that hangs until ctx ends, openInTime returns without it. If the library is loaded
+// later, openInTime unloads it.
 func openInTime(ctx context.Context, c *Config) (*module, error) {
 	return inTime(ctx, func() (*module, error) {
-		return openModule(ctx, c.Module, c.Worker.inWorker(), c.CallLimit, c.Apart)
+		return openModule(ctx, c.Module, c.Worker.inWorker(), c.CallLimit, c.OwnWorker)
 	}, func(m *module) {
 		_ = m.release() // openInTime has returned: there is no caller for an error
 	}, func(err error) error {
-		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check "+
+		return fmt.Errorf("PKCS#11 module %s did not start in time: %w; the HSM client's own log or check "+
 			"program says more", c.Module, err)
 	})
 }
@@ -312,7 +312,7 @@ func (t *Token) Close() error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("PKCS#11 module %s: the library does not let go of token %s", t.cfg.Module, name)
+		return fmt.Errorf("PKCS#11 module %s: the library does not release token %s", t.cfg.Module, name)
 	}
 }
 

@@ -37,7 +37,7 @@ func config(tok softhsm.Token) Config {
 		tok.PINFile, Profile: SoftHSM, Worker: testedMode()}
 }
 
-// testedMode is where the library runs in a test that does not say it.
+// testedMode returns where the library runs in a test that does not set it.
 func testedMode() WorkerMode {
 	if os.Getenv(envWorker) != "" {
 		return WorkerYes

@@ -13,7 +13,7 @@ import (
 const (
 	// refusals is how often the token must refuse a key, one time after another, before the key counts as unusable.
 	refusals = 3
-	// refusalPause is the pause before each of them.
+	// refusalPause is the pause before each use that may be refused.
 	refusalPause = 100 * time.Millisecond
 )
 

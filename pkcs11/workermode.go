@@ -12,12 +12,12 @@ import (
 type WorkerMode string
 
 const (
-	// WorkerIfPossible is a worker if this program can start itself as one (worker.Main), as claviger can. In other
-	// programs the library runs in their process.
+	// WorkerIfPossible runs the library in a worker if this program can start itself as a worker (worker.Main), as
+	// claviger can. In other programs the library runs in their process.
 	WorkerIfPossible WorkerMode = ""
-	// WorkerYes is a worker. Open fails if this program cannot start one.
+	// WorkerYes runs the library in a worker. Open fails if this program cannot start one.
 	WorkerYes WorkerMode = "yes"
-	// WorkerNo is this process.
+	// WorkerNo runs the library in this process.
 	WorkerNo WorkerMode = "no"
 )
 

@@ -24,7 +24,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	a := certtest.Until(t, t.TempDir(), time.Now().Add(30*24*time.Hour))
+	a := certtest.NewUntil(t, t.TempDir(), time.Now().Add(30*24*time.Hour))
 	return &site{t: t, authority: a, file: a.Issue("server", "127.0.0.1"), current: secret.Bytes("first")}
 }
 

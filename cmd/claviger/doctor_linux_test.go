@@ -33,7 +33,7 @@ func doctorAs(t *testing.T, program string, user uint32, env []string, args ...s
 // and makes no key on a token whose files belong to that user. For a third user it says that this user sees less.
 func TestDoctorAsUser(t *testing.T) {
 	base, program := programOf(t, "give files to another user")
-	token := softhsmtest.In(t, filepath.Join(base, "softhsm"), "doctor")
+	token := softhsmtest.NewIn(t, filepath.Join(base, "softhsm"), "doctor")
 	conf := filepath.Join(base, "conf")
 	if err := os.Mkdir(conf, 0o755); err != nil { //nolint:gosec // another user enters it
 		t.Fatal(err)

@@ -39,11 +39,11 @@ type Authority struct {
 // New makes an authority whose files are in dir, and which is valid for a day.
 func New(t testing.TB, dir string) *Authority {
 	t.Helper()
-	return Until(t, dir, time.Now().Add(24*time.Hour))
+	return NewUntil(t, dir, time.Now().Add(24*time.Hour))
 }
 
-// Until makes an authority like New, which is valid until ends.
-func Until(t testing.TB, dir string, ends time.Time) *Authority {
+// NewUntil makes an authority like New that is valid until ends.
+func NewUntil(t testing.TB, dir string, ends time.Time) *Authority {
 	t.Helper()
 	a := &Authority{t: t, dir: dir, key: newKey(t)}
 	template := &x509.Certificate{

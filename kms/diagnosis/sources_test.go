@@ -18,7 +18,7 @@ import (
 // secureSource starts a source with TLS and the key payroll, whose files have these properties and rules in addition.
 func (l *lab) secureSource(props, acls map[string]string) {
 	l.t.Helper()
-	a := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(year))
+	a := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(year))
 	src := &lab{t: l.t, dir: l.t.TempDir()}
 	all := map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + src.path("k.jceks"),

@@ -28,7 +28,7 @@ const year = 365 * 24 * time.Hour
 // secure gives the site TLS, with a certificate for these hosts.
 func (l *lab) secure(hosts ...string) *certtest.Authority {
 	l.t.Helper()
-	a := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(year+time.Hour))
+	a := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(year+time.Hour))
 	l.use(a.Keystore("kms", hosts...), certtest.Password)
 	return a
 }
@@ -86,7 +86,7 @@ func (l *lab) selfSigned(change func(*x509.Certificate)) {
 // between returns a provocation: a certificate whose validity begins and ends so long from now.
 func between(begins, ends time.Duration) func(*lab) {
 	return func(l *lab) {
-		a := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(year))
+		a := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(year))
 		a.Begins, a.Ends = time.Now().Add(begins), time.Now().Add(ends+time.Minute)
 		l.use(a.Keystore("kms", "127.0.0.1"), certtest.Password)
 	}
@@ -146,7 +146,7 @@ var tlsFailures = []failure{
 	{"not yet", "D-tls-expiry", false, between(time.Hour, 100*24*time.Hour)},
 	{"an old certificate in the truststore", "D-tls-expiry", false, func(l *lab) {
 		l.secure("127.0.0.1")
-		old := certtest.Until(l.t, l.t.TempDir(), time.Now().Add(-time.Minute))
+		old := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(-time.Minute))
 		set("claviger.ssl.truststore", old.CA)(l)
 	}},
 	{"a truststore that does not exist", "D-tls-expiry", false, func(l *lab) {

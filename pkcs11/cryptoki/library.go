@@ -74,9 +74,9 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// library is a loaded PKCS#11 library: p11.Ctx with an Encrypt of its own. p11.Ctx encrypts by two calls from Go to C,
-// and asks the library for the length of the result before. The length of a result of AES without padding is known, so
-// one call does the whole.
+// library is a loaded PKCS#11 library: p11.Ctx with an Encrypt of its own. p11.Ctx first asks the library for the
+// length of the result, and encrypts by two calls from Go to C. The length of a result of AES without padding is known,
+// so one call from Go to C is enough.
 type library struct {
 	*p11.Ctx
 	loaded    unsafe.Pointer // of dlopen
@@ -110,7 +110,7 @@ func (l *library) Destroy() {
 	l.loaded, l.functions = nil, nil
 }
 
-// Encrypt makes C_EncryptInit and C_Encrypt.
+// Encrypt calls C_EncryptInit and C_Encrypt.
 func (l *library) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
 	if len(in) == 0 {
 		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
@@ -132,7 +132,7 @@ func (l *library) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectH
 	return out[:n], nil
 }
 
-// DecryptInit makes C_DecryptInit with CKM_RSA_PKCS_OAEP.
+// DecryptInit calls C_DecryptInit with CKM_RSA_PKCS_OAEP.
 func (l *library) DecryptInit(s p11.SessionHandle, padding *p11.OAEPParams, key p11.ObjectHandle) error {
 	return l.Ctx.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_OAEP, padding)}, key)
 }

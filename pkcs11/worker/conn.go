@@ -23,7 +23,7 @@ import (
 // Encrypt, which is the call of each request that opens or makes keys.
 type conn struct {
 	fd   int
-	in   []byte       // has been received
+	in   []byte       // received bytes
 	next int          // in[next:] has not been read yet
 	out  bytes.Buffer // the head of a message, or all of it
 	data []byte       // of a request, in the worker
@@ -165,7 +165,7 @@ func (l *conn) bytes(p []byte, limit int) ([]byte, error) {
 	}
 	n := binary.BigEndian.Uint32(b[:])
 	if int64(n) > int64(limit) {
-		return nil, fmt.Errorf("a message of %d bytes, where %d are the most", n, limit)
+		return nil, fmt.Errorf("a message has %d bytes, and may have at most %d", n, limit)
 	}
 	if int64(cap(p)) < int64(n) {
 		p = make([]byte, n)
@@ -175,7 +175,7 @@ func (l *conn) bytes(p []byte, limit int) ([]byte, error) {
 	return p, err
 }
 
-// call sends a request and returns the response. An error means that the connection is of no more use.
+// call sends a request and returns the response. After an error the connection cannot be used any more.
 func (l *conn) call(q *Request) (*Response, error) {
 	var err error
 	if q.Function == "Encrypt" {

@@ -207,7 +207,7 @@ func (c Candidate) MayAdopt(a Adoption) error {
 	return claviger.Errorf("hsm.Adopt", claviger.Invalid, c.Key, "%s", why)
 }
 
-// Adoption is what an operator says about a key because the token does not show it.
+// Adoption has an operator's statements about a key that the token does not show.
 type Adoption struct {
 	// OneKey: all versions belong to one key, although their CKA_IDs do not show that.
 	OneKey bool

@@ -13,8 +13,8 @@ import (
 // edekBytes is the size of what the HSM encrypts for one EDEK of a 256-bit DEK: two counter blocks.
 const edekBytes = 32
 
-// Measurement says how long calls to the token took that encrypt for so many EDEKs each, with so many at the same
-// time.
+// Measurement says how long calls to the token took. Each call encrypts for EDEKs EDEKs, and Sessions calls run at the
+// same time.
 type Measurement struct {
 	What     string        `json:"what"`     // in words
 	Sessions int           `json:"sessions"` // that make calls at the same time

@@ -23,7 +23,7 @@ import (
 func TestOtherToken(t *testing.T) {
 	b := newSite(t)
 	version := b.create(t, "k")
-	own, other := b.token, softhsmtest.In(t, filepath.Dir(b.token.PINFile), "other")
+	own, other := b.token, softhsmtest.NewIn(t, filepath.Dir(b.token.PINFile), "other")
 	file := b.file
 	b.file = filepath.Join(t.TempDir(), "other.keystore")
 	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: other.Module, Token: other.Label,

@@ -81,7 +81,7 @@ func bindings(ctx context.Context, tok token) ([]Binding, error) {
 	return list, nil
 }
 
-// relation is how a store and a token relate, by the keys that they hold.
+// relation says how a store and a token relate, by the keys that they hold.
 type relation struct {
 	fits  bool // the token has a key of the store, with the right check value
 	empty bool // the store has no key, not even a deleted one
@@ -278,12 +278,12 @@ func (p *Provider) mayBind(ctx context.Context, r relation, b bindingState) erro
 // boundElsewhere is the refusal of a store at a token that belongs to another store.
 func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) error {
 	if uri == other.URI {
-		uri += ", another one at the same place: the first one was lost or replaced"
+		uri += ", a new metastore at the same place: the first metastore was lost or replaced"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot "+
-			"tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the "+
-			"keystore file, and restart the server; if the first is lost, %s",
+			"tell each other's keys from lost keys; name the first metastore by claviger.metastore.uri, or another "+
+			"token in the keystore file, and restart the server; if the first metastore is lost, %s",
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 

@@ -34,15 +34,14 @@ func (p *Provider) CheckAll(ctx context.Context) error { return p.checkFit(ctx, 
 // CheckNext is Watch without the versions that were refused.
 func (p *Provider) CheckNext(ctx context.Context) error { return p.checkFit(ctx, nextKeys) }
 
-// MostWrong is the judgement of a comparison: of so many versions the token lacks some, and of those that it holds
-// some were compared and are wrong.
+// MostWrong is the judgement of a comparison. The token lacks lost of the versions. Of the versions that the token
+// holds, compared were compared, and wrong of these are wrong.
 func MostWrong(versions, lost, compared, wrong int) bool {
 	v := values{compared: compared, wrong: make([]string, wrong)}
 	return v.mostWrong(&Holdings{Versions: versions, Lost: make([]string, lost)})
 }
 
-// Assess judges a comparison of so many versions, of which the token lacks some. Of those that it holds, some were
-// compared, and some of these are wrong.
+// Assess assesses a comparison with these numbers of versions; see MostWrong.
 func (p *Provider) Assess(ctx context.Context, bound, older bool, versions, lost, compared, wrong int) error {
 	return p.assess(ctx, bound, older, &Holdings{Versions: versions, Lost: make([]string, lost)},
 		&values{compared: compared, wrong: make([]string, wrong)})
@@ -99,7 +98,7 @@ func SetVerifyStall(t *testing.T, d time.Duration) {
 // CheckStep makes the check that comes before a key is made.
 func (p *Provider) CheckStep(ctx context.Context) error { return p.checkFit(ctx, randomKeys) }
 
-// HandleUnknown handles a start at which so many versions were right, and one could not be verified because of err.
+// HandleUnknown handles a start at which right versions were right, and one could not be verified because of err.
 // serial is the recorded serial number of the token, "" if there is none.
 func (p *Provider) HandleUnknown(ctx context.Context, serial string, right int, err error) error {
 	return p.handleUnknown(ctx, recordedToken{serial: serial, known: serial != ""},

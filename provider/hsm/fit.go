@@ -495,7 +495,7 @@ func (p *Provider) watch(background context.Context) {
 	}
 }
 
-// retryRefused verifies refused versions again. They may be back on the token, and no request may ask for them.
+// retryRefused verifies refused versions again: they may be back on the token, also if no request uses them.
 func (p *Provider) retryRefused(ctx context.Context) {
 	n := 0
 	for k := range p.refused.Range {

@@ -66,7 +66,7 @@ func newSite(t testing.TB) *testSite {
 	return newSiteAt(t, softhsmtest.New(t))
 }
 
-// testedMode is where the library runs in tests that do not say it: CLAVIGER_TEST_WORKER=1 has them use a worker.
+// testedMode returns where the library runs in tests that do not set it: in a worker with CLAVIGER_TEST_WORKER=1.
 func testedMode() pkcs11.WorkerMode {
 	if os.Getenv("CLAVIGER_TEST_WORKER") != "" {
 		return pkcs11.WorkerYes

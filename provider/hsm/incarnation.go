@@ -103,13 +103,13 @@ func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, n
 	return s.SetSetting(ctx, settingHistory, string(data))
 }
 
-// bindingState is what a token keeps about stores, from the view of one store.
+// bindingState is the state of a token's bindings to stores, from the view of one store.
 type bindingState struct {
 	mine       []Binding // objects of this store; several after a crash
-	others     []Binding
-	tokenOlder bool // the token has had a newer incarnation of this store
-	objectLost bool // refuseLostObject refused the store
-	samePlace  bool // the store was at this place when it was last used with the token
+	others     []Binding // objects of other stores
+	tokenOlder bool      // the token has had a newer incarnation of this store
+	objectLost bool      // refuseLostObject refused the store
+	samePlace  bool      // the store was at this place when it was last used with the token
 }
 
 // readBindings reads the token, and compares its incarnation with the store's history. It returns a stale misfit if
@@ -203,9 +203,10 @@ func (p *Provider) refuseElsewhere(ctx context.Context, mine []Binding) error {
 		return err
 	}
 	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of "+
-		"that one; a command on it would stop a server that uses the other, so nothing is made, destroyed or "+
-		"adopted with it; if it is a copy, name the other by claviger.metastore.uri; if this is the right one, "+
-		"stop the other, and give the token to this one: %s (or start a server on it)",
+		"that metastore; a command with this metastore would stop a server that uses the other metastore, so nothing "+
+		"is made, destroyed or adopted; if this metastore is a copy, name the other metastore by "+
+		"claviger.metastore.uri; if this is the right metastore, stop the server with the other metastore, and give "+
+		"the token to this metastore: %s (or start a server with this metastore)",
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.acceptCommandLine())
 }
 

@@ -22,14 +22,15 @@ type Inspection struct {
 	Standby   *StandbyInspection `json:"standby,omitempty"` // nil: the configuration names none
 }
 
-// StandbyInspection is what an inspection says of the standby token.
+// StandbyInspection is the result of an inspection of the standby token.
 type StandbyInspection struct {
 	Token *pkcs11.TokenInfo `json:"token,omitempty"` // nil: it could not be opened
 	// Problem says why the standby cannot be used; "" if it can. Then the lists were made.
 	Problem string `json:"problem,omitempty"`
-	// Missing has the key versions of which the standby has no copy, and Left the destroyed ones of which it has one.
-	Missing []string `json:"missing"`
-	Left    []string `json:"left"`
+	// Missing has the key versions of which the standby has no copy, and NotDestroyed the destroyed versions of which
+	// it still has a copy.
+	Missing      []string `json:"missing"`
+	NotDestroyed []string `json:"left"`
 }
 
 // InspectToken inspects the token and the standby.
@@ -57,7 +58,7 @@ func (p *Provider) InspectStandby(ctx context.Context) *StandbyInspection {
 	}
 	ctx, cancel := context.WithTimeout(ctx, standbyInspectLimit)
 	defer cancel()
-	found := &StandbyInspection{Missing: []string{}, Left: []string{}}
+	found := &StandbyInspection{Missing: []string{}, NotDestroyed: []string{}}
 	tok, err := pkcs11.Open(ctx, s.tok.cfg)
 	if err == nil {
 		info := tok.Info()
@@ -66,9 +67,10 @@ func (p *Provider) InspectStandby(ctx context.Context) *StandbyInspection {
 		if err = s.mayBeUsed(ctx, p, tok); err == nil {
 			c, err = compareStandby(ctx, tok, p.store)
 		}
-		found.Missing, found.Left = append(found.Missing, c.missing...), append(found.Left, c.left...)
+		found.Missing = append(found.Missing, c.missing...)
+		found.NotDestroyed = append(found.NotDestroyed, c.notDestroyed...)
 		slices.Sort(found.Missing)
-		slices.Sort(found.Left)
+		slices.Sort(found.NotDestroyed)
 		err = errors.Join(err, tok.Close())
 	}
 	if err != nil {
@@ -98,7 +100,9 @@ func (i *Inspection) Refusal() error {
 }
 
 // Differences says what an operator must do so that the standby has a copy of each key, and of no other.
-func (s *StandbyInspection) Differences() []string { return comparison{s.Missing, s.Left}.texts() }
+func (s *StandbyInspection) Differences() []string {
+	return comparison{s.Missing, s.NotDestroyed}.texts()
+}
 
 // Text writes the report as a table.
 func (i *Inspection) Text(w io.Writer) {
@@ -119,7 +123,7 @@ func (i *Inspection) Text(w io.Writer) {
 		return
 	}
 	fmt.Fprintf(w, "standby lacks copies\t%s\nstandby has copies of destroyed keys\t%s\n", counted(s.Missing),
-		counted(s.Left))
+		counted(s.NotDestroyed))
 }
 
 // counted returns the number of versions, and the names of some of them.

@@ -23,7 +23,7 @@ type lateToken struct {
 	onFunction func(pkcs11.Function)
 }
 
-// lateState is what a lateToken knows.
+// lateState is the state of a lateToken.
 type lateState struct {
 	tok      *pkcs11.Token // nil: it is not open
 	released bool

@@ -33,7 +33,7 @@ const (
 	proofGrain = int64(time.Millisecond)
 )
 
-// lease is what is known about the proofs of a version's key. Times are since processStart.
+// lease is the record of the proofs of a version's key. Times are since processStart.
 type lease struct {
 	proved atomic.Int64 // when the newest call that proved the key began; 0: the version has no lease
 	used   atomic.Int64 // when the lease was last used

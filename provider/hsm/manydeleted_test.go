@@ -46,7 +46,7 @@ func (r *reading) Runs(ctx context.Context) ([]string, error) {
 }
 
 // TestStepsReadOneName: a creation, roll, deletion, undeletion or purge, and a lookup of a missing version, do not read
-// the keys of other names. So many keys of one user, deleted or not, do not slow down the steps of others.
+// the keys of other names. Thus a user with many keys, deleted or not, does not slow down the steps of others.
 func TestStepsReadOneName(t *testing.T) {
 	hsm.SetManyNames(t, 1)
 	b := newSite(t)

@@ -171,11 +171,11 @@ func Forget(ctx context.Context, s metastore.Settings, object string) error {
 	return s.SetSetting(ctx, settingDestroyed+object, "")
 }
 
-// records is what a store knows about objects, by CKA_ID in hex.
+// records are a store's records of objects, by CKA_ID in hex.
 type records struct {
 	live, deleted, aside map[string]bool
 	begun                map[string]string // Op of the interrupted step that has the object
-	// kept has the version names of deleted keys. journal returns the version names in the journal; it reads them
+	// kept has the version names of deleted keys. journal returns the version names in the journal, which it reads
 	// once. An object with such a name is not an orphan, whatever its CKA_ID is.
 	kept    map[string]bool
 	journal func() (map[string]bool, error)

@@ -125,7 +125,7 @@ var (
 	_ provider.SoftDeleter    = (*Provider)(nil)
 )
 
-// entry is what encrypting with a version needs.
+// entry has the facts that an encryption with a version needs.
 type entry struct {
 	key   string
 	name  string
@@ -300,7 +300,7 @@ func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, bac
 	p.searches.max, p.renewals.ctx = o.searches, background
 	o.addStandby(background, p)
 	if p.access == Serve {
-		p.background.Go(func() { p.probeLater(background) })
+		p.background.Go(func() { p.probeRegularly(background) })
 	}
 	return p, background
 }

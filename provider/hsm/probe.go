@@ -14,16 +14,16 @@ const (
 	probeLimit = 10 * time.Second
 )
 
-// probeLater probes the versions that failed, until ctx ends. Without it the checks of readiness would report versions
-// that work again, until a request uses them.
-func (p *Provider) probeLater(ctx context.Context) {
+// probeRegularly probes the versions that failed, until ctx ends. Without the probes, readiness would report a version
+// that works again as failed, until a request uses the version.
+func (p *Provider) probeRegularly(ctx context.Context) {
 	for sleep(ctx, probeInterval) {
 		p.probe(ctx)
 	}
 }
 
 // probe proves the keys of the versions that failed. A probe that fails is not recorded: nothing has changed. If the
-// token is away, one probe is enough; if single keys are at fault, the others get their turn.
+// token is away, probe stops. If single keys fail, it probes further versions, up to probeKeys failures.
 func (p *Provider) probe(ctx context.Context) {
 	failed := 0
 	for _, name := range p.failing() {
@@ -37,7 +37,7 @@ func (p *Provider) probe(ctx context.Context) {
 	}
 }
 
-// failing returns the versions that failed at last, for requests or for leases.
+// failing returns the versions whose last use failed, in a request or for a lease.
 func (p *Provider) failing() (names []string) {
 	s := &p.encryptions
 	if s.failing.Load() == 0 && !s.leases.Load() {

@@ -9,7 +9,7 @@ import (
 	"claviger/pkcs11"
 )
 
-// VersionProtection is what the token reports of a version's key.
+// VersionProtection has the attributes that the token reports for a version's key.
 type VersionProtection struct {
 	Version string `json:"version"`
 	Key     string `json:"key"`

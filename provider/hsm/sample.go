@@ -54,7 +54,7 @@ func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, 
 	return false, nil
 }
 
-// manyNames limits how long a step takes. With so many names or more, a step takes its sample from the names that the
+// manyNames limits how long a step takes. With manyNames names or more, a step takes its sample from the names that the
 // server's last periodic check read. It is a variable for tests.
 var manyNames = 1000
 

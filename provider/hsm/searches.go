@@ -77,7 +77,7 @@ func (s *searches) allow(caller string, made bool) bool {
 }
 
 // searchSlot is a slot for one of the searches that run at a time. A user holds at most one slot, and users get slots
-// in turn. So many searches of one user do not delay those of others.
+// in turn. Thus a user with many searches does not delay the searches of others.
 type searchSlot struct {
 	searches  *searches
 	caller    string

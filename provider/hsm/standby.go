@@ -46,10 +46,10 @@ type standby struct {
 	last comparison
 }
 
-// comparison is how the objects of a standby differ from what the store says.
+// comparison has the differences between the objects of a standby and the store.
 type comparison struct {
-	missing []string // versions of which it has no copy
-	left    []string // versions that the store has destroyed, and of which it has a copy
+	missing      []string // versions of which it has no copy
+	notDestroyed []string // versions that the store has destroyed, and of which it still has a copy
 }
 
 // addStandby gives the provider the standby that the configuration names, if there is one, and opens it in the
@@ -144,9 +144,9 @@ func (c comparison) texts() (list []string) {
 		list = append(list, "the standby lacks copies of keys; copy them with the vendor's tools: "+
 			summarize(c.missing))
 	}
-	if len(c.left) > 0 {
+	if len(c.notDestroyed) > 0 {
 		list = append(list, "the standby still has copies of keys that were destroyed; destroy them with the vendor's "+
-			"tools: "+summarize(c.left))
+			"tools: "+summarize(c.notDestroyed))
 	}
 	return list
 }
@@ -174,7 +174,7 @@ func compareStandby(ctx context.Context, tok token, store metastore.Store) (c co
 			return c, err
 		}
 		if destroyed {
-			c.left = append(c.left, o.label)
+			c.notDestroyed = append(c.notDestroyed, o.label)
 		}
 	}
 	return c, nil

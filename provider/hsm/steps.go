@@ -203,7 +203,7 @@ func (p *Provider) beginStep(ctx context.Context, kind, key string, planned step
 			json.Unmarshal(i.Payload, &earlier) == nil && earlier.Bits == planned.Bits &&
 			maps.Equal(earlier.Attributes, planned.Attributes) {
 			p.log.Info("a step that was interrupted is continued", "key", key, "step", kind, "begun", i.Begun)
-			_, fresh := p.failed.of(i)
+			_, fresh := p.failed.get(i)
 			i, err := p.store.Take(ctx, i, i.Op)
 			return i, fresh, err
 		}

@@ -16,8 +16,8 @@ const (
 	// sweepAfter is the least time between the failure of a step of this process and its sweep. A client that repeats
 	// the step meanwhile gets the numbers of the first attempt, and the HSM has shown by then what it made.
 	sweepAfter = 30 * time.Second
-	// sweepLeftAfter is the age from which on a step of another process, which may have ended, is swept. A client that
-	// repeats the step meanwhile gets the success of it.
+	// sweepLeftAfter is the age at which a step of another process is swept: that process may have ended. A client that
+	// repeats the step before that time completes the step.
 	sweepLeftAfter = 10 * time.Minute
 	// sweepMost bounds the steps of one sweep, which delays the other checks of watch.
 	sweepMost = 500
@@ -32,8 +32,8 @@ const (
 type failedSteps struct {
 	mu    sync.Mutex
 	byKey map[string]failedStep
-	// kept has the start times of steps that a sweep has left alone for good: it could not finish what another process
-	// began, see finishLeft.
+	// kept has the start times of other processes' steps that a sweep could not finish, see finishLeft. Later sweeps
+	// leave these steps alone.
 	kept map[string]time.Time
 	// seen has the other processes' steps that sweeps have found, and when they first did.
 	seen map[string]seenStep
@@ -71,9 +71,9 @@ func (f *failedSteps) record(s failedStep) {
 	}
 }
 
-// of returns the record of a step. ok is false if this process did not begin it, or if another node has gone on with
-// it.
-func (f *failedSteps) of(i metastore.Intent) (s failedStep, ok bool) {
+// get returns the record of a step. ok is false if this process did not begin the step, or if another node has
+// continued it.
+func (f *failedSteps) get(i metastore.Intent) (s failedStep, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s, ok = f.byKey[i.Key]
@@ -117,8 +117,8 @@ func (f *failedSteps) swept(key string, err error) {
 	f.unswept[key] = time.Now()
 }
 
-// order sorts steps for a sweep: first those that no sweep has failed to end, in their order, then the others, the last
-// failure last. So steps that always fail do not keep a sweep from the others.
+// order sorts steps for a sweep: first the steps that no sweep has failed to end, in their order, then the others, by
+// the time of their last failure. So steps that always fail do not keep a sweep from the others.
 func (f *failedSteps) order(steps []metastore.Intent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -133,7 +133,7 @@ func (f *failedSteps) due(i metastore.Intent, now time.Time) bool {
 	if i.Op != opCreate && i.Op != opRoll {
 		return false
 	}
-	if s, ours := f.of(i); ours {
+	if s, ours := f.get(i); ours {
 		return now.Sub(s.at) >= sweepAfter
 	}
 	f.mu.Lock()
@@ -173,7 +173,7 @@ func (p *Provider) sweepSteps(ctx context.Context, now time.Time) error {
 	if len(pending) == 0 {
 		return nil
 	}
-	if err := p.mayMake(ctx); err != nil { // what looks left over may be of use once token and store fit together
+	if err := p.mayMake(ctx); err != nil { // objects that look left over may be needed when token and store fit
 		return err
 	}
 	p.failed.order(pending)
@@ -213,7 +213,7 @@ func (p *Provider) sweepStep(ctx context.Context, i metastore.Intent) (ended boo
 	if i.Op == opDelete {
 		return true, p.destroyObjects(ctx, i)
 	}
-	if failed, ours := p.failed.of(i); ours {
+	if failed, ours := p.failed.get(i); ours {
 		ended, err := p.undoStep(ctx, failed)
 		if errors.Is(err, metastore.ErrTaken) {
 			err = nil // a finish whose answer was lost has succeeded, or another node goes on with the step
@@ -314,8 +314,8 @@ func serversOf(s metastore.Store) string {
 }
 
 // keptChanges reports whether the store still has each change that was acknowledged since serversOf was servers, and
-// keeps the next ones too: no standby has taken over, and none can that lacks changes. It is true if the store is a
-// file.
+// will keep further changes: no standby has taken over, and no standby that lacks changes can take over. The result is
+// true if the store is a file.
 func (p *Provider) keptChanges(ctx context.Context, servers string) bool {
 	r, ok := p.store.(metastore.Replicated)
 	return !ok || r.Replication(ctx) == nil && r.Servers() == servers

@@ -13,8 +13,8 @@ import (
 	"claviger"
 )
 
-// verifyStall limits the verification at the start, because a call with a key may hang for ever: after a right version,
-// it waits this long for the next right one. Tests shorten it.
+// verifyStall limits the verification at the start, because a call with a key may hang for ever: if no further version
+// was found right for this time after a right version, the verification ends. Tests shorten the time.
 var verifyStall = 5 * time.Second
 
 // verification is the result of the verification at the start.
@@ -76,8 +76,8 @@ func (p *Provider) verifyAll(parent context.Context, versions []string) (*verifi
 	return found, err
 }
 
-// handleUnknown handles versions with which the token's calls failed or hung. One such key must not stop the others
-// from being served, nor the commands that an operator needs then. But if no version was right, the token is at fault.
+// handleUnknown handles versions with which the token's calls failed or hung. One such key must stop neither the server
+// of the other keys, nor the commands that an operator needs then. But if no version was right, the token is at fault.
 // And if the token has another serial number than the recorded one, every version must be right.
 func (p *Provider) handleUnknown(ctx context.Context, was recordedToken, found *verification) error {
 	if len(found.unknown) == 0 {

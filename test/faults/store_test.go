@@ -97,7 +97,9 @@ func TestStoreWrittenOver(t *testing.T) {
 // use it.
 func awaitCheckpoint(t *testing.T, wal string) {
 	t.Helper()
-	empty := 0 // so many times in a row, because the server stores the file's state just after it has emptied the -wal
+	// The server stores the state of the metastore's file just after it has emptied the -wal. So the -wal must be found
+	// empty several times in a row.
+	empty := 0
 	for began := time.Now(); empty < 10; time.Sleep(50 * time.Millisecond) {
 		if time.Since(began) > 20*time.Second {
 			t.Fatal("the server does not empty its -wal")

@@ -35,9 +35,9 @@ func (l *faultyKMS) generates(t *testing.T, d time.Duration) {
 	}
 }
 
-// goesOn makes EDEKs until that fails, and returns when it last succeeded. A failure must send the client to another
-// node.
-func (l *faultyKMS) goesOn(t *testing.T) (last time.Time) {
+// generateUntilRefused makes EDEKs until the KMS refuses, and returns the time of the last EDEK. A refusal must send
+// the client to another node.
+func (l *faultyKMS) generateUntilRefused(t *testing.T) (last time.Time) {
 	t.Helper()
 	for from := time.Now(); time.Since(from) < 5*lease; time.Sleep(5 * time.Millisecond) {
 		status, err := generate(t.Context(), l)
@@ -107,7 +107,7 @@ func TestImpliedInAnOutage(t *testing.T) {
 			if status, err := decrypt(t.Context(), l); status != http.StatusServiceUnavailable || err != nil {
 				t.Errorf("a decrypt: %d, %v", status, err)
 			}
-			if lasted := l.goesOn(t).Sub(away); lasted < lease/2 || lasted > lease+time.Second {
+			if lasted := l.generateUntilRefused(t).Sub(away); lasted < lease/2 || lasted > lease+time.Second {
 				t.Errorf("with leases of %v, EDEKs were made for %v", lease, lasted)
 			}
 			if said := l.saysOfLeases(t); !strings.Contains(said, "EDEKs of orders@1 are made") {
@@ -173,7 +173,7 @@ func TestImpliedDisabled(t *testing.T) {
 	l.Order(faultmodule.EncryptInit, faultmodule.Order{Action: faultmodule.Fail,
 		Value: p11.CKR_KEY_FUNCTION_NOT_PERMITTED, Times: faultmodule.Always})
 	disabled := time.Now()
-	if took := l.goesOn(t).Sub(disabled); took > lease*3/4 {
+	if took := l.generateUntilRefused(t).Sub(disabled); took > lease*3/4 {
 		t.Errorf("with a disabled key, EDEKs were made for %v", took)
 	}
 	l.Heal()

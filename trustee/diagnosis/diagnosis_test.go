@@ -171,7 +171,8 @@ func failures(tok softhsm.Token) []failure {
 		}},
 		{"no certificate", "D-trustee-certificate", func(l *lab) { l.must(os.Remove(l.path(trustee.TLSCert))) }},
 		{"a certificate that ends soon", "D-trustee-certificate", func(l *lab) {
-			pem, err := os.ReadFile(certtest.Until(l.t, l.t.TempDir(), time.Now().Add(50*time.Hour)).Issue("kts", "h"))
+			a := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(50*time.Hour))
+			pem, err := os.ReadFile(a.Issue("kts", "h"))
 			l.must(err)
 			l.must(os.WriteFile(l.path(trustee.TLSCert), pem, 0o600))
 			l.must(os.WriteFile(l.path(trustee.TLSKey), pem, 0o600))

@@ -38,5 +38,5 @@ func Small(t testing.TB) (token softhsm.Token, fill, free func()) {
 			t.Fatal(err)
 		}
 	}
-	return In(t, dir, "claviger-test"), fill, free
+	return NewIn(t, dir, "claviger-test"), fill, free
 }

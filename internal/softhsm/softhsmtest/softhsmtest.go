@@ -16,11 +16,11 @@ import (
 // before New is called.
 func New(t testing.TB) softhsm.Token {
 	t.Helper()
-	return In(t, filepath.Join(t.TempDir(), "softhsm"), "claviger-test")
+	return NewIn(t, filepath.Join(t.TempDir(), "softhsm"), "claviger-test")
 }
 
-// In makes a token with that label in a folder that may already hold other tokens.
-func In(t testing.TB, dir, label string) softhsm.Token {
+// NewIn makes a token with that label in a folder that may already hold other tokens.
+func NewIn(t testing.TB, dir, label string) softhsm.Token {
 	t.Helper()
 	token, err := softhsm.Create(dir, label)
 	if err != nil {
