@@ -15,9 +15,9 @@ const (
 	GroupProviderPrefix = GroupMapping + ".provider." // the provider's name follows
 )
 
-// Moved returns a copy of c. In the copy, each property whose name begins with from also has a name that begins with
-// to, and replaces a property of that name. An error about it still shows the name in the file.
-func (c *Conf) Moved(from, to string) *Conf {
+// CopyPrefix returns a copy of c in which each property whose name begins with from is also set under the name that
+// begins with to. It replaces a property of that name. An error about the new property shows the name in the file.
+func (c *Conf) CopyPrefix(from, to string) *Conf {
 	moved := *c
 	moved.props = maps.Clone(c.props)
 	for name, p := range c.props {

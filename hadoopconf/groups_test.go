@@ -32,7 +32,7 @@ func TestGroupProviders(t *testing.T) {
 	if got := c.Warnings(); !slices.Equal(got, want) {
 		t.Errorf("warnings\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	own := c.Moved(GroupProviderPrefix+"ad.", m+".")
+	own := c.CopyPrefix(GroupProviderPrefix+"ad.", m+".")
 	for name, want := range map[string]string{m + ".ldap.url": "ldap://h1", m + ".ldap.base": "dc=all"} {
 		if got := own.String(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)

@@ -107,7 +107,7 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 					hadoopconf.GroupProviders, secret.Value(name)))
 		}
 		// Properties of this provider replace those of all providers.
-		own := conf.Moved(property+".", hadoopconf.GroupMapping+".")
+		own := conf.CopyPrefix(property+".", hadoopconf.GroupMapping+".")
 		d, err := groupDirectory(own, property, log)
 		if err != nil {
 			return nil, fmt.Errorf("group mapping provider %s, whose properties begin with %s: %w", name, property, err)

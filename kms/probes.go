@@ -26,7 +26,7 @@ import (
 
 // probes returns the probes of the open providers for a migration.
 func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
-	p := migrate.Probes{User: OSUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
+	p := migrate.Probes{User: OSUser(), OwnAddresses: ownAddresses(ctx, s.Conf), MoreChecks: s.moreChecks}
 	login, _, err := clientLogin(s.Conf)
 	if err != nil {
 		return p, err
@@ -62,7 +62,7 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 	}
 	for _, other := range s.Sources {
 		if strings.HasPrefix(other.URI(), "keytrustee:") {
-			p.Others = append(p.Others, other.Provider)
+			p.OtherSources = append(p.OtherSources, other.Provider)
 		}
 	}
 	p.Source = kms.Probe

@@ -148,7 +148,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	group.Go(func() { s.clocks.run(background) })
 	group.Go(func() { heap.Manage(background) })
 
-	if err := s.svc.noSourceIsItself(ctx); err != nil {
+	if err := s.svc.checkSourcesNotSelf(ctx); err != nil {
 		return err
 	}
 	if s.set.migrate {

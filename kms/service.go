@@ -239,10 +239,10 @@ func (s *Service) nameStore(ctx context.Context) error {
 	return nil
 }
 
-// noSourceIsItself refuses a source that is this server, which already listens, or
+// checkSourcesNotSelf refuses a source that is this server, which already listens, or
 // another node of its metastore: each key of this server would also be a key of the
 // source. A source that does not answer is not refused.
-func (s *Service) noSourceIsItself(ctx context.Context) error {
+func (s *Service) checkSourcesNotSelf(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, firstComparison)
 	defer cancel()
 	for _, src := range s.Sources {
@@ -430,7 +430,7 @@ func (s *Service) Engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 		cfg.Source = src
 		for _, other := range s.Sources {
 			if other.Provider != src {
-				cfg.Beside = append(cfg.Beside, other.Provider)
+				cfg.OtherSources = append(cfg.OtherSources, other.Provider)
 			}
 		}
 	}

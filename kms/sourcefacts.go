@@ -26,7 +26,7 @@ func (s *Service) sourceKMS(src provider.Provider) (*migrate.SourceKMS, error) {
 	if c, ok := src.(interface {
 		CheckHost(ctx context.Context, base string) error
 	}); ok {
-		kms.Ask = c.CheckHost
+		kms.RequestNames = c.CheckHost
 	}
 	return kms, nil
 }
@@ -92,8 +92,8 @@ func (s *Service) Trustees(ctx context.Context) (*Trustees, error) {
 		}
 		conf.InsecureSkipVerify = true //nolint:gosec // as the operator set it for the server itself
 	}
-	servers := &migrate.SourceKMS{TLS: conf, Property: "kts-site.xml", Page: "/?a=publickey",
-		Right: isPublicKey}
+	servers := &migrate.SourceKMS{TLS: conf, Property: "kts-site.xml", TrusteePath: "/?a=publickey",
+		IsTrustee: isPublicKey}
 	for _, host := range hosts {
 		servers.Bases = append(servers.Bases, "https://"+host)
 	}

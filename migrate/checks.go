@@ -66,11 +66,11 @@ type Probes struct {
 	// AsUser is the short name of a user who reads files. Plan opens EDEKs at the source on behalf of this
 	// user.
 	AsUser string
-	// More are further checks: of other sources.
-	More func(ctx context.Context) []Check
-	// Others are sources that open old EDEKs of the source's keys, and that are tried before the source itself. If
-	// the source is a Key Trustee KMS, its trustee is such a source: it has the keys, but is not a KMS.
-	Others []Source
+	// MoreChecks makes further checks: of other sources.
+	MoreChecks func(ctx context.Context) []Check
+	// OtherSources are sources that open old EDEKs of the source's keys, and that are tried before the source itself.
+	// If the source is a Key Trustee KMS, its trustee is such a source: it has the keys, but is not a KMS.
+	OtherSources []Source
 	// NameNode is the NameNode's user, and the place that names it.
 	NameNode NameNode
 	// Rules reads the rules of this server. decide is nil if they cannot be read; the check gives the
@@ -78,8 +78,8 @@ type Probes struct {
 	Rules func(ctx context.Context) (c Check, decide Decide)
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
 	HDFS func(name string) (value string, ok bool)
-	// Own are the addresses ("host:port") by which clients reach this server.
-	Own []string
+	// OwnAddresses are the addresses ("host:port") by which clients reach this server.
+	OwnAddresses []string
 	// Lookup resolves a host name; nil asks the system.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 	// LocalAddrs are this machine's addresses; nil reads them from the system.
@@ -131,7 +131,7 @@ const (
 	nameOtherHost = "source on another host"
 	nameHDFS      = "HDFS not yet pointed here"
 	nameClocks    = "clocks"
-	// NameKeyHSM is the name of a check in Probes.More.
+	// NameKeyHSM is the name of a check in Probes.MoreChecks.
 	NameKeyHSM = "Key HSM behind the trustee"
 )
 
@@ -145,8 +145,8 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 		facts = p.Source(ctx)
 		checks = append(checks, alive(facts), p.otherHost(facts), CheckClocks(facts, now))
 	}
-	if p.More != nil {
-		checks = append(checks, p.More(ctx)...)
+	if p.MoreChecks != nil {
+		checks = append(checks, p.MoreChecks(ctx)...)
 	}
 	return checks, facts
 }
@@ -268,17 +268,17 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	return c
 }
 
-// itself finds out whether the source is this server. If the server runs, err shows it; otherwise its address and
-// port show it.
-func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
+// checkSelf finds out whether the source is this server. If this server runs, err shows it; otherwise this server's
+// address and port show it.
+func (p *Probes) checkSelf(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
 	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be " +
 		"migrated by " + propSource + ", or give this server another port"}
-	own := p.endpoints(ctx, p.Own, true)
+	own := p.endpoints(ctx, p.OwnAddresses, true)
 	switch {
 	case errors.Is(err, provider.ErrSourceIsSelf):
 		c.Measured = "the source is this server itself, or another node of its metastore"
 		return c, true
-	case len(p.Own) == 0:
+	case len(p.OwnAddresses) == 0:
 		return c, false
 	}
 	for _, f := range facts {

@@ -12,8 +12,9 @@ import (
 	"claviger/provider"
 )
 
-// sameTarget reports whether the URI of a target in the journal and today's URI mean the same keys. Any two URIs of
-// HSMs do, because an HSM is bound to the metastore itself. Two URIs of keystore files do if they have the same path.
+// sameTarget reports whether the URI of a target in the journal and today's URI mean the same keys. Two URIs
+// of HSMs always mean the same keys, because the HSM is bound to the metastore that has the journal. Two URIs of
+// keystore files mean the same keys if they have the same path.
 func sameTarget(then, now string) bool {
 	return then == "" || keystoreFile(then) == keystoreFile(now)
 }
@@ -41,7 +42,7 @@ type otherTakeover struct {
 // asSource returns the other target as a source, if it is configured as a source now; EDEKs of its versions open
 // there. Otherwise it returns nil.
 func (e *Engine) asSource(a otherTakeover) Source {
-	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
+	for _, s := range append(slices.Clone(e.cfg.OtherSources), e.cfg.Source) {
 		if s != nil && sameTarget(a.target, s.URI()) {
 			return s
 		}
@@ -158,8 +159,8 @@ func (e *Engine) whyDuplicate(ctx context.Context, version string, a otherTakeov
 		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursValue(ctx, version, nil))
 }
 
-// elsewhereItem returns the item of a key that is in another target.
-func elsewhereItem(a otherTakeover, why string) Item {
+// itemElsewhere returns the item of a key that is in another target.
+func itemElsewhere(a otherTakeover, why string) Item {
 	return Item{Key: a.Key, State: Elsewhere, Listed: a.Listed, Folded: a.Folded, Source: a.Source,
 		SourceVersions: a.SourceVersions, Why: why}
 }
@@ -178,7 +179,7 @@ func (h *history) onlyElsewhere() []otherTakeover {
 }
 
 // originElsewhere returns the target of a run as a source, because EDEKs of the versions there open only there.
-// takenOver: the key was taken over here since, with higher numbers.
+// takenOver is true if a later run has taken the key over here, with higher numbers.
 func originElsewhere(a otherTakeover, takenOver bool) Origin {
 	o := Origin{Key: a.Key, Source: a.target, TakenOver: takenOver, Numbered: takenOver, Metadata: a.Source,
 		Folded: a.Folded}

@@ -132,7 +132,7 @@ func TestElsewhereAsSource(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	// Status and Finish read the journal only, so they work although the keystore does not answer.
-	b.cfg.Beside = []migrate.Source{unreachable{b.keystore}}
+	b.cfg.OtherSources = []migrate.Source{unreachable{b.keystore}}
 	const again = "which is a source now: run the migration again"
 	if status, err := b.engine(t).Status(t.Context()); err != nil || !strings.Contains(status.Keys[0].Why, again) {
 		t.Errorf("status %+v, %v", status, err)
@@ -145,7 +145,7 @@ func TestElsewhereAsSource(t *testing.T) {
 		t.Errorf("run: %v", err)
 	}
 
-	b.cfg.Beside = []migrate.Source{b.keystore}
+	b.cfg.OtherSources = []migrate.Source{b.keystore}
 	if r := b.run(t); !r.Complete() {
 		t.Fatalf("%+v", r)
 	}
@@ -156,7 +156,7 @@ func TestElsewhereAsSource(t *testing.T) {
 		!k.Numbered {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
-	b.cfg.Beside = nil // the keystore's EDEKs are re-encrypted
+	b.cfg.OtherSources = nil // the keystore's EDEKs are re-encrypted
 	v, err := b.engine(t).Verify(t.Context())
 	must(t, err)
 	if v.Different != 0 || v.Same != 2 {
@@ -263,7 +263,7 @@ func elsewhereRolled(t *testing.T, late bool) {
 		must(t, err)
 		needDecision(t, "plan, elsewhere", plan.Keys[0].Why)
 	}
-	b.cfg.Beside = []migrate.Source{keystore}
+	b.cfg.OtherSources = []migrate.Source{keystore}
 	if late {
 		if r := b.run(t); !r.Complete() {
 			t.Fatalf("%+v", r)
@@ -318,7 +318,7 @@ func rolledUndecided(t *testing.T, b *testMigration) {
 		t.Errorf("verify %+v", v)
 	}
 	needDecision(t, "verify", strings.Join(v.Keys[0].Remarks, " "))
-	b.cfg.Beside = nil
+	b.cfg.OtherSources = nil
 	must(t, metastore.SetConflicts(t.Context(), b.store, nil)) // finish compares by itself
 	ending, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
 	must(t, err)

@@ -22,7 +22,7 @@ const (
 	Nobody    Holder = "nobody"
 )
 
-// EDEKFacts is what the journal, the keys here and the counters of uses say about the names in a census.
+// EDEKFacts are the facts about the names in a census, from the journal, the keys here and the counters of uses.
 type EDEKFacts struct {
 	At time.Time
 	// Run is the last run; nil: there is none. Its state Running means that its process was killed.
@@ -41,7 +41,7 @@ type EDEKFacts struct {
 	LastUse *metastore.Use
 	// Conflicts are names of versions that are one key here and another one at a source.
 	Conflicts []VersionConflict
-	// Clocks is why times of uses are not certain; nil: they are.
+	// Clocks is the reason why the times of uses are not certain; nil if they are certain.
 	Clocks error
 	// Images are the newest images that verdicts have counted, by the id of the namespace.
 	Images map[uint32]SeenImage
@@ -213,7 +213,7 @@ type holders struct {
 // key returns the holder of a zone's key.
 func (s *holders) key(ctx context.Context, name string) (Holder, error) {
 	spelled := s.h.spelled(name)
-	here, err := s.here(ctx, spelled)
+	here, err := s.versionsHere(ctx, spelled)
 	if err != nil {
 		return "", err
 	}
@@ -240,7 +240,7 @@ func (s *holders) version(ctx context.Context, name string) (Holder, error) {
 	}
 	ref := claviger.ParseVersion(name)
 	key := s.h.spelled(ref.Key)
-	here, err := s.here(ctx, key)
+	here, err := s.versionsHere(ctx, key)
 	if err != nil || here[claviger.VersionName(key, ref.ID)] {
 		return Here, err
 	}
@@ -259,8 +259,8 @@ func (s *holders) version(ctx context.Context, name string) (Holder, error) {
 	return Nobody, nil
 }
 
-// here returns the versions that a key has here, also of deleted keys of the name.
-func (s *holders) here(ctx context.Context, key string) (map[string]bool, error) {
+// versionsHere returns the versions that a key has here, and those of deleted keys of the same name.
+func (s *holders) versionsHere(ctx context.Context, key string) (map[string]bool, error) {
 	if known, ok := s.versions[key]; ok {
 		return known, nil
 	}

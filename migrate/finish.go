@@ -46,7 +46,8 @@ type Ending struct {
 	// Leftovers are the files that the procedure has left on this host: copies of the source's secrets, and
 	// others. The caller of Finish finds them.
 	Leftovers []Leftover `json:"leftovers,omitempty"`
-	// NotReached is what the re-encryption of zones does not change. EDEKsDone does not cover it.
+	// NotReached are the EDEKs that the re-encryption of zones does not change, in words. EDEKsDone does not cover
+	// them.
 	NotReached []string `json:"notReached"`
 	// EDEKs says what shows that no EDEK needs the source; nil if that is a refusal.
 	EDEKs *EDEKProof `json:"edeks,omitempty"`
@@ -69,7 +70,8 @@ var NotReached = []string{
 		"re-encrypted files",
 }
 
-// notInSnapshots is what the operator's statement leaves to the operator. A verdict counts the EDEKs of snapshots.
+// notInSnapshots is advice for a migration that ends by the operator's statement. A verdict counts the EDEKs of
+// snapshots itself.
 const notInSnapshots = "snapshots from before the re-encryption: delete them"
 
 // Leftover is a file or folder on this host that is not needed after a migration.
@@ -79,8 +81,8 @@ type Leftover struct {
 	Secret bool   `json:"secret"` // it is known to be a copy of secrets; else it is a guess
 	// Shredded: this call overwrote and removed it.
 	Shredded bool `json:"shredded,omitempty"`
-	// Left is the part that stays, with the reasons.
-	Left []string `json:"left,omitempty"`
+	// Remaining are the parts that remain, with the reasons.
+	Remaining []string `json:"left,omitempty"`
 }
 
 // Property is a property of the clean-up.

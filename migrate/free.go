@@ -29,9 +29,9 @@ type FreedNames struct {
 	Deleted []string `json:"deleted,omitempty"`
 }
 
-// FreeNames frees names that the journal keeps for keys of sources whose migration was finished. It frees all
-// of them or none. Kind Invalid for a name that the journal does not keep, whose migration is not finished, or
-// that a key has here.
+// FreeNames frees names that the journal keeps for keys of sources whose migration was finished. It frees all names or
+// none. The error is of kind Invalid if the journal does not keep a name, if the migration of its key is not finished,
+// or if a key here has the name.
 func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*FreedNames, error) {
 	const op = "migrate.FreeNames"
 	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)

@@ -43,15 +43,15 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 			continue
 		}
 		c.Measured = fmt.Sprintf("%s is %s", name, value)
-		if len(p.Own) == 0 {
+		if len(p.OwnAddresses) == 0 {
 			return notTried(c.Measured+"; the port of this server is not known",
 				"set hadoop.kms.http.port")
 		}
-		own, source := p.endpoints(ctx, p.Own, true), sourceEndpoints(facts)
+		own, source := p.endpoints(ctx, p.OwnAddresses, true), sourceEndpoints(facts)
 		elsewhere, unknown, why := "", "", error(nil)
 		for _, host := range kmsHosts(value) {
 			switch addrs, err := p.resolve(ctx, host); {
-			case slices.Contains(p.Own, strings.ToLower(host)) || own.any(addrs):
+			case slices.Contains(p.OwnAddresses, strings.ToLower(host)) || own.any(addrs):
 				c.Measured += fmt.Sprintf("; %s is this server", host)
 				if complete {
 					return c // correct, because every key is here
@@ -81,13 +81,13 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		"check that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
 }
 
-// Here reports whether a "host:port" is an address of this server, which Own lists. The port counts too.
-func (p *Probes) Here(ctx context.Context, hostPort string) (bool, error) {
-	if slices.Contains(p.Own, strings.ToLower(hostPort)) {
+// IsOwnAddress reports whether a "host:port" is one of OwnAddresses, or resolves to one.
+func (p *Probes) IsOwnAddress(ctx context.Context, hostPort string) (bool, error) {
+	if slices.Contains(p.OwnAddresses, strings.ToLower(hostPort)) {
 		return true, nil
 	}
 	addrs, err := p.resolve(ctx, hostPort)
-	return p.endpoints(ctx, p.Own, true).any(addrs), err
+	return p.endpoints(ctx, p.OwnAddresses, true).any(addrs), err
 }
 
 // endpoints are addresses with their ports.

@@ -16,7 +16,7 @@ import (
 // State is the progress of a key or a run.
 type State string
 
-// The states of a key. In a Plan, a state is the one that a run would reach.
+// The states of a key. In a Plan, a state is the state that a run would reach.
 const (
 	Planned     State = "planned"     // will be imported
 	Importing   State = "importing"   // was begun; the next run continues it
@@ -127,8 +127,8 @@ type Item struct {
 	// Retaken: the key had been taken over before and its record was lost. An operator's adoption made the
 	// record again, with TargetVersions.
 	Retaken bool `json:"retaken,omitempty"`
-	// Rolled is the source's count of versions when the name of one of them was the name of a version here; 0:
-	// that was never so.
+	// Rolled is the source's count of versions at the time when a version of the source had the name of a version
+	// here; 0 if that was never the case.
 	Rolled int `json:"rolled,omitempty"`
 	// Why is the reason against the import, with the cure.
 	Why string `json:"why,omitempty"`
@@ -141,11 +141,11 @@ type history struct {
 	runs  []Run
 	items map[string]Item
 	order []string // keys by first appearance
-	// takenOver is the newest record, of each key that was taken over, that says so. Later records may differ.
+	// takenOver has, for each key that was taken over, the newest record that says so. Later records may differ.
 	takenOver map[string]Item
-	// others are the runs into other targets, oldest first. elsewhere is the newest record of each key that such a
+	// otherRuns are the runs into other targets, oldest first. elsewhere is the newest record of each key that such a
 	// run has taken over, or has begun to take over. The fields above are of runs into our target only.
-	others    []Run
+	otherRuns []Run
 	elsewhere map[string]otherTakeover
 }
 
@@ -176,7 +176,7 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 			continue
 		}
 		if !sameTarget(run.Target, e.cfg.Target.URI()) {
-			h.others = append(h.others, run)
+			h.otherRuns = append(h.otherRuns, run)
 			for _, it := range items {
 				if it.State == Done || it.State == Importing || len(it.TargetVersions) > 0 {
 					h.elsewhere[it.Key] = otherTakeover{it, run.Target, run.Started}
@@ -206,8 +206,9 @@ func (it *Item) takenOver() bool {
 	return it.migrated() && len(it.TargetVersions) > 0
 }
 
-// hides reports whether it is the record of a second key that the source made under the name of a key that was taken
-// over (was). Older versions of claviger recorded the second key as a conflict, and later as gone.
+// hides reports whether the record is about a second key that the source made under the name of a key that was taken
+// over, and hides was, the record of the first key. Older versions of claviger recorded the second key as a conflict,
+// and later as gone.
 func (it *Item) hides(was Item) bool {
 	return (it.State == Conflict || it.State == Gone) && !was.Source.Created.Equal(it.Source.Created)
 }
@@ -265,7 +266,7 @@ func (e *Engine) put(ctx context.Context, run, item string, record any) error {
 func (e *Engine) newRun(h *history) Run {
 	started := e.now()
 	name := runPrefix + started.Format("20060102T150405.000Z")
-	runs := slices.Concat(h.runs, h.others)
+	runs := slices.Concat(h.runs, h.otherRuns)
 	if slices.ContainsFunc(runs, func(r Run) bool { return r.Name >= name }) { // the clock was set back
 		name = fmt.Sprintf("%s-%d", name, len(runs)+1)
 	}

@@ -110,8 +110,8 @@ type Config struct {
 	Source Source
 	Target Target
 	Store  Store
-	// Beside are the other sources that are configured.
-	Beside []Source
+	// OtherSources are the configured sources other than Source.
+	OtherSources []Source
 	// Versions is Auto if it is "".
 	Versions Versions
 	// Gap is the count of numbers that stay free above the used numbers of a source that numbers its versions. The
@@ -331,8 +331,8 @@ func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 		"the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
 }
 
-// us returns our user name at the source, for messages, as far as the name is known here.
-func (e *Engine) us() string {
+// ownUser returns our user name at the source, for messages, as far as the name is known here.
+func (e *Engine) ownUser() string {
 	p := &e.cfg.Probes
 	if k, ok := e.cfg.Source.(interface{ WantsKerberos() bool }); ok && p.KerberosUser != "" && k.WantsKerberos() {
 		return p.KerberosUser
@@ -348,7 +348,7 @@ func (e *Engine) seenAs(err error) string {
 	if seen := (*provider.SeenAs)(nil); errors.As(err, &seen) {
 		return seen.User
 	}
-	return e.us()
+	return e.ownUser()
 }
 
 // admitted returns the user that the source must admit, for cures. It never returns root, because a command may run as

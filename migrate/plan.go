@@ -54,7 +54,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	if ctx.Err() != nil { // the results of the checks now come from the interruption, not from the source
 		return nil, stopped(ctx, op, "")
 	}
-	if c, itself := e.cfg.Probes.itself(ctx, facts, err); itself {
+	if c, isSelf := e.cfg.Probes.checkSelf(ctx, facts, err); isSelf {
 		p.Checks = append(p.Checks, c)
 	}
 	if err != nil {
@@ -101,7 +101,7 @@ func (e *Engine) planKeys(ctx context.Context, p *Plan, sv *survey) error {
 func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []HostFacts) error {
 	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv),
 		e.room(ctx, p.Counts.NewVersions))
-	p.Checks = append(p.Checks, e.others(ctx, sv)...)
+	p.Checks = append(p.Checks, e.checkOtherSources(ctx, sv)...)
 	trials := e.tryRights(ctx, sv)
 	p.Checks = append(p.Checks, e.rights(ctx, trials)...)
 	p.Checks = append(p.Checks, e.rules(ctx, trials)...)
@@ -123,7 +123,7 @@ func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []Ho
 	return err
 }
 
-// seeBelow is what a plan advises if keys cannot be read.
+// seeBelow is the advice of a plan if keys cannot be read.
 const seeBelow = "see the reason below each key"
 
 // readable checks that the source lets us read every key that it lists.

@@ -16,7 +16,7 @@ import (
 	"claviger"
 )
 
-// SourceKMS describes a source that is a KMS, for probes. With Page, it describes Key Trustee Servers.
+// SourceKMS describes a source that is a KMS, for probes. With TrusteePath, it describes Key Trustee Servers.
 type SourceKMS struct {
 	// Bases are the base URLs of the source's hosts: "https://kms-1.example.com:16000/kms".
 	Bases []string
@@ -26,14 +26,14 @@ type SourceKMS struct {
 	Timeout time.Duration
 	// Property names the hosts, for messages; "" is the property of the source of a migration.
 	Property string
-	// Page is the path that is requested from Key Trustee Servers; "" for KMSs. Right reports whether the first bytes
-	// of an answer are those of a Key Trustee Server.
-	Page  string
-	Right func(answer string) bool
-	// Ask requests the names of the keys from the host with this base URL, with our own login. The error is of kind
-	// Denied if the host refuses the login. If Ask is nil, only a page that needs no login is requested. A KMS without
-	// its keystore also answers that.
-	Ask func(ctx context.Context, base string) error
+	// TrusteePath is the path that is requested from Key Trustee Servers; "" for KMSs. IsTrustee reports whether the
+	// first bytes of an answer are those of a Key Trustee Server.
+	TrusteePath string
+	IsTrustee   func(answer string) bool
+	// RequestNames requests the names of the keys from the host with this base URL, with our own login. The error is
+	// of kind Denied if the host refuses the login. If RequestNames is nil, only a page that needs no login is
+	// requested. A KMS without its keystore also answers that request.
+	RequestNames func(ctx context.Context, base string) error
 }
 
 // property returns the property that names the hosts.
@@ -61,7 +61,8 @@ type HostFacts struct {
 }
 
 // Probe requests, from each host, a page that needs no right, and classifies the answer. It follows no redirect
-// and sends no identity. Then Ask asks the hosts that answer.
+// and sends no identity. From hosts that answer properly,
+// Probe then also requests the names of the keys, by RequestNames.
 func (s *SourceKMS) Probe(ctx context.Context) []HostFacts {
 	var all []HostFacts
 	for _, base := range s.Bases {
@@ -88,7 +89,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
 	f.Began = time.Now()
-	page := s.Page
+	page := s.TrusteePath
 	if page == "" { // a KMS refuses this page, the list of key names, to callers without an identity
 		page = "/v1/keys/names"
 	}
@@ -109,8 +110,8 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		}
 	}
 	f.Cure, f.Err = s.fault(resp, strings.TrimSpace(body))
-	if f.Err == nil && s.Ask != nil {
-		if err := s.Ask(ctx, base); err != nil && !claviger.Is(err, claviger.Denied) {
+	if f.Err == nil && s.RequestNames != nil {
+		if err := s.RequestNames(ctx, base); err != nil && !claviger.Is(err, claviger.Denied) {
 			f.Err = fmt.Errorf("it answers, and does not list its keys: %s",
 				strings.TrimPrefix(claviger.Reason(err), "KMS "+base+": "))
 			f.Cure = "see the log of the KMS there"
@@ -127,9 +128,9 @@ func (s *SourceKMS) fault(resp *http.Response, body string) (cure string, err er
 	}
 	status := errors.New(text)
 	switch code := resp.StatusCode; {
-	case s.Page != "" && (code != http.StatusOK || !s.Right(body)):
+	case s.TrusteePath != "" && (code != http.StatusOK || !s.IsTrustee(body)):
 		return fmt.Sprintf("name a Key Trustee Server in %s, and its port", s.property()), status
-	case s.Page != "":
+	case s.TrusteePath != "":
 		return "", nil
 	case code == http.StatusNotFound:
 		return fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", s.property()), status
@@ -181,14 +182,14 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			f.Err = errors.New("the port speaks http, but the URI has https")
 			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source",
 				s.property(), afterScheme(f.Base))
-			if s.Page != "" {
+			if s.TrusteePath != "" {
 				f.Cure = fmt.Sprintf("name the port of the Key Trustee Server in %s", s.property())
 			}
 			return
 		}
 	}
 	what := "KMS"
-	if s.Page != "" {
+	if s.TrusteePath != "" {
 		what = "Key Trustee Server"
 	}
 	f.Cure = fmt.Sprintf("check that the %s runs, and that %s can be reached from here", what, hostPort(f.Base))

@@ -27,11 +27,11 @@ const (
 type trial struct {
 	key     string
 	aclName string // the name under which the ACLs guard the key
-	guess   bool   // the source made no EDEK for us, and the version's name in ours is a guess
-	own     error  // when it was opened in our own name
-	as      error  // when it was opened on behalf of Probes.AsUser
-	made    error  // when one was made on behalf of the NameNode's user
-	done    bool   // before the time limit
+	guess   bool   // the source made no EDEK, and the version's name in the tried EDEK is a guess
+	own     error  // of opening the EDEK in our own name
+	as      error  // of opening the EDEK on behalf of Probes.AsUser
+	made    error  // of making an EDEK on behalf of the NameNode's user
+	done    bool   // the trial ended before the time limit
 }
 
 // errNotTried means that the source was not tried.
@@ -125,7 +125,7 @@ func (t *trial) unproved(err error) bool {
 func (e *Engine) ownRight(ctx context.Context, list []*trial) Check {
 	c := Check{Name: "re-encryption at the source", Needed: true}
 	n := countOutcomes(list, func(t *trial) error { return t.own })
-	c.measure(n, fmt.Sprintf("as %s", e.us()))
+	c.measure(n, fmt.Sprintf("as %s", e.ownUser()))
 	switch {
 	case n.failed > 0:
 		c.Status, c.Cure = Failure, e.decryptCure(ctx, n.first)

@@ -159,7 +159,7 @@ func TestPlanAfterTheMigration(t *testing.T) {
 		t.Errorf("after the run: %s", textOf(report.Plan, p))
 	}
 	// After the migration HDFS may use this server.
-	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
+	b.cfg.Probes = migrate.Probes{OwnAddresses: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
 		bool) {
 		return "kms://http@192.0.2.1:9600/kms", true
 	}}
@@ -167,14 +167,14 @@ func TestPlanAfterTheMigration(t *testing.T) {
 		t.Errorf("with HDFS here: %s", textOf(report.Plan, p))
 	}
 	// Checks that were not tried do not matter, because there is nothing to run.
-	b.cfg.Probes = migrate.Probes{More: func(context.Context) []migrate.Check {
+	b.cfg.Probes = migrate.Probes{MoreChecks: func(context.Context) []migrate.Check {
 		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
 	}}
 	if p := plan(); p.Ready() || strings.Contains(textOf(report.Plan, p), "Not ready") ||
 		!strings.Contains(textOf(report.Plan, p), "This plan does not prove") {
 		t.Errorf("with a check that was not tried: %s", textOf(report.Plan, p))
 	}
-	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
+	b.cfg.Probes = migrate.Probes{OwnAddresses: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
 		bool) {
 		return "kms://http@192.0.2.1:9600/kms", true
 	}}

@@ -14,7 +14,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// rolledSince is what every report says about one new version, and lostSince about one lost version.
+// rolledSince is the text of every report about one new version, and lostSince the text about one lost version.
 const (
 	rolledSince = "rolled at the source since the migration: 1 more"
 	lostSince   = "the source has lost 1 versions since the migration"

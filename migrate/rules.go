@@ -19,18 +19,19 @@ type NameNode struct {
 // the rule that decides, and cure is the change of the rules that would admit the user.
 type Decide func(user, request, aclName string) (may bool, by, cure string)
 
-// need is a request that a user makes to this server after the cut-over.
-type need struct {
+// userRequest is a request that a user makes to this server after the cut-over, with the check of it.
+type userRequest struct {
 	check   string
 	who     string // in messages: "alice", "hdfs, the NameNode's user"
 	user    string
 	request string
 	purpose string             // of the request, in messages
 	source  func(*trial) error // the result at the source; errNotTried: not known
-	// partly: a refusal for some keys is not a fault if the source was not tried, because no user may use all keys.
-	partly bool
-	bad    Status // of the check, after a refusal
-	cure   string // in addition to the rule
+	// someKeys: the user may need only some keys, so a refusal for other keys is not a fault if the source was not
+	// tried.
+	someKeys bool
+	bad      Status // of the check, after a refusal
+	cure     string // in addition to the rule
 }
 
 // rules checks that the rules of this server admit the users' requests after the cut-over, as the source does.
@@ -48,10 +49,10 @@ func (e *Engine) rules(ctx context.Context, list []*trial) []Check {
 		checks = append(checks, c)
 	}
 	if p.AsUser != "" {
-		checks = append(checks, need{
+		checks = append(checks, userRequest{
 			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK",
 			purpose: "to open files",
-			source:  func(t *trial) error { return t.as }, partly: true, bad: Failure,
+			source:  func(t *trial) error { return t.as }, someKeys: true, bad: Failure,
 		}.try(list, decide))
 	}
 	nn := p.NameNode
@@ -67,10 +68,10 @@ func (e *Engine) rules(ctx context.Context, list []*trial) []Check {
 	who := fmt.Sprintf("%s, the NameNode's user (%s)", nn.User, nn.From)
 	const other = "; if it is another user, name it by --namenode-user"
 	return append(checks,
-		need{check: files, who: who, user: nn.User, request: "GENERATE_EEK",
+		userRequest{check: files, who: who, user: nn.User, request: "GENERATE_EEK",
 			purpose: "to create files in encryption zones",
 			source:  func(t *trial) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
-		need{check: zones, who: who, user: nn.User, request: "GET_METADATA", purpose: "to make encryption zones",
+		userRequest{check: zones, who: who, user: nn.User, request: "GET_METADATA", purpose: "to make encryption zones",
 			source: func(*trial) error { return errNotTried }, bad: Warning, cure: other}.try(list, decide))
 }
 
@@ -100,7 +101,7 @@ func ownRights(user string, list []*trial, decide Decide) Check {
 }
 
 // try applies the rules to each key, and compares the result with the source's.
-func (n need) try(list []*trial, decide Decide) Check {
+func (n userRequest) try(list []*trial, decide Decide) Check {
 	c := Check{Name: n.check, Needed: n.bad == Failure}
 	may, atSource, unknown := 0, 0, 0
 	var names []string // of keys where the user lacks the right
@@ -117,7 +118,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 			continue // the user does not have it at the source
 		default:
 			unknown++
-			if n.partly {
+			if n.someKeys {
 				continue
 			}
 		}
@@ -131,14 +132,14 @@ func (n need) try(list []*trial, decide Decide) Check {
 		return c
 	}
 	c.Measured = fmt.Sprintf("%s, may %s on %d of %d keys", n.who, n.request, may, len(list))
-	if n.partly && may == 0 && len(names) == 0 {
+	if n.someKeys && may == 0 && len(names) == 0 {
 		c.Status = n.bad
 		c.Cure = fmt.Sprintf("see which rule decides: claviger acl explain %s %s %s", n.user, n.request,
 			shellword.Quote(list[0].key))
 		return c
 	}
 	if len(names) == 0 {
-		if may < len(list) && !n.partly {
+		if may < len(list) && !n.someKeys {
 			c.Measured += "; the source refuses the others too"
 		}
 		return c
@@ -148,7 +149,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 	switch {
 	case atSource > 0 && unknown == 0:
 		c.Measured += ", which the source grants"
-	case unknown > 0 && !n.partly && n.bad == Failure:
+	case unknown > 0 && !n.someKeys && n.bad == Failure:
 		c.Measured += ", for which the source's decision is not known"
 	}
 	c.Measured += " (decided by " + decided + ")"

@@ -84,7 +84,7 @@ func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	keys := sv.spelling.spelled(names, atSource, func(name string) bool {
 		return sv.history.items[name].State == Done || slices.Contains(here, name)
 	})
-	sv.others(slices.Sorted(slices.Values(keys)), here)
+	sv.findUnpaired(slices.Sorted(slices.Values(keys)), here)
 	if sv.adopted, err = e.adopted(ctx, keys); err != nil {
 		return nil, err
 	}
@@ -173,8 +173,8 @@ func (e *Engine) sourceNames(ctx context.Context, op string) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// others finds the keys that only one side has. names is sorted.
-func (sv *survey) others(names, here []string) {
+// findUnpaired finds the keys that only one side has. names is sorted.
+func (sv *survey) findUnpaired(names, here []string) {
 	listed := func(key string) bool { _, found := slices.BinarySearch(names, key); return found }
 	for _, k := range here {
 		if !listed(k) {

@@ -22,10 +22,10 @@ type SourceRights struct {
 func (e *Engine) SourceRights(ctx context.Context) (r SourceRights, err error) {
 	sv, err := e.survey(ctx, "migrate.SourceRights")
 	var facts []HostFacts
-	if e.cfg.Probes.Source != nil && len(e.cfg.Probes.Own) > 0 {
+	if e.cfg.Probes.Source != nil && len(e.cfg.Probes.OwnAddresses) > 0 {
 		facts = e.cfg.Probes.Source(ctx)
 	}
-	if c, itself := e.cfg.Probes.itself(ctx, facts, err); itself {
+	if c, isSelf := e.cfg.Probes.checkSelf(ctx, facts, err); isSelf {
 		r.Self = &c
 	}
 	if err != nil {

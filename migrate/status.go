@@ -65,7 +65,7 @@ func (e *Engine) Status(ctx context.Context) (*StatusReport, error) {
 		return nil, err
 	}
 	s := &StatusReport{Format: "claviger migrate status 1", At: e.now(), Runs: []Run{}, Keys: []KeyStatus{}}
-	s.Runs = append(append(s.Runs, h.runs...), h.others...)
+	s.Runs = append(append(s.Runs, h.runs...), h.otherRuns...)
 	slices.SortFunc(s.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
 	if err := e.interrupted(ctx, s.Runs); err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ func (e *Engine) addKeys(ctx context.Context, s *StatusReport, h *history, uses 
 		if _, known := h.items[a.Key]; !known {
 			h.order = append(h.order, a.Key)
 		}
-		h.items[a.Key] = elsewhereItem(a, e.whyElsewhere(a))
+		h.items[a.Key] = itemElsewhere(a, e.whyElsewhere(a))
 	}
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]
@@ -205,19 +205,20 @@ func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error
 			return nil, err
 		}
 		for i, m := range ms {
-			another, err := e.another(ctx, h.items[names[i]], m)
+			replaced, err := e.isReplaced(ctx, h.items[names[i]], m)
 			if err != nil {
 				return nil, err
 			}
-			gone[names[i]] = m == nil || another
+			gone[names[i]] = m == nil || replaced
 		}
 	}
 	return gone, nil
 }
 
-// another reports whether m, a key of the target or nil, is not the recorded key of that name, so that the recorded key
-// was deleted. The new key has none of the recorded versions, because a number is never used twice.
-func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
+// isReplaced reports whether m, the target's key of that name, is another key than the recorded one, which was deleted.
+// m is nil if the target has no key. The new key has none of the recorded versions, because a number is never used
+// twice.
+func (e *Engine) isReplaced(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
 	if m == nil || len(it.TargetVersions) == 0 || fieldsOf(m).Created.Equal(it.Source.Created) {
 		return false, nil
 	}

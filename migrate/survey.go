@@ -36,13 +36,13 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 	return names, true, nil
 }
 
-// keyFacts is what is known about one key of the source before judge decides.
+// keyFacts has the facts about one key of the source by which judge decides.
 type keyFacts struct {
 	name               string
 	atSource, atTarget *claviger.Metadata // at the source and at the target; atSource is nil if it could not be read
 	before             Item               // the journal's record
 	known              bool               // the journal has a record
-	another            bool               // the target's key has the name, but is not the recorded key
+	replaced           bool               // the target's key has the name, but is not the recorded key
 	adopted            bool               // an operator's adoption made the target's record
 }
 
@@ -50,19 +50,19 @@ type keyFacts struct {
 func (e *Engine) keyFacts(ctx context.Context, sv *survey, name string,
 	atSource, atTarget *claviger.Metadata) (*keyFacts, error) {
 	before, known := sv.history.items[name]
-	another, err := e.another(ctx, before, atTarget)
+	replaced, err := e.isReplaced(ctx, before, atTarget)
 	if err != nil {
 		return nil, err
 	}
 	if was, ok := sv.history.takenOver[name]; ok && atTarget != nil && before.hides(was) {
-		if gone, err := e.another(ctx, was, atTarget); err != nil {
+		if gone, err := e.isReplaced(ctx, was, atTarget); err != nil {
 			return nil, err
 		} else if !gone {
 			before, before.State = was, Done
 		}
 	}
-	return &keyFacts{name: name, atSource: atSource, atTarget: atTarget, before: before, known: known, another: another,
-		adopted: sv.adopted[name]}, nil
+	return &keyFacts{name: name, atSource: atSource, atTarget: atTarget, before: before, known: known,
+		replaced: replaced, adopted: sv.adopted[name]}, nil
 }
 
 // judge decides what to do with one key.
@@ -93,7 +93,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, atSource, a
 
 // judgeUnread decides about a key whose metadata could not be read at the source.
 func (e *Engine) judgeUnread(ctx context.Context, k *keyFacts, unread error) Item {
-	here := k.atTarget != nil && !k.another
+	here := k.atTarget != nil && !k.replaced
 	switch {
 	case k.known && k.before.State == Done && here:
 		// Only the comparison with the source is missing.
@@ -111,7 +111,7 @@ func (e *Engine) judgeUnread(ctx context.Context, k *keyFacts, unread error) Ite
 }
 
 // judgeElsewhere decides about a key that a run into another target took over. If decided is false, the other
-// rules decide, with the lowest number that it may have stored in it.
+// rules decide; then judgeElsewhere may have set it.First, the lowest number of the new versions.
 func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, other otherTakeover,
 	it *Item) (decided bool, err error) {
 	rolled := ""
@@ -178,7 +178,7 @@ func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, e
 
 // judgePresent decides about a key that the target has.
 func (e *Engine) judgePresent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
-	if k.known && !k.another {
+	if k.known && !k.replaced {
 		before := k.before
 		if before.State == Conflict && before.Rolled > 0 && before.recreated(k.atSource) {
 			return before, nil // EDEKs still exist of the version to which the older key was rolled

@@ -217,8 +217,8 @@ func TestVerdictDoesNotCount(t *testing.T) {
 	}
 }
 
-// TestOtherDecisions: a verdict is void when the operator decides about other versions than then, and counts again with
-// the decisions of that time.
+// TestOtherDecisions: a verdict is void while the operator's decisions about versions differ from the decisions at the
+// time of the verdict. It counts again when the decisions are the same.
 func TestOtherDecisions(t *testing.T) {
 	b := newVerdictMigration(t)
 	decide := func(ours, theirs string) {
@@ -240,8 +240,8 @@ func TestOtherDecisions(t *testing.T) {
 	}
 }
 
-// TestLastVerdictCounts: the verdict that was recorded last decides, also if a clock was set back. Without one, finish
-// is refused.
+// TestLastVerdictCounts: the verdict that was recorded last decides, also if a clock was set back. Without a verdict,
+// finish is refused.
 func TestLastVerdictCounts(t *testing.T) {
 	b := newVerdictMigration(t)
 	if f := b.finish(t); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "there is no verdict: run") {

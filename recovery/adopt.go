@@ -27,13 +27,13 @@ func (a *Adoption) GivesUp() []string {
 func (a *Adoption) Check(conf string) (idle string, err error) {
 	none := len(a.Chosen) == 0 && !a.Binds()
 	switch {
-	case none && len(a.Left) == 0 && (len(a.Candidates) == 0 || a.Choice.Rebind || len(a.known) > 0):
+	case none && len(a.Undecided) == 0 && (len(a.Candidates) == 0 || a.Choice.Rebind || len(a.known) > 0):
 		if a.misfit != nil {
 			return "", claviger.Refuse("nothing was done, and the token and the metastore do not fit together: %w",
 				a.misfit)
 		}
 		return a.idle(), nil
-	case none && len(a.Left) > 0:
+	case none && len(a.Undecided) > 0:
 		return "", a.LeftOut(conf)
 	case hsm.IsStale(a.misfit) && !a.Choice.Rebind:
 		return "", claviger.Refuse("nothing was done: %w", a.misfit)
@@ -99,16 +99,16 @@ func (a *Adoption) Adopt(ctx context.Context, p *hsm.Provider) error {
 // LeftOut returns the error for the keys that All has left out; nil if there are none. It lists the commands from which
 // the operator chooses.
 func (a *Adoption) LeftOut(conf string) error {
-	if len(a.Left) == 0 {
+	if len(a.Undecided) == 0 {
 		return nil
 	}
 	var b strings.Builder
-	for _, c := range a.Left {
+	for _, c := range a.Undecided {
 		fmt.Fprintf(&b, "\nkey %s cannot be adopted: %s%s", claviger.Printable(c.Key),
 			claviger.Reason(c.MayAdopt(a.Choice.adoption())), decisions(conf, c))
 	}
 	return claviger.Refuse("--all has left out %d keys; for each of them, choose one of the commands below it:%s",
-		len(a.Left), b.String())
+		len(a.Undecided), b.String())
 }
 
 // decisions returns the commands from which an operator chooses for a candidate, one on each line.

@@ -39,7 +39,7 @@ type Adoption struct {
 	Lost       []string        `json:"lost"`              // versions that the token lacks; Rebind gives them up
 	BoundTo    string          `json:"boundTo,omitempty"` // the other metastore to which the token is bound
 	Chosen     []hsm.Candidate `json:"chosen"`
-	Left       []hsm.Candidate `json:"left,omitempty"`    // All leaves these out, because an operator must decide
+	Undecided  []hsm.Candidate `json:"left,omitempty"`    // All leaves these out, because an operator must decide
 	Digest     string          `json:"digest,omitempty"`  // see digest
 	Done       []string        `json:"done"`              // names of the keys that were adopted or set aside
 	Aside      bool            `json:"aside"`             // the keys were set aside, and not adopted
@@ -94,7 +94,7 @@ func survey(ctx context.Context, p *hsm.Provider, c Choice) (*Adoption, error) {
 	return a, err
 }
 
-// choose sets Chosen and Left.
+// choose sets Chosen and Undecided.
 func (a *Adoption) choose(ctx context.Context, p *hsm.Provider) (err error) {
 	switch {
 	case a.Choice.All && a.Aside:
@@ -156,7 +156,7 @@ func (a *Adoption) chooseAdoptable(ctx context.Context, p *hsm.Provider) error {
 			return err
 		}
 		if c.MayAdopt(a.Choice.adoption()) != nil {
-			a.Left = append(a.Left, c)
+			a.Undecided = append(a.Undecided, c)
 		} else {
 			a.Chosen = append(a.Chosen, c)
 		}

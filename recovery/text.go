@@ -13,7 +13,7 @@ import (
 
 // WriteText writes the survey as text, before anything is done: rows of columns that tabs separate.
 func (a *Adoption) WriteText(w io.Writer) {
-	list := slices.Concat(a.Chosen, a.Left)
+	list := slices.Concat(a.Chosen, a.Undecided)
 	if len(list) == 0 {
 		list = a.Candidates
 	}

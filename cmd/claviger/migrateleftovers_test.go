@@ -80,12 +80,12 @@ func TestShredNeedsASentence(t *testing.T) {
 		if c.mark != "" {
 			markServed(t, dir, c.mark)
 		}
-		if l, err := finishWithShred(t, dir, dir, true); !isRefused(err) || l.Shredded || len(l.Left) != 1 ||
-			!strings.Contains(l.Left[0], c.reason) || !hasPrivateRing(dir) {
+		if l, err := finishWithShred(t, dir, dir, true); !isRefused(err) || l.Shredded || len(l.Remaining) != 1 ||
+			!strings.Contains(l.Remaining[0], c.reason) || !hasPrivateRing(dir) {
 			t.Errorf("%s, --yes: %+v, %v", c.what, l, err)
 		}
-		if l, err := finishWithShred(t, dir, dir, false); !isRefused(err) || l.Shredded || len(l.Left) != 1 ||
-			!strings.Contains(l.Left[0], "is not that sentence") || !hasPrivateRing(dir) {
+		if l, err := finishWithShred(t, dir, dir, false); !isRefused(err) || l.Shredded || len(l.Remaining) != 1 ||
+			!strings.Contains(l.Remaining[0], "is not that sentence") || !hasPrivateRing(dir) {
 			t.Errorf("%s, its path: %+v, %v", c.what, l, err)
 		}
 	}

@@ -32,7 +32,8 @@ type permissionTest struct {
 	tokenFiles          []string // folders of the token
 }
 
-// daemonUser is the uid of daemon. The user nobody would not do: claviger gives nobody no right to a file.
+// daemonUser is the uid of daemon. The test cannot use the user nobody: claviger advises no command that
+// gives this user a right to a file.
 const daemonUser = 1
 
 // TestNotPermitted runs the program as a user who cannot read one of its files. The message names the file and the

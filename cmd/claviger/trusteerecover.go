@@ -63,7 +63,7 @@ func listDropped(ctx context.Context, out *terminal.Output, store server.Store, 
 	}
 	return out.Write(list, func(w io.Writer) {
 		for _, f := range list {
-			text := "the store has all of it"
+			text := "the store has all its records"
 			if !f.Lacks.None() {
 				text = "the store lacks " + f.Lacks.String()
 			}
@@ -78,11 +78,11 @@ func listDropped(ctx context.Context, out *terminal.Output, store server.Store, 
 
 // recovered is the report of a recovery.
 type recovered struct {
-	Added replica.Loss `json:"added"`
-	Names []string     `json:"names,omitempty"` // names that were added
-	Left  []string     `json:"left,omitempty"`  // names that were not added, each with the reason
-	Kept  []string     `json:"kept,omitempty"`  // full names of versions that must be adopted
-	Idle  []string     `json:"idle,omitempty"`  // names of --revive that the store has completely
+	Added    replica.Loss `json:"added"`
+	Names    []string     `json:"names,omitempty"` // names that were added
+	NotAdded []string     `json:"left,omitempty"`  // names that were not added, each with the reason
+	Kept     []string     `json:"kept,omitempty"`  // full names of versions that must be adopted
+	Idle     []string     `json:"idle,omitempty"`  // names of --revive that the store has completely
 }
 
 func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, name string, revive []string) error {
@@ -91,7 +91,7 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 	switch {
 	case err == nil:
 	case begun: // the next call reports only what that call adds
-		return errors.Join(fmt.Errorf("%w; the things added before that stay: run the command again", err),
+		return errors.Join(fmt.Errorf("%w; the records added before remain in the store; run the command again", err),
 			printRecovered(out, r))
 	case errors.Is(err, trustee.ErrPassive):
 		return &exitError{exitRefused,
@@ -124,10 +124,10 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 	report := recovered{r.Added, r.Names, r.NotAdded, r.Aside, r.NotLacked}
 	return out.Write(report, func(w io.Writer) {
 		for _, name := range r.NotLacked {
-			fmt.Fprintf(w, "nothing to revive of %s: the store has all of it\n", claviger.Printable(name))
+			fmt.Fprintf(w, "nothing to revive of %s: the store has all its records\n", claviger.Printable(name))
 		}
 		if r.Lacked.None() {
-			fmt.Fprintln(w, "the store has all of it: nothing was changed")
+			fmt.Fprintln(w, "the store has all records of the file: nothing was changed")
 			return
 		}
 		if n := &r.Added; !n.None() {

@@ -70,8 +70,8 @@ func TestRecoverBrokenOff(t *testing.T) {
 		err          error
 		added, whole string // the output, and the error
 	}{
-		{1, full, `added deposit "one"`, "the disk is full; the things added before that stay"},
-		{2, passive, `added deposit "two"`, "the things added before that stay"}, // it became passive meanwhile
+		{1, full, `added deposit "one"`, "the disk is full; the records added before remain in the store"},
+		{2, passive, `added deposit "two"`, "the records added before remain in the store"}, // the store became passive
 		{0, passive, "", "nothing was changed: copy"},
 		{0, full, "", "the disk is full; nothing was changed"},
 	} {

@@ -46,15 +46,15 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Findings, error) {
 	if err := conf.CheckRules(); err != nil {
 		d.Findings = append(d.Findings, err.Error())
 	}
-	if d.Useless = useless(conf, policy); d.Useless != "" {
+	if d.Useless = whyUseless(conf, policy); d.Useless != "" {
 		d.Findings = append(d.Findings, d.Useless)
 	}
 	d.Findings = append(append(d.Findings, warnings...), policy.Lint(known)...)
 	return d, nil
 }
 
-// useless returns why the rules let nobody use any key, or everybody every key; "" if they do not.
-func useless(conf *hadoopconf.Conf, policy *authz.Policy) string {
+// whyUseless returns a text if the rules let nobody use any key, or everybody use every key; else "".
+func whyUseless(conf *hadoopconf.Conf, policy *authz.Policy) string {
 	file := kms.ACLFile(conf)
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return noACLFile(conf)

@@ -23,7 +23,7 @@ import (
 	"claviger/secret"
 )
 
-// Role is the KMS as a role of claviger doctor.
+// Role returns the role of a KMS for claviger doctor.
 func Role() doctor.Role { return doctor.Role{Name: "kms", Groups: groups} }
 
 // site is the KMS that is checked. A check stores what it has opened or read, for the checks that need it.
@@ -38,7 +38,7 @@ type site struct {
 	place      location.Location // of the metastore
 	noStore    bool              // there is no metastore yet
 	storeOpen  bool              // service.Store is the metastore, and not an empty one
-	storeFault string            // why it is not
+	storeFault string            // why storeOpen is false
 	facts      sqlite.Facts      // of the metastore
 
 	tokenConfig pkcs11.Config

@@ -118,17 +118,17 @@ func providerOf(get func(name string) (string, bool)) (p keyProvider, err error)
 
 // address compares the URI of HDFS with the address of this server.
 func (s *site) address(ctx context.Context, uri provider.KMSURI, measured string) []doctor.Finding {
-	own := migrate.Probes{Own: s.service.Addresses(ctx)}
-	if len(own.Own) == 0 {
+	own := migrate.Probes{OwnAddresses: s.service.Addresses(ctx)}
+	if len(own.OwnAddresses) == 0 {
 		return doctor.Skip("%s; the system chooses the port of this server", measured)
 	}
-	_, port, err := net.SplitHostPort(own.Own[0])
+	_, port, err := net.SplitHostPort(own.OwnAddresses[0])
 	if err != nil {
 		return doctor.Error(err, "")
 	}
 	found, unknown := false, []string(nil)
 	for _, host := range uri.Hosts {
-		is, err := own.Here(ctx, net.JoinHostPort(host, port))
+		is, err := own.IsOwnAddress(ctx, net.JoinHostPort(host, port))
 		if found = found || is; err != nil {
 			unknown = append(unknown, host+" has no address, as far as the name service knows")
 		}
@@ -167,10 +167,10 @@ func (s *site) pointsToSource(ctx context.Context, uri provider.KMSURI) bool {
 	}
 	var p migrate.Probes
 	for _, host := range source.Hosts {
-		p.Own = append(p.Own, net.JoinHostPort(host, strconv.Itoa(source.Port)))
+		p.OwnAddresses = append(p.OwnAddresses, net.JoinHostPort(host, strconv.Itoa(source.Port)))
 	}
 	return slices.ContainsFunc(uri.Hosts, func(host string) bool {
-		is, err := p.Here(ctx, net.JoinHostPort(host, strconv.Itoa(uri.Port)))
+		is, err := p.IsOwnAddress(ctx, net.JoinHostPort(host, strconv.Itoa(uri.Port)))
 		return is && err == nil
 	})
 }

@@ -358,15 +358,16 @@ func (s *site) hsmMissing(context.Context) []doctor.Finding {
 	t := s.compared
 	switch {
 	case len(t.Missing) > 0 && t.Hidden != nil:
-		return doctor.Error(fmt.Errorf("versions that the token does not show: %s; %w", some(t.Missing), t.Hidden), "")
+		return doctor.Error(fmt.Errorf("versions that the token does not show: %s; %w", firstNames(t.Missing),
+			t.Hidden), "")
 	case len(t.Missing) > 0:
-		return doctor.Fail("versions of the metastore that the token lacks: "+some(t.Missing), s.hsm.CureLost())
+		return doctor.Fail("versions of the metastore that the token lacks: "+firstNames(t.Missing), s.hsm.CureLost())
 	}
 	return doctor.Pass("the token has each version of the metastore")
 }
 
-// some names the first few of many names.
-func some(names []string) string {
+// firstNames joins the first names of a list.
+func firstNames(names []string) string {
 	const most = 5
 	shown := make([]string, len(names))
 	for i, n := range names {
@@ -377,7 +378,7 @@ func some(names []string) string {
 
 func (s *site) hsmUnknown(context.Context) []doctor.Finding {
 	if t := s.compared; len(t.Unknown) > 0 {
-		return doctor.Fail("keys on the token that the metastore does not know: "+some(t.Unknown), "restore the "+
+		return doctor.Fail("keys on the token that the metastore does not know: "+firstNames(t.Unknown), "restore the "+
 			"newest metastore; or adopt the keys: "+t.Adopt)
 	}
 	var orphans, damaged []string
@@ -391,11 +392,11 @@ func (s *site) hsmUnknown(context.Context) []doctor.Finding {
 	}
 	var list []doctor.Finding
 	if len(orphans) > 0 {
-		list = append(list, doctor.Warn("keys that were to be destroyed, and are still on the token: "+some(orphans),
-			"destroy them: claviger hsm prune --conf "+shellword.Quote(s.conf.Dir()))...)
+		list = append(list, doctor.Warn("keys that were to be destroyed, and are still on the token: "+
+			firstNames(orphans), "destroy them: claviger hsm prune --conf "+shellword.Quote(s.conf.Dir()))...)
 	}
 	if len(damaged) > 0 {
-		list = append(list, doctor.Warn("keys that are incomplete, and have encrypted nothing: "+some(damaged),
+		list = append(list, doctor.Warn("keys that are incomplete, and have encrypted nothing: "+firstNames(damaged),
 			"destroy them with the HSM's own tool")...)
 	}
 	if len(list) == 0 {
@@ -421,11 +422,11 @@ func (s *site) hsmAttributes(context.Context) []doctor.Finding {
 	}
 	var list []doctor.Finding
 	if len(open) > 0 {
-		list = doctor.Fail("keys that are extractable or not sensitive: "+some(open), "")
+		list = doctor.Fail("keys that are extractable or not sensitive: "+firstNames(open), "")
 	}
 	if len(outside) > 0 {
 		list = append(list, doctor.Warn("keys that were made elsewhere, or were extractable before, as the token "+
-			"says: "+some(outside), "if they are not copies from a backup of the HSM, roll their EZ keys")...)
+			"says: "+firstNames(outside), "if they are not copies from a backup of the HSM, roll their EZ keys")...)
 	}
 	if len(list) > 0 {
 		return list

@@ -27,7 +27,7 @@ func (s *site) nameNodes() []doctor.Check {
 			Why: "without an active NameNode nobody reads a file; Kerberos and tokens compare clocks",
 			Cure: "name the NameNodes as in dfs.namenode.https-address, and check that they run and that this host " +
 				"reaches them",
-			Run: s.askNameNodes},
+			Run: s.readNameNodes},
 		{ID: "D-hdfs-running", Title: "the configuration of the running NameNodes", Needs: needs,
 			After: []string{"D-hdfs-path"},
 			Measures: "the KMS and the cache of EDEKs that each NameNode runs with, by its page /conf, are compared " +
@@ -47,7 +47,7 @@ func (s *site) nameNodes() []doctor.Check {
 	}
 }
 
-func (s *site) askNameNodes(ctx context.Context) (list []doctor.Finding) {
+func (s *site) readNameNodes(ctx context.Context) (list []doctor.Finding) {
 	if len(s.options.NameNodes) == 0 {
 		return doctor.Skip("--namenode names no NameNode")
 	}

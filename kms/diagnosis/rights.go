@@ -80,8 +80,8 @@ func (s *site) keyNames(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// ask explains whether a user may do something with a key; "" is no key.
-func (s *site) ask(ctx context.Context, user, request, key string) (*acls.Explanation, error) {
+// explainRequest explains whether a user may make a request for a key; "" is no key.
+func (s *site) explainRequest(ctx context.Context, user, request, key string) (*acls.Explanation, error) {
 	r, _, ok := authz.FindRequest(request)
 	if !ok {
 		return nil, errors.New("no request is called " + request)
@@ -114,7 +114,7 @@ func (s *site) aclHDFS(ctx context.Context) []doctor.Finding {
 
 // superuser returns whether a superuser of HDFS may decrypt.
 func (s *site) superuser(ctx context.Context, user string, keys []string) (doctor.Finding, error) {
-	x, err := s.ask(ctx, user, "DECRYPT_EEK", "")
+	x, err := s.explainRequest(ctx, user, "DECRYPT_EEK", "")
 	if err != nil {
 		return doctor.Finding{}, err
 	}
@@ -128,7 +128,7 @@ func (s *site) superuser(ctx context.Context, user string, keys []string) (docto
 	f := doctor.Finding{Status: doctor.Warning, Measured: user + " may decrypt, where the rules of a key admit " + user,
 		Cure: fmt.Sprintf("name %s in hadoop.kms.blacklist.DECRYPT_EEK", user)}
 	for _, key := range keys {
-		if x, err = s.ask(ctx, user, "DECRYPT_EEK", key); err != nil {
+		if x, err = s.explainRequest(ctx, user, "DECRYPT_EEK", key); err != nil {
 			return f, err
 		}
 		if x.Allowed {
@@ -167,7 +167,7 @@ func (s *site) usersOf(ctx context.Context, key string) (doctor.Finding, error) 
 	f := doctor.Finding{Status: doctor.OK}
 	var texts []string
 	for _, request := range []string{"GENERATE_EEK", "DECRYPT_EEK", "ROLL_NEW_VERSION"} {
-		x, err := s.ask(ctx, outsider, request, key)
+		x, err := s.explainRequest(ctx, outsider, request, key)
 		if err != nil {
 			return f, err
 		}

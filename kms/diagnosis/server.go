@@ -127,11 +127,11 @@ func (s *site) serverNodes(ctx context.Context) (list []doctor.Finding) {
 	if len(hosts) == 0 {
 		return doctor.Skip("%s", reason)
 	}
-	own := migrate.Probes{Own: s.service.Addresses(ctx)}
+	own := migrate.Probes{OwnAddresses: s.service.Addresses(ctx)}
 	for _, host := range hosts {
 		address := net.JoinHostPort(host, port)
 		r, err := s.readyz(ctx, address)
-		here, _ := own.Here(ctx, address) // D-hdfs-path shows a host that has no address
+		here, _ := own.IsOwnAddress(ctx, address) // D-hdfs-path shows a host that has no address
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED) && here:
 			list = append(list, doctor.Pass("no server runs at %s, which is this host", address)...)

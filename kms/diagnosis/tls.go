@@ -196,7 +196,7 @@ func (s *site) tlsExpiry(context.Context) []doctor.Finding {
 			f.Status = doctor.Warning
 		}
 		if f.Status == doctor.Failure && !strings.Contains(v.Store, "keystore") {
-			f.Status = doctor.Warning // another certificate of the truststore may be the one that counts
+			f.Status = doctor.Warning // another certificate of the truststore may be the valid one
 			f.Cure = "remove the certificate from the truststore, or replace it"
 		}
 		list = append(list, f)

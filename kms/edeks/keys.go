@@ -50,7 +50,7 @@ type lostVersion struct {
 	Holder  migrate.Holder `json:"holder"` // nobody or destroyed
 }
 
-// noConf is why keys are not compared if no KMS is named.
+// noConf is the reason why keys are not compared if no KMS is named.
 const noConf = "name the configuration folder of the KMS by --conf"
 
 // compareKeys compares the keys of a report with those of the KMS that --conf configures. If the KMS cannot be read,

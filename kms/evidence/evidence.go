@@ -193,13 +193,13 @@ func (o *Options) verdict(ctx context.Context, r *evidence.Report, svc *kms.Serv
 			return fmt.Errorf("--verdict %s: %w", o.VerdictFile, err)
 		}
 		r.Verdict = v
-		r.Lacks(&r.Censuses, "the verdict was made before this file; its images were not counted again")
+		r.RecordMissing(&r.Censuses, "the verdict was made before this file; its images were not counted again")
 		return nil
 	}
 	if len(o.Images)+len(o.NameNodes) == 0 {
 		const why = "no image was given (--image or --namenode), and no earlier verdict (--verdict)"
-		r.Lacks(&r.Censuses, why)
-		r.Lacks(&r.Verdict, why)
+		r.RecordMissing(&r.Censuses, why)
+		r.RecordMissing(&r.Verdict, why)
 		return nil
 	}
 	v, images, err := o.VerdictAndImages(ctx, svc.Conf.Dir(), hdfs, engine, log)
@@ -235,10 +235,10 @@ func readVerdict(path string) (*migrate.Verdict, error) {
 func comparisons(ctx context.Context, r *evidence.Report, engine *migrate.Engine) (err error) {
 	var failed error
 	if r.Plan, failed = engine.Plan(ctx); r.Plan == nil {
-		r.Lacks(&r.Plan, claviger.Reason(failed))
+		r.RecordMissing(&r.Plan, claviger.Reason(failed))
 	}
 	if r.Verification, failed = engine.Verify(ctx); r.Verification == nil {
-		r.Lacks(&r.Verification, claviger.Reason(failed))
+		r.RecordMissing(&r.Verification, claviger.Reason(failed))
 	}
 	return ctx.Err()
 }
@@ -248,7 +248,7 @@ func comparisons(ctx context.Context, r *evidence.Report, engine *migrate.Engine
 func keys(ctx context.Context, r *evidence.Report, svc *kms.Service) error {
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		r.Lacks(&r.Keys, "the keys are not in an HSM")
+		r.RecordMissing(&r.Keys, "the keys are not in an HSM")
 		return nil
 	}
 	var versions []string
@@ -291,8 +291,8 @@ func auditHeads(ctx context.Context, r *evidence.Report, svc *kms.Service) error
 		}
 	}
 	if r.Audit == nil {
-		r.Lacks(&r.Audit, "there is no audit log with a head on this host: claviger.audit.json.file is not set, or "+
-			"nothing was written yet")
+		r.RecordMissing(&r.Audit, "there is no audit log with a head on this host: "+
+			"claviger.audit.json.file is not set, or nothing was written yet")
 	}
 	return nil
 }

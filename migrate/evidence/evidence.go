@@ -131,8 +131,8 @@ func (r *Report) parts() []part {
 	}
 }
 
-// Lacks records why a part was not made. field points to the part in r.
-func (r *Report) Lacks(field any, why string) {
+// RecordMissing records why a part was not made. field points to the part in r.
+func (r *Report) RecordMissing(field any, why string) {
 	for _, p := range r.parts() {
 		if p.value == field {
 			r.About.Parts = append(r.About.Parts, Part{Member: p.member, What: p.what, Why: why})

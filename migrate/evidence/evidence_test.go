@@ -119,7 +119,7 @@ func TestReport(t *testing.T) {
 	r := full()
 	r.Plan, r.Censuses, r.Verdict, r.Keys = nil, nil, nil, nil
 	for _, field := range []any{&r.Plan, &r.Censuses, &r.Verdict, &r.Keys} {
-		r.Lacks(field, "it was "+hostile)
+		r.RecordMissing(field, "it was "+hostile)
 	}
 	path, data := write(t, r)
 	v, err = Verify(path, public)

@@ -38,7 +38,7 @@ func signAndVerify() error {
 	r := &evidence.Report{About: evidence.About{Made: time.Now().UTC(), Host: "kms1"}}
 	for _, part := range []any{&r.Plan, &r.Status, &r.Journal, &r.Counters, &r.Verification, &r.Censuses, &r.Verdict,
 		&r.Keys, &r.Audit} {
-		r.Lacks(part, "this is an example")
+		r.RecordMissing(part, "this is an example")
 	}
 	var report bytes.Buffer
 	if _, err := r.Write(&report, private); err != nil {

@@ -10,7 +10,7 @@ import (
 func empty() *Report {
 	r := &Report{About: About{Made: noon, Host: "kms1"}}
 	for _, p := range r.parts() {
-		r.Lacks(p.value, "this is a test")
+		r.RecordMissing(p.value, "this is a test")
 	}
 	return r
 }

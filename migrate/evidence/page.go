@@ -22,7 +22,7 @@ var pageText string
 // page makes the page from the other parts of the report. The same report gives the same bytes.
 func (r *Report) page() ([]byte, error) {
 	t, err := template.New(pageName).Funcs(template.FuncMap{
-		"name": claviger.Printable, "opt": optional, "time": timeText, "when": when, "flag": attribute, "uses": uses,
+		"name": claviger.Printable, "opt": optional, "time": timeText, "when": timeOr, "flag": attribute, "uses": uses,
 		"text": text, "verdict": verdictWords, "earlier": earlier, "proof": proof,
 	}).Parse(pageText)
 	if err != nil {
@@ -46,15 +46,15 @@ func text(s string) string { return claviger.Escape(s, "\n\t") }
 
 func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// when returns a time, or none for nil.
-func when(t *time.Time, none string) string {
+// timeOr returns the text of a time, or none if t is nil.
+func timeOr(t *time.Time, none string) string {
 	if t == nil {
 		return none
 	}
 	return timeText(*t)
 }
 
-// flagText is the value of an attribute. Bad: it is not the one that a protected key has.
+// flagText is the value of an attribute. Bad is true if a protected key has another value.
 type flagText struct {
 	Text string
 	Bad  bool
@@ -156,11 +156,11 @@ func verdictWords(r *Report) (words []string) {
 	at := slices.IndexFunc(r.Status.Runs, func(run migrate.Run) bool { return run.State == migrate.Finished })
 	switch {
 	case last.State == migrate.Finished && last.EDEKs != nil && last.EDEKs.By == migrate.ByVerdict:
-		words = append(words, fmt.Sprintf("The migration was ended at %s, by %s.", when(last.Ended, "an unknown time"),
-			claviger.Printable(last.EDEKs.Verdict)))
+		words = append(words, fmt.Sprintf("The migration was ended at %s, by %s.",
+			timeOr(last.Ended, "an unknown time"), claviger.Printable(last.EDEKs.Verdict)))
 	case last.State == migrate.Finished:
 		words = append(words, fmt.Sprintf("The migration was ended at %s, by the operator's word that no EDEK needs "+
-			"the source (--edeks-done). That was not measured.", when(last.Ended, "an unknown time")))
+			"the source (--edeks-done). That was not measured.", timeOr(last.Ended, "an unknown time")))
 	case at >= 0:
 		words = append(words, "An earlier migration was ended; the last run was not: its state is "+
 			string(last.State)+".")

@@ -314,7 +314,7 @@ func TestUnlisted(t *testing.T) {
 	public, _ := testKeys(1)
 	r := full()
 	r.Audit = nil
-	r.Lacks(&r.Audit, "there is none")
+	r.RecordMissing(&r.Audit, "there is none")
 	_, data := write(t, r)
 	added := append(filesOf(t, data), file{"audit.json", []byte("[]\n")})
 	v, err := Verify(save(t, packed(t, added)), public)

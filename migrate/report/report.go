@@ -371,10 +371,10 @@ func (l lines) leftovers(list []migrate.Leftover) {
 		}
 		l.line("  %-8s  %s", state, claviger.Printable(o.Path))
 		l.line("            %s", o.What)
-		if o.Secret && !o.Shredded && len(o.Left) == 0 {
+		if o.Secret && !o.Shredded && len(o.Remaining) == 0 {
 			l.line("            -> claviger migrate finish --shred, once all else is done")
 		}
-		for _, s := range o.Left {
+		for _, s := range o.Remaining {
 			l.line("            left: %s", s)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // Confirm asks the operator to confirm that a leftover is shredded. A non-empty doubt says why a folder may be the only
-// one with a KMS's private key. Then only a sentence confirms it, not yes or the path.
+// one with a KMS's private key. Then only a typed sentence confirms that; yes and the path do not.
 func Confirm(l *migrate.Leftover, doubt string, yes bool, prompt *terminal.Prompt) (bool, error) {
 	want, what := l.Path, "its path"
 	question := fmt.Sprintf("%s\n%s\nType its path to shred it: ", l.Path, l.What)
@@ -16,8 +16,8 @@ func Confirm(l *migrate.Leftover, doubt string, yes bool, prompt *terminal.Promp
 	case doubt != "":
 		want, what = Sentence(l.Path), "that sentence"
 		if yes {
-			l.Left = append(l.Left, "nothing proves that it is a copy ("+doubt+"), so --yes does not shred it: "+
-				"run the command again without --yes, and type the sentence for which it asks")
+			l.Remaining = append(l.Remaining, "nothing proves that it is a copy ("+doubt+"), so --yes does not "+
+				"shred it: run the command again without --yes, and type the sentence for which it asks")
 			return false, nil
 		}
 		question = fmt.Sprintf("%s\n%s, as it seems: nothing proves that it is a copy (%s). If a Key Trustee KMS "+
@@ -31,7 +31,7 @@ func Confirm(l *migrate.Leftover, doubt string, yes bool, prompt *terminal.Promp
 		return false, err
 	}
 	if typed != want {
-		l.Left = append(l.Left, fmt.Sprintf("%q is not %s, so nothing was changed", typed, what))
+		l.Remaining = append(l.Remaining, fmt.Sprintf("%q is not %s, so nothing was changed", typed, what))
 		return false, nil
 	}
 	return true, nil

@@ -15,8 +15,8 @@ import (
 // only plain files that have one name. So a user who can write into the folder cannot make us overwrite a file
 // elsewhere.
 type shredder struct {
-	root *os.Root
-	left []string // the files that stay, with the reasons
+	root      *os.Root
+	remaining []string // the files that remain, with the reasons
 }
 
 // openShredder opens a folder. It refuses a link to a folder.
@@ -47,7 +47,7 @@ func kindOfFile(st fs.FileInfo) string {
 }
 
 // plain returns the facts of a plain file with one name. It returns nil if the file does not exist, or must stay; in
-// the second case it adds the reason to s.left.
+// the second case it adds the reason to s.remaining.
 func (s *shredder) plain(name string) (fs.FileInfo, error) {
 	st, err := s.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,13 +57,13 @@ func (s *shredder) plain(name string) (fs.FileInfo, error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		s.left = append(s.left, name+" is "+kindOfFile(st))
+		s.remaining = append(s.remaining, name+" is "+kindOfFile(st))
 		return nil, nil
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
-		s.left = append(s.left,
-			fmt.Sprintf("%s has %d names (hard links), and overwriting it would change all of them: "+
-				"find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
+		s.remaining = append(s.remaining,
+			fmt.Sprintf("%s has %d names (hard links), and overwriting it would change the file under all of "+
+				"them: find the other names (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
 		return nil, nil
 	}
 	return st, nil

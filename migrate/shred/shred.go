@@ -33,9 +33,9 @@ const Overwriting = "Files are overwritten once and removed. On SSDs, on copy-on
 // the reason in l.
 func Leftover(l *migrate.Leftover, agreed func(risk string) (bool, error)) error {
 	done, err := leftover(l, agreed)
-	l.Shredded = done && err == nil && len(l.Left) == 0
+	l.Shredded = done && err == nil && len(l.Remaining) == 0
 	if l.Shredded && emptyFolder(l.Path) {
-		l.Left = append(l.Left, "the empty folder itself, which this user may not remove: as root, "+
+		l.Remaining = append(l.Remaining, "the empty folder itself, which this user may not remove: as root, "+
 			"rmdir "+l.Path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
@@ -62,9 +62,9 @@ func leftover(l *migrate.Leftover, agreed func(risk string) (bool, error)) (done
 		return false, err
 	}
 	if l.What == SiteCopy {
-		l.Left, err = Site(l.Path)
+		l.Remaining, err = Site(l.Path)
 	} else {
-		l.Left, err = Folder(l.Path)
+		l.Remaining, err = Folder(l.Path)
 	}
 	return true, err
 }
@@ -115,11 +115,11 @@ func Folder(dir string) (left []string, err error) {
 		}
 		if err := s.root.Remove(sub); err != nil && !errors.Is(err, fs.ErrNotExist) &&
 			!errors.Is(err, syscall.ENOTEMPTY) {
-			return s.left, err
+			return s.remaining, err
 		}
 	}
-	if len(s.left) > 0 {
-		return s.left, nil
+	if len(s.remaining) > 0 {
+		return s.remaining, nil
 	}
 	if err := durable.Remove(dir); !errors.Is(err, fs.ErrPermission) {
 		return nil, err
@@ -142,7 +142,7 @@ func (s *shredder) needKMSFolder(dir string) error {
 }
 
 // shredKnown shreds the known files of a .keytrustee folder, in the order of keytrusteeFiles. It records the other
-// files in s.left.
+// files in s.remaining.
 func (s *shredder) shredKnown() error {
 	var names []string
 	err := fs.WalkDir(s.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
@@ -167,7 +167,7 @@ func (s *shredder) shredKnown() error {
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(keytrusteeFiles, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
-			s.left = append(s.left, name+" is not a known file of such a folder")
+			s.remaining = append(s.remaining, name+" is not a known file of such a folder")
 		}
 	}
 	return nil
@@ -187,7 +187,7 @@ func Site(file string) (left []string, err error) {
 	}
 	st, err := s.plain(name)
 	if st == nil || err != nil {
-		return s.left, err
+		return s.remaining, err
 	}
 	c := hadoopconf.New(filepath.Dir(file), nil)
 	if err := c.AddFile(file, false); err != nil {
@@ -200,5 +200,5 @@ func Site(file string) (left []string, err error) {
 	if err := s.root.Rename(name, renamed); err != nil {
 		return nil, err
 	}
-	return s.left, s.shred(renamed)
+	return s.remaining, s.shred(renamed)
 }

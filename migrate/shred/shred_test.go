@@ -334,7 +334,8 @@ func TestParentNotWritable(t *testing.T) {
 		t.Errorf("%+v, %v", list[1], err)
 	}
 	l := list[0]
-	if !l.Shredded || len(l.Left) != 1 || !strings.Contains(l.Left[0], "as root, rmdir "+dir) || !emptyFolder(dir) {
+	if !l.Shredded || len(l.Remaining) != 1 || !strings.Contains(l.Remaining[0], "as root, rmdir "+dir) ||
+		!emptyFolder(dir) {
 		t.Errorf("%+v", l)
 	}
 	if text, err := os.ReadFile(site); err != nil || !strings.Contains(string(text), "secret") {

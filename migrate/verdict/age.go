@@ -73,7 +73,7 @@ func (j *judge) checkAge(m *Image, asOf time.Time) {
 		return
 	}
 	young := asOf.After(ended.Add(j.Queue))
-	if young && (len(zones) == 0 || j.asksHere(m)) {
+	if young && (len(zones) == 0 || j.needsVersionsHere(m)) {
 		return
 	}
 	name := claviger.Printable(m.Name)
@@ -85,7 +85,7 @@ func (j *judge) checkAge(m *Image, asOf time.Time) {
 	}
 	j.problem("%s does not show that HDFS asks this KMS for the EDEKs of %s: the zones were not re-encrypted since "+
 		"the keys were taken over (%s). Re-encrypt them (hdfs crypto -reencryptZone -start -path ZONE), which also "+
-		"empties the NameNode's queue of EDEKs; then %s", name, few(missing), stamp(ended), newImage)
+		"empties the NameNode's queue of EDEKs; then %s", name, joinFirst(missing), stamp(ended), newImage)
 }
 
 // migratedZones returns the live zones whose keys a source had.
@@ -140,8 +140,8 @@ func (j *judge) drained(z *census.Zone) bool {
 	return parse(r.Submitted).After(since)
 }
 
-// asksHere reports whether the image has EDEKs of versions here.
-func (j *judge) asksHere(m *Image) bool {
+// needsVersionsHere reports whether live files of the image have EDEKs of this KMS's versions.
+func (j *judge) needsVersionsHere(m *Image) bool {
 	for i := range m.Report.Versions {
 		v := &m.Report.Versions[i]
 		if v.Live > 0 && j.Facts.EDEKs[v.Version] == migrate.Here {

@@ -33,7 +33,7 @@ type Image struct {
 	Bytes  int64
 	// Written is when the image's file was written, or fetched. The image's state cannot be younger.
 	Written time.Time
-	// Nameservice is the one, by the configuration, whose NameNode gave the image; "" if that is not known.
+	// Nameservice is the nameservice of the NameNode that gave the image, by the configuration; "" if it is not known.
 	Nameservice string
 	// Cluster is the cluster's id in the file VERSION beside the image, and Namespace the id of the namespace; "" if
 	// there is no such file.
@@ -297,11 +297,12 @@ func (j *judge) checkKeys(m *Image) {
 	}
 	switch {
 	case !known && len(unknown) > 0:
-		j.problem("%s names no key that is known here (%s): is it an image of another cluster?", name, few(unknown))
+		j.problem("%s names no key that is known here (%s): is it an image of another cluster?", name,
+			joinFirst(unknown))
 	case len(unknown) > 0 && j.old == nil:
 		j.problem("%s: %s, which is neither here nor in the journal. If the source has got the key since the last "+
 			"run, run the migration again. If the key is lost, delete its zones and files, and their snapshots: "+
-			"nobody can read them", name, few(unknown))
+			"nobody can read them", name, joinFirst(unknown))
 	case !known && m.Nameservice == "":
 		j.problem("%s has no encryption zone, so nothing shows that it is an image of this HDFS: fetch it by "+
 			"--namenode from an address that hdfs-site.xml has in dfs.namenode.http-address or "+
@@ -309,8 +310,8 @@ func (j *judge) checkKeys(m *Image) {
 	}
 }
 
-// few joins the first texts of a list.
-func few(list []string) string {
+// joinFirst joins the first texts of a list.
+func joinFirst(list []string) string {
 	const most = 3
 	if n := len(list) - most; n > 0 {
 		return strings.Join(list[:most], "; ") + fmt.Sprintf("; and %d more", n)

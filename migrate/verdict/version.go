@@ -35,15 +35,15 @@ func JudgeVersion(in *Input, old *migrate.OldVersion) *migrate.Verdict {
 	return j.decide()
 }
 
-// checkRolled checks that no NameNode has EDEKs of the judged version in its queue since the state of the image. A
-// re-encryption after the roll shows it. If the image has no zone of the key, its age shows it.
+// checkRolled checks that no NameNode had EDEKs of the judged version in its queue at the time of the image. A
+// re-encryption after the roll proves that. If the image has no zone of the key, the age of the image must prove it.
 func (j *judge) checkRolled(m *Image, asOf time.Time) {
 	zones := liveZones(m, func(key string) bool { return key == claviger.FoldName(j.old.Key) })
 	name, free := claviger.Printable(m.Name), j.old.Replaced.Add(j.Queue)
 	if missing := j.notDrained(zones); len(missing) > 0 {
 		j.problem("%s does not show that the NameNode has no EDEKs of %s in its queue: %s was not re-encrypted since "+
 			"the key was rolled (%s). Re-encrypt it (hdfs crypto -reencryptZone -start -path ZONE); then %s", name,
-			claviger.Printable(j.old.Version), few(missing), stamp(j.old.Replaced), newImage)
+			claviger.Printable(j.old.Version), joinFirst(missing), stamp(j.old.Replaced), newImage)
 	} else if len(zones) == 0 && !asOf.After(free) {
 		j.problem("%s shows the state of %s, and the key was rolled at %s: a NameNode keeps ready EDEKs for %v; after "+
 			"%s change any file (hdfs dfs -touch FILE), %s",

@@ -65,7 +65,7 @@ func examples(z *census.Zone) string {
 	for _, p := range z.UnencryptedPaths {
 		paths = append(paths, claviger.Printable(p))
 	}
-	return ", for example " + few(paths)
+	return ", for example " + joinFirst(paths)
 }
 
 // accept adds what the operator has accepted.

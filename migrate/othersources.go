@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// others checks whether the other sources that open old EDEKs have the source's keys. A folder of the wrong KMS can be
-// read without an error, but opens no EDEK.
-func (e *Engine) others(ctx context.Context, sv *survey) []Check {
+// checkOtherSources checks whether the other sources that open old EDEKs have the source's keys. A folder of the wrong
+// KMS can be read without an error, but opens no EDEK.
+func (e *Engine) checkOtherSources(ctx context.Context, sv *survey) []Check {
 	var checks []Check
-	for _, other := range e.cfg.Probes.Others {
-		checks = append(checks, e.other(ctx, sv, other))
+	for _, other := range e.cfg.Probes.OtherSources {
+		checks = append(checks, e.checkOtherSource(ctx, sv, other))
 	}
 	return checks
 }
 
-func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
+func (e *Engine) checkOtherSource(ctx context.Context, sv *survey, other Source) Check {
 	c := Check{Name: "keys at the other source", Needed: true}
 	var absent, differ []string
 	n := 0

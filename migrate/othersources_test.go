@@ -52,7 +52,7 @@ func TestOtherSource(t *testing.T) {
 			other := memory.New(memory.Config{OpaqueIDs: true, URI: "keytrustee://file@/x/.keytrustee"})
 			defer other.Close()
 			tt.fill(t, other)
-			b.cfg.Probes.Others = []migrate.Source{other}
+			b.cfg.Probes.OtherSources = []migrate.Source{other}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
 			c := checkOf(t, p, check)
