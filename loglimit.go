@@ -11,7 +11,7 @@ import (
 const (
 	limitWindow = time.Minute
 	limitBurst  = 5
-	// limitQuiet: after so long without a message, the next one is written. It may be news.
+	// limitQuiet is the time without a line of a message after which the next line is written: the line may be news.
 	limitQuiet = 10 * time.Second
 	// limitReasons is how many other errors of one message are written in limitWindow, beside limitBurst.
 	limitReasons = 10

@@ -17,7 +17,7 @@ import (
 // Rotation says when a log file is renamed and a new file is started. The zero value means never; logrotate may
 // rotate the file, and then SIGHUP calls Reopen.
 type Rotation struct {
-	Size  int64         // rotate a file of at least so many bytes; 0: no limit
+	Size  int64         // rotate a file of at least this size, in bytes; 0: no limit
 	Every time.Duration // rotate a file of at least this age; 0: no limit
 	Keep  int           // how many rotated files are kept; 0: all
 }

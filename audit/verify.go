@@ -260,7 +260,7 @@ func (v *verifier) line(at Finding, line []byte, whole bool) {
 			say("record %d is not the record that the head of %s names", r.Seq, v.cfg.Heads[i].Time)
 		}
 	}
-	v.aboutLog(at, &r)
+	v.addLogRecord(at, &r)
 	v.seq, v.last, v.started = r.Seq, sum, true
 	v.report.Records++
 	v.report.Last, v.report.Node = r.Seq, r.Node
@@ -305,8 +305,8 @@ func missing(from, to uint64) string {
 	return fmt.Sprintf("records %d to %d are missing", from, to)
 }
 
-// aboutLog adds a note or a finding for a record about the log itself.
-func (v *verifier) aboutLog(at Finding, r *Record) {
+// addLogRecord adds a note or a finding for a record about the log itself.
+func (v *verifier) addLogRecord(at Finding, r *Record) {
 	switch {
 	case r.Kind == LostRecord:
 		v.report.Lost += r.Count

@@ -47,7 +47,8 @@ type LDAPConfig struct {
 	Timeout     time.Duration       // of one search
 }
 
-// maxLDAPGroups is the maximum number of groups in the result of one search. No user is in so many groups.
+// maxLDAPGroups is the maximum number of groups in the result of one search. It is larger than the number of
+// groups of any user.
 const maxLDAPGroups = 10_000
 
 // Check refuses a configuration that cannot work.

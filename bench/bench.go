@@ -1,9 +1,9 @@
 // Package bench loads running KMSs and compares them. It is the work of 'claviger bench kms'.
 //
 // A load sends requests as Hadoop's clients do: decrypts, the generation of 350 EDEKs, the re-encryption of 1,000, or a
-// mix.
-// Several KMSs are loaded in turn, round by round. With a rate, requests are due at equal distances, and the latency
-// counts from when a request was due (an open loop), so a server that stalls cannot hide it. Each answer is checked.
+// mix. Several KMSs are loaded in turn, round by round. With a rate, requests are due at equal distances, and the
+// latency of a request is the time since it was due (an open loop), so the latency shows when a server stalls. Each
+// answer is checked.
 package bench
 
 import (
@@ -31,7 +31,7 @@ type Report struct {
 	Measurements []*Measurement `json:"measurements"`
 	Ratios       []Ratio        `json:"ratios"`
 	Knees        []Knee         `json:"knees,omitempty"`
-	Left         []string       `json:"left"`   // what could not be removed
+	NotRemoved   []string       `json:"left"`   // what could not be removed
 	Missed       []string       `json:"missed"` // thresholds that were missed
 }
 
@@ -47,7 +47,7 @@ func Run(ctx context.Context, o *Options, urls []string, log io.Writer) error {
 		}
 	}
 	r := &Report{Format: "claviger bench 1", At: time.Now().UTC().Truncate(time.Second), Cores: runtime.NumCPU(),
-		Auth: o.Auth, Key: o.Key, Left: []string{}, Missed: []string{}, Ratios: []Ratio{}}
+		Auth: o.Auth, Key: o.Key, NotRemoved: []string{}, Missed: []string{}, Ratios: []Ratio{}}
 	err = r.measure(ctx, o, targets, log)
 	// The keys are removed also after an interrupt, and after a KMS failed.
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
@@ -55,7 +55,7 @@ func Run(ctx context.Context, o *Options, urls []string, log io.Writer) error {
 	for _, t := range targets {
 		left, failed := t.close(late)
 		if err = errors.Join(err, failed); left != "" {
-			r.Left = append(r.Left, left)
+			r.NotRemoved = append(r.NotRemoved, left)
 		}
 	}
 	if err != nil {

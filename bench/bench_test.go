@@ -297,7 +297,7 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 	o := Options{Loads: loads, Connections: 1, Duration: time.Second, Rounds: 1, Auth: authCookie, Connect: connectKeep,
-		Meant: []string{"192.0.2.7"}}
+		AllowedHosts: []string{"192.0.2.7"}}
 	if _, err := o.check([]string{"http://192.0.2.7:9600/kms"}); err != nil {
 		t.Error(err)
 	}

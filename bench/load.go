@@ -19,7 +19,7 @@ const (
 	digits  = 3
 )
 
-// shape is how one measurement loads a KMS.
+// shape has the parameters of the load of one measurement.
 type shape struct {
 	load        string
 	connections int

@@ -18,7 +18,7 @@ type Measurement struct {
 	Seconds     float64 `json:"seconds"`
 	Requests    int     `json:"requests"` // with the right answer
 	EDEKs       int     `json:"edeks"`
-	// Failures are the requests with another answer or none, and how often each text came.
+	// Failures counts the requests with a wrong answer or no answer. Reasons counts them by the text of the error.
 	Failures  int            `json:"failures"`
 	Reasons   map[string]int `json:"reasons,omitempty"`
 	PerSecond float64        `json:"perSecond"` // requests

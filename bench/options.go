@@ -33,25 +33,25 @@ const (
 
 // Options are the flags of the command.
 type Options struct {
-	Conf        string
-	Loads       []string
-	Connections int
-	Rate        float64
-	Duration    time.Duration
-	WarmUp      time.Duration
-	Rounds      int
-	Auth        string
-	Connect     string
-	Sweep       bool
-	P99         time.Duration // 0 for no threshold
-	MaxFailures int           // that a measurement may have; negative for any number
-	Key         string        // an existing key; "" makes one
-	Meant       []string      // hosts that may be loaded although they are not this machine
-	HTML        string        // file; "" for none
-	Quiet       bool
-	Out         terminal.Output
+	Conf         string
+	Loads        []string
+	Connections  int
+	Rate         float64
+	Duration     time.Duration
+	WarmUp       time.Duration
+	Rounds       int
+	Auth         string
+	Connect      string
+	Sweep        bool
+	P99          time.Duration // 0 for no threshold
+	MaxFailures  int           // that a measurement may have; negative for any number
+	Key          string        // an existing key; "" makes one
+	AllowedHosts []string      // other hosts than this machine that may be loaded
+	HTML         string        // file; "" for none
+	Quiet        bool
+	Out          terminal.Output
 
-	// Client is how to log in. The command sets it.
+	// Client has the options of the login. The command sets them.
 	Client kmsclient.Options
 }
 
@@ -77,7 +77,7 @@ func (o *Options) Define(cmd *cobra.Command) {
 	f.IntVar(&o.MaxFailures, "max-failures", -1, "exit with status 3 if a round has more failed requests; -1 for any "+
 		"number")
 	f.StringVar(&o.Key, "key", "", "use this existing key, and make none; it should have two versions")
-	f.StringSliceVar(&o.Meant, "i-mean-it", nil, "load this host, which is not this machine")
+	f.StringSliceVar(&o.AllowedHosts, "i-mean-it", nil, "load this host, which is not this machine")
 	f.StringVar(&o.HTML, "html", "", "write a report with plots to this new file")
 	f.BoolVar(&o.Quiet, "quiet", false, "show no progress")
 }
@@ -108,7 +108,7 @@ func (o *Options) check(urls []string) (targets []*target, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if !isLoopback(host) && !slices.Contains(o.Meant, host) {
+		if !isLoopback(host) && !slices.Contains(o.AllowedHosts, host) {
 			return nil, &terminal.UsageError{Err: fmt.Errorf("%s is not this machine, and a load takes a KMS from its "+
 				"users; if you mean it, add --i-mean-it %[1]s", claviger.Printable(host))}
 		}

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Knee is where more load brings no more work: the smallest step of a sweep whose throughput is within a twentieth of
-// the greatest.
+// Knee is the smallest step of a sweep whose throughput is within a twentieth of the greatest. More load than that
+// brings no more work.
 type Knee struct {
 	KMS         string  `json:"kms"`
 	Load        string  `json:"load"`

@@ -62,7 +62,7 @@ func (r *Report) remarks(w io.Writer) {
 				claviger.Printable(reason))
 		}
 	}
-	for _, text := range slices.Concat(r.Missed, r.Left) {
+	for _, text := range slices.Concat(r.Missed, r.NotRemoved) {
 		fmt.Fprintln(w, claviger.Printable(text))
 	}
 	fmt.Fprintf(w, "%d cores, %s, %s; every answer that counts was right\n", r.Cores, r.Auth, r.At.Format(time.RFC3339))

@@ -219,15 +219,15 @@ func (o *Options) explain(roles []Role) error {
 	for _, g := range all {
 		for _, c := range g.Checks {
 			if c.ID == o.Explain {
-				return o.Out.Write(c.about(), func(w io.Writer) { c.explain(w) })
+				return o.Out.Write(c.explanation(), func(w io.Writer) { c.explain(w) })
 			}
 		}
 	}
 	return nil
 }
 
-// about is the JSON of --explain.
-func (c *Check) about() any {
+// explanation is the JSON of --explain.
+func (c *Check) explanation() any {
 	return struct {
 		ID       string   `json:"id"`
 		Title    string   `json:"title"`

@@ -25,11 +25,11 @@ const (
 	// memory is below its limit.
 	percent = 400
 
-	// idlePeriod is how often Manage looks whether the process is idle.
+	// idlePeriod is the time between two checks whether the process is idle.
 	idlePeriod = 15 * time.Second
 	// idleBytes is the number of bytes that an idle process allocates at most in an idlePeriod.
 	idleBytes = 4 << 20
-	// spareBytes is the size of the heap without live objects that is worth a return to the operating system.
+	// spareBytes is the size of the heap without live objects from which on an idle process gives memory back.
 	spareBytes = 8 << 20
 )
 
@@ -90,7 +90,7 @@ func (m *manager) adjust() bool {
 		return false
 	}
 	m.usage.read()
-	// A small change is not worth that all goroutines stop for some microseconds.
+	// A new limit stops all goroutines for some microseconds, so adjust ignores a small change.
 	if l := limit(m.usage.live(), m.usage.other()); l > m.limit*11/10 || l < m.limit*9/10 {
 		m.limit = l
 		debug.SetMemoryLimit(l)
@@ -98,7 +98,7 @@ func (m *manager) adjust() bool {
 	return true
 }
 
-// limit returns the limit for so many live bytes of the heap, and other bytes that Go needs beside the heap. It lets
+// limit returns the limit if the heap has live bytes of live objects, and Go needs other bytes beside the heap. It lets
 // the heap grow to at least twice the live objects, as Go does by default: with less room, the collector would run all
 // the time.
 func limit(live, other uint64) int64 {
@@ -140,6 +140,6 @@ func (u usage) allocated() uint64 { return u[1].Value.Uint64() }
 // heap returns the size of the heap's objects, of which some may be garbage, and of its free memory.
 func (u usage) heap() uint64 { return u[2].Value.Uint64() + u[3].Value.Uint64() }
 
-// other returns the size of all that counts for the limit beside the heap: stacks, unused parts of spans, records of
+// other returns the size of the other memory that counts for the limit: stacks, unused parts of spans, records of
 // the runtime.
 func (u usage) other() uint64 { return u[5].Value.Uint64() - u[4].Value.Uint64() - u.heap() }

@@ -48,7 +48,7 @@ func TestRemoteReencrypt(t *testing.T) {
 	}
 }
 
-// TestCheckOpened: a provider must return one DEK for each EDEK, of its length.
+// TestCheckOpened: a provider must return one DEK for each EDEK, of the same length as the EDEK's material.
 func TestCheckOpened(t *testing.T) {
 	edeks := []claviger.EDEK{{Version: "k@0", Material: make([]byte, 16)}, {Version: "k@0", Material: make([]byte, 32)}}
 	for _, tt := range []struct {

@@ -26,7 +26,7 @@ func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec
 	}
 	given := spec.Material != nil
 	if given {
-		if err := q.need(ctx, &spec.Name, authz.SetKeyMaterial); err != nil {
+		if err := q.needRight(ctx, &spec.Name, authz.SetKeyMaterial); err != nil {
 			return claviger.KeyVersion{}, err
 		}
 	}
@@ -121,7 +121,7 @@ func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string,
 	}
 	given := material != nil
 	if given {
-		if err := q.need(ctx, &key, authz.SetKeyMaterial); err != nil {
+		if err := q.needRight(ctx, &key, authz.SetKeyMaterial); err != nil {
 			return claviger.KeyVersion{}, err
 		}
 	}

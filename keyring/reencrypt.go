@@ -58,7 +58,7 @@ func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key str
 	if err != nil {
 		return err
 	}
-	return q.need(ctx, &key, authz.GenerateEEK)
+	return q.needRight(ctx, &key, authz.GenerateEEK)
 }
 
 // reencrypt re-encrypts the EDEKs of one key under its current version. es is not empty.

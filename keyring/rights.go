@@ -43,7 +43,7 @@ func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *
 	if err != nil {
 		return q, err
 	}
-	if err := q.need(ctx, key, rights...); err != nil {
+	if err := q.needRight(ctx, key, rights...); err != nil {
 		return q, err
 	}
 	return q, q.begin(ctx, deref(key))
@@ -65,8 +65,8 @@ func (q *request) begin(ctx context.Context, key string) error {
 	return q.ring.guard.Begin(ctx, audit.Event{Op: q.op, Key: key, Caller: *q.caller, Provider: q.ring.PrimaryURI()})
 }
 
-// need is Hadoop's KMSACLs.assertAccess.
-func (q *request) need(ctx context.Context, key *string, rights ...authz.Op) error {
+// needRight is Hadoop's KMSACLs.assertAccess.
+func (q *request) needRight(ctx context.Context, key *string, rights ...authz.Op) error {
 	for _, right := range rights {
 		if q.has(right) {
 			return nil
@@ -82,7 +82,7 @@ func (q *request) need(ctx context.Context, key *string, rights ...authz.Op) err
 		q.caller.Short, q.op, name)
 }
 
-// has is need without an audit line.
+// has is needRight without an audit line.
 func (q *request) has(right authz.Op) bool {
 	return q.policy.May(right, q.caller.Principal, q.ring.cfg.Groups)
 }

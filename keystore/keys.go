@@ -45,10 +45,10 @@ func (f TLSFile) keyEntries() (format Format, entries []keyEntry, err error) {
 	return format, entries, nil
 }
 
-// ServerCertificates loads what a server shows to its clients: the certificate of Certificate, and, for clients that
-// support it, the first certificate with another kind of key that is valid for the same names. The certificate whose
-// signature is the cheapest comes first, and the one that the most clients support comes last. doubts says why other
-// private keys of the file are not used.
+// ServerCertificates loads the certificates that a server shows to its clients: the certificate of Certificate, and,
+// for clients that support it, the first certificate with another kind of key that is valid for the same names. The
+// certificate with the cheapest signature comes first, and the certificate that most clients support comes last. doubts
+// says why other private keys of the file are not used.
 func (f TLSFile) ServerCertificates() (list []tls.Certificate, doubts []string, err error) {
 	format, entries, err := f.keyEntries()
 	if err != nil {

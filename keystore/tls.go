@@ -106,8 +106,8 @@ func (f TLSFile) explain(format Format, err error) error {
 		ErrPassword)
 }
 
-// Certificate loads a private key and its certificate chain. If a file has several keys, it uses the one whose alias
-// sorts first. In a PEM file it is the first one.
+// Certificate loads a private key and its certificate chain. If a file has several keys, Certificate loads the
+// key whose alias sorts first. From a PEM file it loads the first key.
 func (f TLSFile) Certificate() (tls.Certificate, error) {
 	format, entries, err := f.keyEntries()
 	if err != nil {

@@ -137,8 +137,8 @@ func (g *gauges) tokenBean() bean {
 	}}
 }
 
-// mega converts bytes to units of 2^20 bytes, as in JvmMetrics.
-func mega(bytes int64) float64 { return float64(bytes) / (1 << 20) }
+// mebibytes converts bytes to units of 2^20 bytes, as in JvmMetrics.
+func mebibytes(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 
 // jvmBean fills Hadoop's bean JvmMetrics. The heap is Go's, and goroutines count
 // as threads. Go does not count the goroutines that wait for a time, nor those
@@ -159,7 +159,7 @@ func (g *gauges) jvmBean() bean {
 	debug.ReadGCStats(&gc)
 	limit := -1.
 	if mem.limit >= 0 {
-		limit = mega(mem.limit)
+		limit = mebibytes(mem.limit)
 	}
 	var sessionTag any // without a session it is null, as in Hadoop
 	if g.op.SessionID != "" {
@@ -168,8 +168,8 @@ func (g *gauges) jvmBean() bean {
 	return bean{"Hadoop:service=" + g.op.ProcessName + ",name=JvmMetrics", []attribute{
 		{"modelerType", "JvmMetrics"}, {"tag.Context", "jvm"}, {"tag.ProcessName", g.op.ProcessName},
 		{"tag.SessionId", sessionTag}, {"tag.Hostname", g.host},
-		{"MemNonHeapUsedM", mega(mem.other)}, {"MemNonHeapCommittedM", mega(mem.other)}, {"MemNonHeapMaxM", -1.},
-		{"MemHeapUsedM", mega(mem.used)}, {"MemHeapCommittedM", mega(mem.committed)},
+		{"MemNonHeapUsedM", mebibytes(mem.other)}, {"MemNonHeapCommittedM", mebibytes(mem.other)},
+		{"MemNonHeapMaxM", -1.}, {"MemHeapUsedM", mebibytes(mem.used)}, {"MemHeapCommittedM", mebibytes(mem.committed)},
 		{"MemHeapMaxM", limit}, {"MemMaxM", limit},
 		{"GcCount", n[0]}, {"GcTimeMillis", gc.PauseTotal.Milliseconds()},
 		// The figures of JvmPauseMonitor, which this server does not have.

@@ -32,7 +32,7 @@ type DeletedKeys interface {
 	Discard(ctx context.Context, key string, ids ...string) (Intent, error)
 }
 
-// LastUse is when any node last used a version.
+// LastUse is the time of the last use of a version, on any node.
 type LastUse struct {
 	Version string    // full version name
 	Last    time.Time // whole milliseconds

@@ -16,8 +16,8 @@ func (i Intent) Same(j Intent) bool {
 	return i.Key == j.Key && i.Op == j.Op && i.Begun.Equal(j.Begun) && slices.Equal(i.Refs, j.Refs)
 }
 
-// Taken returns what a store has after Take. The store keeps times in whole milliseconds.
-func (i Intent) Taken(op string, now time.Time) Intent {
+// AfterTake returns the intent that a store has after Take. The store keeps times in whole milliseconds.
+func (i Intent) AfterTake(op string, now time.Time) Intent {
 	i.Op = op
 	if next := i.Begun.Add(time.Millisecond); now.Before(next) {
 		now = next

@@ -15,7 +15,7 @@ func TestCommonFolders(t *testing.T) {
 			continue
 		}
 		for _, need := range []right{toEnter, toList, toMake} {
-			cure := u.ways(folder, info, 0, 0, need)
+			cure := u.cures(folder, info, 0, 0, need)
 			if strings.Contains(cure, "chown ") || strings.Contains(cure, "chgrp ") ||
 				strings.Contains(cure, "chmod ") || strings.Contains(cure, "usermod ") ||
 				!strings.Contains(cure, "SOFTHSM2_CONF") {

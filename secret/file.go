@@ -144,7 +144,7 @@ func (f File) cure(info fs.FileInfo, u User, deny fs.FileMode, chmod string) str
 		return chmod
 	}
 	after := info.Mode().Perm() &^ deny
-	if u.in(int(stat.Gid)) && after&0o040 != 0 {
+	if u.inGroup(int(stat.Gid)) && after&0o040 != 0 {
 		return chmod
 	}
 	if deny&0o040 != 0 { // only the owner may read it

@@ -122,10 +122,10 @@ func denied(path string, bits uint32) bool {
 // nobody is the number of the user nobody. Several services may run as nobody, so no command grants it a right.
 const nobody = 65534
 
-// ways returns commands that give the user a right to a file, beginning with the one that changes least. A
+// cures returns commands that give the user a right to a file, beginning with the one that changes least. A
 // mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
 // the group. If another user seems to be the server's user, the first advice is to run as that user.
-func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) string {
+func (u User) cures(path string, info fs.FileInfo, uid, gid int, need right) string {
 	self, quoted := u.Name, shellword.Quote(path)
 	if uid == u.uid {
 		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), quoted)
@@ -152,7 +152,7 @@ func (u User) ways(path string, info fs.FileInfo, uid, gid int, need right) stri
 	var list []string
 	group := groupName(gid)
 	switch granted := info.Mode().Perm()>>3&need.bits == need.bits; {
-	case u.in(gid):
+	case u.inGroup(gid):
 		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), quoted))
 	case granted && gid != 0:
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, self))

@@ -64,8 +64,8 @@ func (u User) IsSelf() bool { return u.uid == os.Geteuid() }
 // IsRoot reports whether the user is root, who may read and write every file.
 func (u User) IsRoot() bool { return u.uid == 0 }
 
-// in reports whether the user is in a group.
-func (u User) in(gid int) bool { return slices.Contains(u.groups, gid) }
+// inGroup reports whether the user is in a group.
+func (u User) inGroup(gid int) bool { return slices.Contains(u.groups, gid) }
 
 // denied reports whether the system denies the user a right to a file: 4 to read, 2 to write, 1 to enter, or their sum.
 // For the user of this process the system answers. For another user, owner and mode of the file decide.
@@ -85,7 +85,7 @@ func (u User) denied(path string, bits uint32) bool {
 	switch {
 	case int(stat.Uid) == u.uid:
 		granted >>= 6
-	case u.in(int(stat.Gid)):
+	case u.inGroup(int(stat.Gid)):
 		granted >>= 3
 	}
 	return granted&bits != bits
@@ -131,7 +131,7 @@ func (u User) lacking(at string, need right) *Lacking {
 	}
 	return &Lacking{
 		Text: fmt.Sprintf("%s belongs to %s, and user %s needs to %s it", at, Rights(at), u.Name, need.verb),
-		Cure: u.ways(at, info, int(stat.Uid), int(stat.Gid), need),
+		Cure: u.cures(at, info, int(stat.Uid), int(stat.Gid), need),
 	}
 }
 

@@ -157,7 +157,7 @@ func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, e
 
 // Get implements Box.
 func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
-	return c.one(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
+	return c.readDeposit(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
 		if d.UUID != uuid {
 			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server returned deposit %s for %s",
 				d.UUID, uuid)
@@ -168,7 +168,7 @@ func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
 
 // Find implements Box.
 func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
-	return c.one(ctx, VerbFind, FindArgs{Label: label}, func(d *Deposit) error {
+	return c.readDeposit(ctx, VerbFind, FindArgs{Label: label}, func(d *Deposit) error {
 		if d.Label != label {
 			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server returned deposit %q for %q",
 				d.Label, label)
@@ -177,8 +177,9 @@ func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
 	})
 }
 
-// one reads one deposit. check returns an error if the server returned the wrong deposit.
-func (c *Client) one(ctx context.Context, verb string, args any, check func(*Deposit) error) (d Deposit, err error) {
+// readDeposit reads one deposit. check returns an error if the server returned the wrong deposit.
+func (c *Client) readDeposit(ctx context.Context, verb string, args any, check func(*Deposit) error) (
+	d Deposit, err error) {
 	err = c.read(ctx, verb, args, func(decode decodeFunc) error {
 		var s Sealed
 		if err := decode(&s); err != nil {

@@ -101,7 +101,7 @@ func TestBytes(t *testing.T) {
 			t.Errorf("%d bytes of secrets are accepted", n)
 		}
 	}
-	// A length above the limit is refused for that, also if so many bytes follow.
+	// A length above the limit is refused, even if that number of bytes follows.
 	long := appendSecrets(metastore.SignerSecrets{Next: make(secret.Bytes, maxSecret+1), Current: secret.Bytes("c")})
 	const tooLong = "a secret has 4097 bytes, and may have at most 4096"
 	if _, err := parseSecrets(long); err == nil || err.Error() != tooLong {

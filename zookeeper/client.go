@@ -193,7 +193,7 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 	for ; ; unsure = true {
 		value, err = attempt(retryCtx, c, func() (T, error) { return fn(full) })
 		switch {
-		case err == nil || aboutNode(err):
+		case err == nil || isNodeError(err):
 			if c.down.Load() != nil {
 				c.down.Store(nil)
 			}
@@ -269,8 +269,8 @@ func (c *Client) isClosed() bool {
 	}
 }
 
-// aboutNode reports whether err is an answer about a node.
-func aboutNode(err error) bool {
+// isNodeError reports whether err is the servers' answer about the state of a node.
+func isNodeError(err error) bool {
 	return errors.Is(err, zk.ErrNoNode) || errors.Is(err, zk.ErrNodeExists) || errors.Is(err, zk.ErrBadVersion) ||
 		errors.Is(err, zk.ErrNotEmpty)
 }

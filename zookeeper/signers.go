@@ -102,7 +102,7 @@ func wrap(op string, err error) error {
 	switch {
 	case err == nil || errors.As(err, &e):
 		return err
-	case aboutNode(err):
+	case isNodeError(err):
 		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; does another program change "+
 			"the nodes of the KMS?", err)
 	}

@@ -36,8 +36,8 @@ func TestLengths(t *testing.T) {
 	}
 }
 
-// TestLengthsBite shows the checker what it must find, and what not.
-func TestLengthsBite(t *testing.T) {
+// TestLengthFaults: the check reports lines and functions that are too long, and no others.
+func TestLengthFaults(t *testing.T) {
 	lines := func(n int) string { return strings.Repeat("\tf()\n", n) }
 	for _, c := range []struct {
 		file, body string

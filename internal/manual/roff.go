@@ -53,15 +53,15 @@ func (c *command) roff(date string, all []command) string {
 func (c *command) related(all []command) (pages []string) {
 	for i := range all {
 		o := &all[i]
-		if above(o.name) == c.name || above(c.name) == o.name {
+		if parentName(o.name) == c.name || parentName(c.name) == o.name {
 			pages = append(pages, o.page())
 		}
 	}
 	return pages
 }
 
-// above returns the name without its last word.
-func above(name string) string {
+// parentName returns the name without its last word.
+func parentName(name string) string {
 	if i := strings.LastIndexByte(name, ' '); i >= 0 {
 		return name[:i]
 	}

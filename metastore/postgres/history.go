@@ -26,8 +26,8 @@ const (
 	// pollTimeout limits one read.
 	pollInterval = 2 * time.Second
 	pollTimeout  = 2 * time.Second
-	// recentChanges is the number of changes that one read returns. At most so many transactions are open at the same
-	// time.
+	// recentChanges is the number of changes that one read returns. It is also the largest number of transactions that
+	// are open at the same time.
 	recentChanges = 64
 	// keptChanges is the number of changes that the table keeps. The older ones are removed every pruneInterval.
 	keptChanges   = 10_000
@@ -257,7 +257,7 @@ func (s *Store) compare(ctx context.Context, q rowQuerier) (missing []changeReco
 const insertLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
 	WHERE $4 > coalesce((SELECT value::bigint FROM setting WHERE name = $7), 0) ON CONFLICT DO NOTHING`
 
-// setLost makes this node refuse all changes, because the store lacks the changes missing.
+// setLost makes this node refuse all changes. missing are the acknowledged changes that the store lacks.
 func (s *Store) setLost(missing []changeRecord) {
 	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
 		return

@@ -36,7 +36,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 // Take gives a step to the caller.
 func (s *Store) Take(ctx context.Context, i metastore.Intent, step string) (metastore.Intent, error) {
 	const op = "metastore/postgres.Take"
-	taken := i.Taken(step, now())
+	taken := i.AfterTake(step, now())
 	err := s.update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if err := stillPending(op, i)(ctx, tx); err != nil {
 			return err

@@ -39,7 +39,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent
 // Take gives a step to the caller.
 func (s *Store) Take(ctx context.Context, i metastore.Intent, step string) (metastore.Intent, error) {
 	const op = "metastore/sqlite.Take"
-	taken := i.Taken(step, now())
+	taken := i.AfterTake(step, now())
 	err := s.update(ctx, op, i.Key, func(tx *sql.Tx) error {
 		if err := stillPending(op, i)(ctx, tx); err != nil {
 			return err

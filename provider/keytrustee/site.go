@@ -91,7 +91,7 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 	return s, append(c.Warnings(), warnings...), s.read(c)
 }
 
-// Hosts are the Key Trustee Servers in kts-site.xml ("host:port", the active one first). insecure
+// Hosts returns the Key Trustee Servers in kts-site.xml ("host:port", the active one first). insecure
 // is true if their certificates are not verified. place is the value of
 // cloudera.hsmkp.ktkms.config.dir, and confDir the folder of kms-site.xml.
 func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {

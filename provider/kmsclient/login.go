@@ -33,7 +33,7 @@ const (
 )
 
 // logIn logs in by user.name, or by Kerberos if the KMS requires it, and returns the cookie. If another call has
-// replaced the stale cookie in the meantime, it returns that one.
+// replaced the stale cookie in the meantime, logIn returns the cookie of that call.
 func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string) (*string, *failure) {
 	select {
 	case h.login <- struct{}{}:

@@ -37,7 +37,7 @@ func (k *key) has(name string, versions ...string) bool {
 }
 
 // Undelete brings back the deleted key that has the version. With sequential ids several deleted keys may have a
-// version of that name; then it brings back the one that was deleted last.
+// version of that name; then Undelete brings back the key that was deleted last.
 func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	const op = "memory.Undelete"
 	p.mu.Lock()

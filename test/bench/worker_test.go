@@ -63,7 +63,7 @@ func BenchmarkWorker(b *testing.B) {
 	for _, l := range []struct {
 		name        string
 		connections int
-		part        int // one request takes about as long as so many decrypts, so b.N/part are sent
+		part        int // one request takes about as long as part decrypts, so b.N/part requests are sent
 	}{{"decrypt", manyClients, 1}, {"decrypt", 1, 1}, {"batch-1000", 4, 20}, {"generate", 4, 5}} {
 		b.Run(fmt.Sprintf("%s/%d-connections", l.name, l.connections), func(b *testing.B) {
 			n := b.N/rounds/l.part + 1

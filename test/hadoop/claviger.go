@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// binary is the path of the built program, and why it could not be built.
+// binary returns the path of the built program, or the error of the build.
 var binary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("CLAVIGER_BIN"); bin != "" {
 		return bin, nil

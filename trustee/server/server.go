@@ -133,7 +133,7 @@ var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trust
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch verb, isVerb := strings.CutPrefix(r.URL.Path, trustee.APIPath); {
 	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
-		s.about(w, r)
+		s.serveIdentity(w, r)
 	case r.URL.Path == "/":
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "GET /?a=fingerprint or /?a=publickey", http.StatusMethodNotAllowed)
@@ -147,8 +147,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// about answers with the server's identity, "4096R/<40 hex digits>", or with its public key.
-func (s *Server) about(w http.ResponseWriter, r *http.Request) {
+// serveIdentity answers with the server's identity, "4096R/<40 hex digits>", or with its public key.
+func (s *Server) serveIdentity(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Query().Get("a") {
 	case "fingerprint":
 		_, _ = fmt.Fprintln(w, s.id) // the client may be gone; net/http sets the Content-Type
@@ -527,7 +527,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 		// If two clients register at the same time, one must be refused.
 		s.registering.Lock()
 		defer s.registering.Unlock()
-		if err := s.alone(ctx, org.Name, req.Client.Fingerprint()); err != nil {
+		if err := s.checkOnlyClient(ctx, org.Name, req.Client.Fingerprint()); err != nil {
 			return nil, err
 		}
 	}
@@ -543,9 +543,9 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	return trustee.RegisterResult{Active: c.State == Active}, nil
 }
 
-// alone refuses a client that wants to be the only one of its organization, if another client that
+// checkOnlyClient refuses a client that wants to be the only one of its organization, if another client that
 // is not disabled was registered before.
-func (s *Server) alone(ctx context.Context, org, fingerprint string) error {
+func (s *Server) checkOnlyClient(ctx context.Context, org, fingerprint string) error {
 	list, err := s.store.Clients(ctx, org)
 	if err != nil {
 		return err

@@ -188,8 +188,8 @@ const (
 )
 
 // MayChange returns nil if a store with this role accepts changes of clients. Otherwise the error is of
-// kind Unavailable, with trustee.ErrPassive in it. Every store calls it before a change, and decides by
-// nothing else.
+// kind Unavailable, with trustee.ErrPassive in it. Every store calls MayChange before a change, and has
+// no other rule.
 func (r Role) MayChange(op, key string) error {
 	if r == RolePassive {
 		return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)

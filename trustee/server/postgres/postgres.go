@@ -291,8 +291,8 @@ func (s *Store) change(ctx context.Context, op, key string, once server.Once,
 	return s.fail(op, key, err)
 }
 
-// one runs a statement that must change exactly one row.
-func one(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) error {
+// execOne runs a statement that must change exactly one row.
+func execOne(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) error {
 	tag, err := tx.Exec(ctx, query, args...)
 	if err == nil && tag.RowsAffected() != 1 {
 		err = claviger.E(op, claviger.KeyNotFound, key, nil)
@@ -312,7 +312,7 @@ func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
 	const op = "trustee/server/postgres.SetAuth"
 	return s.change(ctx, op, org, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		return one(ctx, tx, op, org, `UPDATE trustee_org SET auth = $2 WHERE name = $1`, org, auth)
+		return execOne(ctx, tx, op, org, `UPDATE trustee_org SET auth = $2 WHERE name = $1`, org, auth)
 	})
 }
 
@@ -322,7 +322,7 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 	err := s.change(ctx, op, c.Fingerprint, once, func(ctx context.Context, tx pgx.Tx) error {
 		if c.State == server.Pending {
 			// Transactions that count pending clients wait for each other.
-			if err := one(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`,
+			if err := execOne(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`,
 				c.Org); err != nil {
 				return err
 			}
@@ -364,8 +364,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
 	const op = "trustee/server/postgres.SetState"
 	return s.change(ctx, op, fingerprint, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		return one(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`, fingerprint,
-			state)
+		return execOne(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`,
+			fingerprint, state)
 	})
 }
 
@@ -374,7 +374,7 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 	const op = "trustee/server/postgres.Put"
 	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
 		if replaces != "" {
-			if err := one(ctx, tx, op, replaces,
+			if err := execOne(ctx, tx, op, replaces,
 				`DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces,
 				r.Owner); err != nil {
 				return err
@@ -391,7 +391,7 @@ func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once
 	uuids = slices.Sorted(slices.Values(uuids))
 	return s.change(ctx, op, strings.Join(uuids, " "), once, func(ctx context.Context, tx pgx.Tx) error {
 		for _, uuid := range uuids {
-			if err := one(ctx, tx, op, uuid, query, append([]any{uuid, owner}, further...)...); err != nil {
+			if err := execOne(ctx, tx, op, uuid, query, append([]any{uuid, owner}, further...)...); err != nil {
 				return err
 			}
 		}
