@@ -161,9 +161,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	if err := e.refuseRun(ctx, f, h.last(), &o); err != nil {
 		return err
 	}
-	for _, server := range o.NotRestarted {
-		f.refuse("%s runs with other sources than kms-site.xml has now, and still uses them: restart it first", server)
-	}
+	f.refuseNotRestarted(o.NotRestarted)
 	if err := e.compareSource(ctx, f, h, o); err != nil {
 		return err
 	}
@@ -182,6 +180,13 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	return e.refuseEDEKs(ctx, f, h, o)
+}
+
+// refuseNotRestarted adds a reason for each server that runs with other sources than the configuration names.
+func (f *Ending) refuseNotRestarted(servers []string) {
+	for _, server := range servers {
+		f.refuse("%s runs with other sources than kms-site.xml has now, and still uses them: restart it first", server)
+	}
 }
 
 // refuseRun adds reasons that the last run and the clocks give. After an earlier Finish it changes the options:
@@ -219,6 +224,15 @@ func (e *Engine) refuseRun(ctx context.Context, f *Ending, last *Run, o *FinishO
 // refuseKeys adds a reason for each key that is not taken over, and for each version here that is not usable or
 // in conflict.
 func (e *Engine) refuseKeys(ctx context.Context, f *Ending, h *history) error {
+	f.refuseUnsettled(h)
+	if err := e.notUsable(ctx, f, h); err != nil {
+		return err
+	}
+	return e.refuseConflicts(ctx, f)
+}
+
+// refuseUnsettled adds a reason for each key that is not taken over.
+func (f *Ending) refuseUnsettled(h *history) {
 	for _, key := range h.order {
 		it := h.items[key]
 		if it.State.settled() || it.State == Elsewhere { // Finish has refused keys that are elsewhere
@@ -229,9 +243,10 @@ func (e *Engine) refuseKeys(ctx context.Context, f *Ending, h *history) error {
 		}
 		f.refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
 	}
-	if err := e.notUsable(ctx, f, h); err != nil {
-		return err
-	}
+}
+
+// refuseConflicts adds a reason for each version here that is in conflict.
+func (e *Engine) refuseConflicts(ctx context.Context, f *Ending) error {
 	conflicts, err := e.conflicts(ctx)
 	if err != nil {
 		return err

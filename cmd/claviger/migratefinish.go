@@ -28,7 +28,7 @@ func newMigrateFinish() *cobra.Command {
 				"the source is gone for good, with all keys that it got after the run")
 			cmd.Flags().BoolVar(&f.sourceRolled, "source-rolled", false,
 				"you know which versions the source has made or lost since the run, and their EDEKs are re-encrypted")
-			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour,
+			cmd.Flags().DurationVar(&f.unused, "unused-for", migrate.DefaultUnused,
 				"time in which no version of the source must have been used")
 			cmd.Flags().BoolVar(&f.shred, "shred", false,
 				"overwrite and remove the copies of the source's secrets on this host")
