@@ -1,9 +1,9 @@
 // Package docs holds pages of the documentation that a program shows parts of.
 package docs
 
-import _ "embed" // for the directives below
+import "embed"
 
-// Runbook is the page runbook.md: what to do first, for each check that fails.
+// Runbooks has the pages of the folder runbooks: what to do first, for each check that fails.
 //
-//go:embed runbook.md
-var Runbook string
+//go:embed runbooks/*.md
+var Runbooks embed.FS

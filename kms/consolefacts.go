@@ -6,8 +6,11 @@ import (
 	"strings"
 	"time"
 
+	"claviger"
 	"claviger/buildinfo"
 	"claviger/console/pages"
+	"claviger/keyring"
+	"claviger/migrate"
 	"claviger/provider/hsm"
 )
 
@@ -154,6 +157,60 @@ func (s *server) origin(ctx context.Context, key string, details bool) string {
 		return text
 	}
 	return here
+}
+
+// migrationPage reads what the page Migration shows. It calls no source.
+func (s *server) migrationPage(ctx context.Context) (*pages.Migration, error) {
+	target, ok := s.svc.Primary.(migrate.Target)
+	if s.svc.Store == nil || !ok {
+		return nil, nil //nolint:nilnil // there is no journal
+	}
+	// Not Service.Engine, which examines this host.
+	engine, err := migrate.New(migrate.Config{Target: target, Store: s.svc.Store, Log: s.log,
+		Ours: s.set.ring.OwnVersions, Theirs: s.set.ring.SourceVersions})
+	if err != nil {
+		return nil, err
+	}
+	m := &pages.Migration{}
+	if m.Status, err = engine.Status(ctx); err != nil {
+		return nil, err
+	}
+	restart, err := s.svc.NotRestarted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if m.Obstacles, err = engine.Obstacles(ctx, migrate.FinishOptions{Since: time.Now().Add(-migrate.DefaultUnused),
+		NotRestarted: restart}); err != nil {
+		return nil, err
+	}
+	if m.Verdict, err = engine.LastVerdict(ctx); err != nil {
+		return nil, err
+	}
+	for _, src := range s.ring.Sources() {
+		m.Sources = append(m.Sources, sourceFacts(src))
+	}
+	if unwritten := s.ring.CheckUses(ctx); unwritten != nil {
+		m.Obstacles = append(m.Obstacles, unwritten.Error())
+	}
+	return m, nil
+}
+
+// sourceFacts describes a source.
+func sourceFacts(src keyring.SourceState) pages.Source {
+	p := pages.Source{URI: src.URI, State: "not called yet"}
+	if src.LastCall != nil {
+		p.State, p.Last = "answers", src.LastCall.At
+	}
+	if src.LastCall != nil && src.LastCall.Err != nil {
+		p.State, p.Bad = "the last call failed: "+claviger.Reason(src.LastCall.Err), true
+	}
+	if src.State == "open" {
+		p.State, p.Bad = "not called for a while after failures", true
+		if src.LastFailure != nil {
+			p.State += ": " + claviger.Reason(src.LastFailure.Err)
+		}
+	}
+	return p
 }
 
 // stamp shows a time for an operator.

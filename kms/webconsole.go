@@ -88,7 +88,8 @@ func (s *server) webConsole(e *endpoint) http.Handler {
 			return s.console.Report(ctx, console.Purposes, details)
 		},
 		ProviderURI: "kms://" + strings.Replace(e.URL(), "://", "@", 1), Ready: s.ring.QueuedOf, Origin: s.origin,
-		Policy: s.policy.Policy, Rules: s.policy.Status, RulesFile: ACLFile(s.conf), Groups: s.auth.groups.Of,
+		Migration: s.migrationPage,
+		Policy:    s.policy.Policy, Rules: s.policy.Status, RulesFile: ACLFile(s.conf), Groups: s.auth.groups.Of,
 		KeyAuthorization: s.set.ring.KeyAuthorization, Events: s.events, Chain: s.trail.state,
 		Facts: func(ctx context.Context, details bool) []pages.Group { return s.facts(ctx, e, details) },
 	})

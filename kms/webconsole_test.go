@@ -98,6 +98,20 @@ func (s *consoleSite) as(user string) *http.Client {
 	return client
 }
 
+// until reads a page until it has a text.
+func (s *consoleSite) until(client *http.Client, path, text string) {
+	s.t.Helper()
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		p := s.get(client, path)
+		if strings.Contains(p.text, text) {
+			return
+		}
+		if time.Since(began) > 20*time.Second {
+			s.t.Fatalf("%s never shows %q: %s", path, text, p.text)
+		}
+	}
+}
+
 // wants reports texts that a page lacks, and texts after a "!" that it has.
 func (p consolePage) wants(t *testing.T, status int, texts ...string) {
 	t.Helper()
@@ -177,20 +191,15 @@ func TestConsoleSignIn(t *testing.T) {
 }
 
 // TestConsoleDetails: the text of a failed check, and names of files, are shown to the addresses of
-// claviger.console.details and to administrators, and to nobody else. Each failed check shows its section of the
+// claviger.console.details and to administrators, and to nobody else. Each failed check shows its section of a
 // runbook.
 func TestConsoleDetails(t *testing.T) {
 	s := startConsole(t, map[string]string{"claviger.console.details": "10.9.8.7",
 		"hadoop.security.authorization": "true", "hadoop.kms.http.administrators": "root"})
 	root, alice := s.as("root"), s.as("alice")
 	kmstest.WriteFile(t, filepath.Join(s.dir, "kms-acls.xml"), "<configuration><property>")
-	broken := func() bool { return strings.Contains(s.get(root, "/").text, "kms-acls.xml:") }
-	for began := time.Now(); !broken(); time.Sleep(100 * time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
-			t.Fatal("a broken kms-acls.xml is not reported")
-		}
-	}
-	const section = "What to do: docs/runbook.md, section “acls”"
+	s.until(root, "/", "kms-acls.xml:")
+	const section = "What to do: docs/runbooks/clients.md, section “acls”"
 	s.get(root, "/").wants(t, http.StatusOK, s.dir, section, "It means", "This node is ready", "<b>warning</b>")
 	s.get(alice, "/").wants(t, http.StatusOK, "!"+s.dir, section, "the reason is not shown", "<b>warning</b>")
 }

@@ -35,7 +35,11 @@ func (s *consoleSite) makeKey(user, body string) {
 // rest sends a request to the REST API.
 func (s *consoleSite) rest(method, path, user, body string, want int) {
 	s.t.Helper()
-	target := s.kms + path + "?user.name=" + user
+	sep := "?"
+	if strings.Contains(path, "?") {
+		sep = "&"
+	}
+	target := s.kms + path + sep + "user.name=" + user
 	req, err := http.NewRequestWithContext(s.t.Context(), method, target, strings.NewReader(body))
 	if err != nil {
 		s.t.Fatal(err)

@@ -1,13 +1,14 @@
 package pages
 
 import (
+	"path"
 	"regexp"
 	"strings"
 
 	"claviger/docs"
 )
 
-// cure is a section of the runbook.
+// cure is a section of a runbook.
 type cure struct {
 	Page, Section string
 	// Steps are the items of the section: "It means", "Look first", "Do first".
@@ -16,36 +17,44 @@ type cure struct {
 
 type cureStep struct{ Title, Text string }
 
-// cures are the sections of the runbook by the names of checks.
-var cures = readCures(docs.Runbook)
+// cures are the sections of the runbooks by the names of checks. The pages of a KMS come before that of a Key Trustee
+// Server, whose checks may have the same names.
+var cures = readCures("hsm", "stores", "sources", "clients", "trustee")
 
 var (
-	cureHeading = regexp.MustCompile("(?m)^### (`.*`)\n")
+	cureHeading = regexp.MustCompile("(?m)^## (`.*`)\n")
 	cureLink    = regexp.MustCompile(`\[([^]]*)\]\(([^)]*)\)`)
 )
 
-// readCures reads the sections whose headings are names of checks.
-func readCures(page string) map[string]*cure {
+// readCures reads the sections of pages whose headings are names of checks.
+func readCures(pages ...string) map[string]*cure {
 	all := map[string]*cure{}
+	for _, name := range pages {
+		page, err := docs.Runbooks.ReadFile("runbooks/" + name + ".md")
+		if err != nil {
+			panic(err) // the page is in the program
+		}
+		addCures(all, "docs/runbooks/"+name+".md", string(page))
+	}
+	return all
+}
+
+// addCures adds the sections of a page.
+func addCures(all map[string]*cure, file, page string) {
 	at := cureHeading.FindAllStringSubmatchIndex(page, -1)
 	for i, m := range at {
 		end := len(page)
 		if i+1 < len(at) {
 			end = at[i+1][0]
 		}
-		text := page[m[1]:end]
-		if j := strings.Index(text, "\n## "); j >= 0 {
-			text = text[:j]
-		}
 		heading := page[m[2]:m[3]]
-		c := &cure{Page: "docs/runbook.md", Section: strings.ReplaceAll(heading, "`", ""), Steps: cureSteps(text)}
+		c := &cure{Page: file, Section: strings.ReplaceAll(heading, "`", ""), Steps: cureSteps(page[m[1]:end])}
 		for name := range strings.SplitSeq(heading, ", ") {
-			if name = strings.Trim(name, "`"); all[name] == nil { // the first sections are those of a KMS
+			if name = strings.Trim(name, "`"); all[name] == nil {
 				all[name] = c
 			}
 		}
 	}
-	return all
 }
 
 // cureSteps reads the items of a section, without the marks of Markdown.
@@ -57,12 +66,14 @@ func cureSteps(text string) (steps []cureStep) {
 		}
 		rest = cureLink.ReplaceAllStringFunc(strings.Join(strings.Fields(rest), " "), func(link string) string {
 			m := cureLink.FindStringSubmatch(link)
+			page := path.Join("docs/runbooks", m[2])
 			if strings.Contains(m[1], ".md") { // the text is the page's name
-				return "docs/" + m[2]
+				return page
 			}
-			return m[1] + " (docs/" + m[2] + ")"
+			return m[1] + " (" + page + ")"
 		})
-		steps = append(steps, cureStep{strings.TrimPrefix(title, "**"), strings.ReplaceAll(rest, "`", "")})
+		steps = append(steps, cureStep{strings.TrimPrefix(title, "**"),
+			strings.NewReplacer("`", "", "**", "").Replace(rest)})
 	}
 	return steps
 }

@@ -55,6 +55,9 @@ type Config struct {
 	// Origin says where a key was born. details permits the URI of a source.
 	Origin func(ctx context.Context, key string, details bool) string
 
+	// Migration reads the journal of migrations; nil without an error if there is none.
+	Migration func(ctx context.Context) (*Migration, error)
+
 	// Policy returns the rules in force, and Rules the state of their file RulesFile.
 	Policy    func() *authz.Policy
 	Rules     func() authz.Status
@@ -88,6 +91,7 @@ type pages struct {
 	protection http.CrossOriginProtection
 	templates  map[string]*template.Template
 	results    results
+	journal    *journal
 }
 
 //go:embed templates static
@@ -99,13 +103,14 @@ var routes = map[string]func(*session){
 	"GET /keys":           (*session).keys,
 	"POST /keys/roll":     (*session).roll,
 	"POST /keys/undelete": (*session).undelete,
+	"GET /migration":      (*session).migration,
 	"GET /access":         (*session).access,
 	"GET /audit":          (*session).auditlog,
 }
 
 // menu are the pages in the menu.
-var menu = []menuItem{{"/", "overview", "Overview"}, {"/keys", "keys", "Keys"}, {"/access", "access", "Access"},
-	{"/audit", "audit", "Audit"}}
+var menu = []menuItem{{"/", "overview", "Overview"}, {"/keys", "keys", "Keys"},
+	{"/migration", "migration", "Migration"}, {"/access", "access", "Access"}, {"/audit", "audit", "Audit"}}
 
 type menuItem struct{ Href, Page, Text string }
 
@@ -117,7 +122,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &pages{Config: cfg, templates: parse()}
+	p := &pages{Config: cfg, templates: parse(), journal: newJournal()}
 	mux := http.NewServeMux()
 	static, _ := fs.Sub(files, "static") // the folder is embedded
 	serve := http.StripPrefix("/static/", http.FileServerFS(static))

@@ -1,0 +1,40 @@
+package pages
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestCures: each check of a KMS has its section of a runbook, with the first step, and without marks of Markdown.
+func TestCures(t *testing.T) {
+	page, err := os.ReadFile("../../docs/monitoring/checks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("(?m)^- `([^`]*)`(?:, `([^`]*)`)* \\(").FindAllStringSubmatch(string(page), -1)
+	if len(names) < 25 {
+		t.Fatalf("docs/monitoring/checks.md has %d checks", len(names))
+	}
+	for _, name := range names {
+		c := cureOf(name[1])
+		if c == nil {
+			t.Errorf("%s has no section", name[1])
+			continue
+		}
+		text := ""
+		for _, step := range c.Steps {
+			text += step.Title + ": " + step.Text + "\n"
+		}
+		if !strings.Contains(text, "Do first: ") || strings.ContainsAny(text, "`*[]") {
+			t.Errorf("%s: %q", name[1], text)
+		}
+	}
+	if c := cureOf("source kms://http@old:9600/kms"); c == nil || c.Page != "docs/runbooks/sources.md" {
+		t.Errorf("a source: %+v", c)
+	}
+	if c := cureOf("no such check"); c != nil {
+		t.Errorf("%+v", c)
+	}
+}
