@@ -43,6 +43,7 @@ by rule, and runs the room's tests. Lists the changes that no test notices.
   --workers N  try N changes at once (default: one for each processor)
   --all        try every change
   --only RE    of these, try only the changes whose line in --list matches this regular expression
+  --tests RE   run only the tests whose names match; survivors are printed, and not kept for later runs
   --named      try the named changes of scripts/mutations.txt instead
   --list       print the changes, and try none
   --fresh      forget the results of earlier runs
@@ -57,7 +58,8 @@ type options struct {
 	workers             int
 	all, named          bool
 	list, fresh         bool
-	only                *regexp.Regexp // nil stands for all
+	only                *regexp.Regexp // nil stands for all changes
+	tests               *regexp.Regexp // nil stands for all tests
 	rooms               []string
 	root                string
 	reasons, namedFile  string
@@ -73,10 +75,12 @@ func main() {
 	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "")
 	flags.StringVar(&o.seed, "seed", "1", "")
 	flags.BoolVar(&o.all, "all", false, "")
-	flags.Func("only", "", func(text string) (err error) {
-		o.only, err = regexp.Compile(text)
-		return err
-	})
+	for name, to := range map[string]**regexp.Regexp{"only": &o.only, "tests": &o.tests} {
+		flags.Func(name, "", func(text string) (err error) {
+			*to, err = regexp.Compile(text)
+			return err
+		})
+	}
 	flags.BoolVar(&o.named, "named", false, "")
 	flags.BoolVar(&o.list, "list", false, "")
 	flags.BoolVar(&o.fresh, "fresh", false, "")
@@ -250,7 +254,7 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 		}
 		return 0, nil
 	}
-	of := &room{runner: r, name: name, all: all}
+	of := &room{runner: r, name: name, all: all, chosen: o.tests}
 	if of.packages, err = testers(o.root, name); err != nil {
 		return 0, err
 	}
@@ -271,6 +275,9 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 	if len(todo) > 0 {
 		err = o.tryRoom(ctx, of, todo, func(n int, got outcome) error {
 			outcomes[n] = got
+			if got == survived && o.tests != nil { // another test may notice the change
+				return nil
+			}
 			return known.keep(state, all[n-1], got)
 		})
 		if err != nil {

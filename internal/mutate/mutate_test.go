@@ -374,6 +374,30 @@ func TestOnly(t *testing.T) {
 	}
 }
 
+// TestChosenTests: with --tests, a change that the other tests would notice survives, and the next run tries it again.
+func TestChosenTests(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	write(t, root, "room/more_test.go",
+		"package room\n\nimport \"testing\"\n\nfunc TestMore(*testing.T) { Add(); N = 0 }\n")
+	run := func(tests string, want int) {
+		var survivors bytes.Buffer
+		o := options{root: root, all: true, workers: 1, tests: regexp.MustCompile(tests), rooms: []string{"room"},
+			results: filepath.Join(root, "results"), progress: io.Discard, survivors: &survivors}
+		if n, err := o.run(t.Context()); n != want || err != nil {
+			t.Errorf("--tests %s: %d survivors, %v, want %d:\n%s", tests, n, err, want, survivors.Bytes())
+		}
+	}
+	run("More$", 2)
+	run(".", 1)
+	known, err := os.ReadFile(filepath.Join(root, "results"))
+	if err != nil || strings.Count(string(known), "\n") != 1 || !strings.Contains(string(known), " killed\n") {
+		t.Errorf("kept: %s, %v; want the killed change alone", known, err)
+	}
+}
+
 // TestStopped: a change for which a test does not end is not counted as killed, because a busy machine looks the same.
 func TestStopped(t *testing.T) {
 	if testing.Short() {

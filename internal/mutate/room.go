@@ -18,8 +18,9 @@ type room struct {
 	*runner
 	name     string
 	all      []Mutant
-	refused  map[int]bool // mutants that the compiler refuses, by number
-	packages []string     // whose tests cover the room, without ./
+	refused  map[int]bool   // mutants that the compiler refuses, by number
+	packages []string       // whose tests cover the room, without ./
+	chosen   *regexp.Regexp // names of the tests to use; nil stands for all
 	binaries map[string]string
 	tests    []roomTest
 }
@@ -114,7 +115,9 @@ func (r *room) list(ctx context.Context, pkg string) (names []string, err error)
 		return nil, fmt.Errorf("%s: its tests cannot be listed:\n%s", pkg, out)
 	}
 	for name := range strings.FieldsSeq(string(out)) {
-		if strings.HasPrefix(name, "Test") || strings.HasPrefix(name, "Fuzz") || strings.HasPrefix(name, "Example") {
+		isTest := strings.HasPrefix(name, "Test") || strings.HasPrefix(name, "Fuzz") ||
+			strings.HasPrefix(name, "Example")
+		if isTest && (r.chosen == nil || r.chosen.MatchString(name)) {
 			names = append(names, name)
 		}
 	}
