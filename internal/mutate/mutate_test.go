@@ -455,6 +455,15 @@ func TestNoMountIsLeft(t *testing.T) {
 	}
 }
 
+// TestTempOfOtherUsers: a program that tests start as another user can reach its files among the temporary files.
+func TestTempOfOtherUsers(t *testing.T) {
+	r := runner{root: t.TempDir()}
+	passed, out := r.command(t.Context(), "/bin/sh", ".", []string{"-c", "stat -c %a $TMPDIR"}, time.Minute)
+	if !passed || string(out) != "711\n" {
+		t.Errorf("the mode of the folder is %s, want 711", out)
+	}
+}
+
 // TestFailingTests: tests that fail without a change end the run with an error, because they show nothing about a
 // mutant.
 func TestFailingTests(t *testing.T) {

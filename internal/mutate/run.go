@@ -96,6 +96,9 @@ func (r *runner) command(ctx context.Context, binary, pkg string, args []string,
 		return false, []byte(err.Error())
 	}
 	defer removeTemp(temp)
+	if err := os.Chmod(temp, 0o711); err != nil { //nolint:gosec // a test of root starts PostgreSQL as another user
+		return false, []byte(err.Error())
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
