@@ -74,15 +74,25 @@ static void failed(char *text, size_t size) {
 	f.clear_errors();
 }
 
+// held counts the keys that the library holds now. Only tests read it.
+static long held;
+
+static long held_keys(void) { return __atomic_load_n(&held, __ATOMIC_SEQ_CST); }
+
 static pkey_t *parse(const unsigned char *der, long length, char *text, size_t size) {
 	pkey_t *key = f.parse(pkey_rsa, NULL, &der, length);
 	if (key == NULL) {
 		failed(text, size);
+		return NULL;
 	}
+	__atomic_add_fetch(&held, 1, __ATOMIC_SEQ_CST);
 	return key;
 }
 
-static void release(pkey_t *key) { f.free(key); }
+static void release(pkey_t *key) {
+	f.free(key);
+	__atomic_sub_fetch(&held, 1, __ATOMIC_SEQ_CST);
+}
 
 // sign returns 1, or 0 and an error in text.
 static int sign(pkey_t *key, const char *md, int padding, const unsigned char *digest, size_t size,
@@ -111,7 +121,6 @@ import (
 	"io"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"unsafe"
 )
 
@@ -160,22 +169,30 @@ func NewSigner(key *rsa.PrivateKey, failed func(error)) (*Signer, error) {
 	}
 	der := x509.MarshalPKCS1PrivateKey(key)
 	defer clear(der)
-	var text [256]C.char
-	pkey := C.parse((*C.uchar)(&der[0]), C.long(len(der)), &text[0], C.size_t(len(text)))
-	if pkey == nil {
-		return nil, errors.New(C.GoString(&text[0]))
+	pkey, err := parse(der)
+	if err != nil {
+		return nil, err
 	}
 	s := &Signer{key: key, pkey: pkey, failed: failed}
-	copies.Add(1)
-	runtime.AddCleanup(s, func(p unsafe.Pointer) { C.release(p); copies.Add(-1) }, pkey)
+	runtime.AddCleanup(s, func(p unsafe.Pointer) { C.release(p) }, pkey)
 	if err := s.prove(); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// copies counts the keys that the library holds now. Only tests read it.
-var copies atomic.Int64
+// parse gives a key in PKCS #1 to the library. The caller must release the result.
+func parse(der []byte) (unsafe.Pointer, error) {
+	var text [256]C.char
+	pkey := C.parse((*C.uchar)(&der[0]), C.long(len(der)), &text[0], C.size_t(len(text)))
+	if pkey == nil {
+		return nil, errors.New(C.GoString(&text[0]))
+	}
+	return pkey, nil
+}
+
+// copies returns the number of keys that the library holds now. It is for tests, which cannot use cgo.
+func copies() int { return int(C.held_keys()) }
 
 // prove makes a signature of each kind, and verifies it.
 func (s *Signer) prove() error {

@@ -103,6 +103,76 @@ func TestFailingLibrary(t *testing.T) {
 	runtime.KeepAlive(small)
 }
 
+// TestWhoSigns: the library makes the signatures that TLS uses, and Go makes all others.
+func TestWhoSigns(t *testing.T) {
+	s, other := signer(t, 2048), signer(t, 1024)
+	calls := 0
+	s.failed = func(error) { calls++ }
+	s.pkey, other.pkey = other.pkey, s.pkey // so each call of the library fails, and is reported
+	for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		for what, opts := range map[string]crypto.SignerOpts{"PKCS #1": hash,
+			"PSS, salt as long as the digest": &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash},
+			"PSS, salt of that length":        &rsa.PSSOptions{SaltLength: hash.Size(), Hash: hash},
+			"PSS, short salt":                 &rsa.PSSOptions{SaltLength: 11, Hash: hash},
+			"PSS, any salt":                   &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: hash}} {
+			want := 1
+			if hash == crypto.SHA1 || what == "PSS, short salt" || what == "PSS, any salt" {
+				want = 0
+			}
+			calls = 0
+			digest := make([]byte, hash.Size())
+			signature, err := s.Sign(rand.Reader, digest, opts)
+			if err == nil {
+				err = verify(s, opts, digest, signature)
+			}
+			if err != nil || calls != want {
+				t.Errorf("%v, %s: %d calls of the library, want %d; %v", hash, what, calls, want, err)
+			}
+		}
+	}
+	s.pkey, other.pkey = other.pkey, s.pkey
+	runtime.KeepAlive(other)
+}
+
+// TestNoSigner: NewSigner returns an error if the library cannot be loaded, or if one kind of signature fails. A key of
+// 512 bits is too short for PSS with SHA-256.
+func TestNoSigner(t *testing.T) {
+	s := signer(t, 2048)
+	t.Setenv("GODEBUG", "rsa1024min=0")
+	short, err := rsa.GenerateKey(rand.Reader, 512) //nolint:gosec // the test needs a short key
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewSigner(short, s.failed); err == nil || !strings.Contains(err.Error(), "a signature of PSS: ") {
+		t.Errorf("a key of 512 bits: %v", err)
+	}
+	if _, err := parse([]byte("no key")); err == nil || !strings.Contains(err.Error(), "error:") {
+		t.Errorf("a text that is no key: %v", err)
+	}
+	defer func(before func() error) { load = before }(load)
+	missing := errors.New("the library is missing")
+	load = func() error { return missing }
+	if _, err := NewSigner(s.key, s.failed); !errors.Is(err, missing) {
+		t.Errorf("without the library: %v", err)
+	}
+}
+
+// TestProof: a library that signs with another key passes no proof, for either kind of signature.
+func TestProof(t *testing.T) {
+	s, other := signer(t, 2048), signer(t, 2048)
+	s.pkey, other.pkey = other.pkey, s.pkey
+	if err := s.prove(); err == nil || !strings.Contains(err.Error(), "a signature of PKCS #1 v1.5: ") {
+		t.Errorf("another key: %v", err)
+	}
+	s.pkey, other.pkey = other.pkey, s.pkey
+	runtime.KeepAlive(other)
+	defer func(before *rsa.PSSOptions) { salt = before }(salt)
+	salt = &rsa.PSSOptions{SaltLength: 20} // the library's is longer
+	if err := s.prove(); err == nil || !strings.Contains(err.Error(), "a signature of PSS: ") {
+		t.Errorf("a wrong signature of PSS: %v", err)
+	}
+}
+
 // TestMissingLibrary: a library that is not installed, or lacks a function, is an error that says so.
 func TestMissingLibrary(t *testing.T) {
 	for name, want := range map[string]string{"libnone.so.3": "libnone.so.3: cannot open shared object file",
@@ -147,17 +217,17 @@ func TestConcurrentSignatures(t *testing.T) {
 // TestNoLeak: the library wipes a key whose signer is not used any more, and a signature keeps no memory.
 func TestNoLeak(t *testing.T) {
 	s := signer(t, 1024) // a short key makes the test fast
-	before := copies.Load()
+	before := copies()
 	for range 100 {
 		if _, err := NewSigner(s.key, s.failed); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(20 * time.Second); copies.Load() > before && time.Now().Before(end); {
+	for end := time.Now().Add(20 * time.Second); copies() > before && time.Now().Before(end); {
 		runtime.GC()
 		runtime.Gosched()
 	}
-	if n := copies.Load(); n > before {
+	if n := copies(); n > before || n < 1 { // s has one
 		t.Errorf("%d keys are left, before there were %d", n, before)
 	}
 	digest := sha256.Sum256([]byte("text"))
