@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -75,6 +76,93 @@ func TestManage(t *testing.T) {
 	if p, l := present(); p != 150 || l != math.MaxInt64 {
 		t.Errorf("after the end: %d %%, limit %d; want 150 %%, and no limit", p, l)
 	}
+	large = make([]byte, 2*leastLimit)
+	for range 3 {
+		collect(t)
+	}
+	runtime.KeepAlive(large)
+	if _, l := present(); l != math.MaxInt64 {
+		t.Errorf("a collection after the end has set the limit %d", l)
+	}
+}
+
+// collect runs a collection, and waits until it has run the cleanups of an object.
+func collect(t *testing.T) {
+	t.Helper()
+	done := make(chan struct{})
+	runtime.AddCleanup(&struct{ _ [64]byte }{}, func(c chan struct{}) { close(c) }, done)
+	runtime.GC()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the cleanup of an object has not run")
+	}
+}
+
+// TestStop: after stop no collection is awaited any more.
+func TestStop(t *testing.T) {
+	m := newManager()
+	m.stop()
+	_, before := present()
+	if again := m.adjust(); again {
+		t.Error("the next collection is awaited")
+	}
+	if _, l := present(); l != before {
+		t.Errorf("the limit %d was set", l)
+	}
+}
+
+// TestStart: the limit holds from the start, not only after a collection.
+func TestStart(t *testing.T) {
+	unset(t, "GOGC", "GOMEMLIMIT")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		runtime.GC()
+		before := collections()
+		go Manage(ctx)
+		synctest.Wait()
+		if _, l := present(); l != leastLimit && collections() == before {
+			t.Errorf("the limit is %d, want %d", l, leastLimit)
+		}
+	})
+}
+
+// collections returns how many collections have run.
+func collections() uint32 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.NumGC
+}
+
+// TestIdleProcess: while the process is idle, Manage gives the memory that no object needs back to the system.
+func TestIdleProcess(t *testing.T) {
+	unset(t, "GOGC", "GOMEMLIMIT")
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go Manage(ctx)
+		time.Sleep(idlePeriod + 1)
+		defer debug.SetGCPercent(debug.SetGCPercent(-1)) // so only Manage collects the garbage
+		garbage := make([]byte, 3*spareBytes)
+		runtime.KeepAlive(garbage)
+		spare := func() int64 {
+			u := newUsage()
+			u.read()
+			return int64(u.heap()) - int64(u.live()) //nolint:gosec // small
+		}
+		if got := spare(); got < spareBytes {
+			t.Fatalf("%d bytes are garbage or free, want %d or more", got, spareBytes)
+		}
+		time.Sleep(idlePeriod) // in which the garbage was allocated
+		if got := spare(); got < spareBytes {
+			t.Errorf("%d bytes are left, although the process was not idle", got)
+		}
+		time.Sleep(idlePeriod)
+		if got := spare(); got > spareBytes {
+			t.Errorf("%d bytes are garbage or free after an idle period", got)
+		}
+	})
 }
 
 // TestOperatorChooses: a growth or a limit of the environment stays.
