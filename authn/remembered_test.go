@@ -33,6 +33,24 @@ func TestRememberedIsBounded(t *testing.T) {
 	}
 }
 
+// TestRememberedHalf: the last rememberedLimit credentials are remembered, also without use.
+func TestRememberedHalf(t *testing.T) {
+	var r remembered[int]
+	for i := range 3 * rememberedLimit {
+		r.put(digestOf(fmt.Sprint("credential ", i)), i)
+	}
+	for i := 2 * rememberedLimit; i < 3*rememberedLimit; i++ {
+		d := digestOf(fmt.Sprint("credential ", i))
+		v, ok := r.newer[d]
+		if !ok {
+			v, ok = r.older[d]
+		}
+		if !ok || v != i {
+			t.Fatalf("credential %d of %d: %d, %v", i, 3*rememberedLimit, v, ok)
+		}
+	}
+}
+
 // countedTokens is a token store that counts the readings of tokens. read, if set, is called after each reading.
 type countedTokens struct {
 	*memoryTokens
