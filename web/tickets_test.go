@@ -1,10 +1,14 @@
 package web
 
 import (
+	"crypto/fips140"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,6 +119,38 @@ func TestTicketsOfTwoServers(t *testing.T) {
 	s.want("a server that shares nothing", alone, c, false)
 	s.want("the same server again", alone, c, true)
 	s.want("the ticket of a server that shares nothing", a, c, false)
+}
+
+// TestNoTicketKeys: if the keys of tickets cannot be derived, no ticket is made or opened. Go's FIPS mode refuses to
+// derive keys from a short secret. The mode is chosen when a process starts.
+func TestNoTicketKeys(t *testing.T) {
+	const inChild = "CLAVIGER_TEST_FIPS"
+	if os.Getenv(inChild) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), inChild+"=1", "GODEBUG=fips140=only")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
+			t.Errorf("%v:\n%s", err, out)
+		}
+		return
+	}
+	if !fips140.Enforced() {
+		t.Fatal("this process is not in the FIPS mode")
+	}
+	var shared tickets
+	shared.shared.Store(&sharedTickets{secrets: func() (secret.Bytes, []secret.Bytes) {
+		return secret.Bytes("short"), []secret.Bytes{secret.Bytes("short")}
+	}})
+	m := &ticketMaker{tickets: &shared, now: time.Now}
+	state := tls.ConnectionState{Version: tls.VersionTLS13}
+	if _, err := shared.keysFor(tls.VersionTLS13); err == nil {
+		t.Error("keys were derived")
+	}
+	if ticket, err := m.wrap(state, &tls.SessionState{}); err == nil {
+		t.Errorf("the ticket %x was made", ticket)
+	}
+	if session, err := m.unwrap([]byte("ticket"), state); err == nil {
+		t.Errorf("the session %v was resumed", session)
+	}
 }
 
 // TestTicketsOfTLS12: the key of a connection of TLS 1.2, which is in its ticket, never depends on a secret that others
