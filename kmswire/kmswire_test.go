@@ -196,7 +196,7 @@ func TestAnswers(t *testing.T) {
 
 // TestStrings: encoding/json reads the strings of appendString.
 func TestStrings(t *testing.T) {
-	for _, s := range []string{"", "plain", "\x00\x1f\"\\/\n\r\t", "ü€😀", "a\xffb\xe2\x82"} {
+	for _, s := range []string{"", "plain", "\x00\x1f\"\\/\n\r\t", "ü€😀\ufffd", "a\xffb\xe2\x82"} {
 		var got string
 		if err := json.Unmarshal(appendString(nil, s), &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") &&
 			got != string([]rune(s)) {

@@ -59,12 +59,9 @@ func (l *lexer) unexpected(want string) error {
 		strconv.QuoteRune(rune(l.data[l.pos])), l.pos+1, want))
 }
 
-// object calls field for each name; field must read the value.
+// object reads an object, which is the next token. It calls field for each name; field must read the value.
 func (l *lexer) object(field func(name []byte) error) error {
-	if l.peek() != '{' {
-		return l.unexpected("expected an object")
-	}
-	l.pos++
+	l.pos++ // past the bracket, which the caller has seen
 	if l.peek() == '}' {
 		l.pos++
 		return nil
@@ -96,12 +93,9 @@ func (l *lexer) object(field func(name []byte) error) error {
 	}
 }
 
-// array calls item for each element; item must read it.
+// array reads an array, which is the next token. It calls item for each element; item must read it.
 func (l *lexer) array(item func() error) error {
-	if l.peek() != '[' {
-		return l.unexpected("expected an array")
-	}
-	l.pos++
+	l.pos++ // past the bracket, which the caller has seen
 	if l.peek() == ']' {
 		l.pos++
 		return nil
