@@ -65,6 +65,8 @@ func (o *Output) JSONFlag(cmd *cobra.Command) { o.flag(cmd, JSON) }
 func (o *Output) flag(cmd *cobra.Command, def Format) {
 	o.cmd, o.format = cmd, def
 	cmd.Flags().VarP(&o.format, "output", "o", string(Text)+" or "+string(JSON))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{string(Text), string(JSON)},
+		cobra.ShellCompDirectiveNoFileComp)) // the flag is defined above
 }
 
 // JSON reports whether the output is JSON.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"claviger/typo"
 )
 
 // UsageError is an error of the command line itself.
@@ -40,16 +42,27 @@ func CheckUsage(root *cobra.Command) {
 		return nil
 	}
 	root.SetHelpCommand(newHelpCommand())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{flagError(err)} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &UsageError{flagError(cmd, err)} })
 	checkUsage(root)
 }
 
 // strconvText matches the text that package strconv writes before its reason. It repeats the flag's value.
 var strconvText = regexp.MustCompile(`strconv\.\w+: parsing "(?:[^"\\]|\\.)*": `)
 
-// flagError explains the error of a flag. For a duration, Go's own text does not name the cure. In other texts the name
-// of the Go function that has refused the value is left out.
-func flagError(err error) error {
+// flagError explains the error of a flag. For a duration, Go's own text does not name the cure. For an unknown flag, it
+// suggests a similar one. In other texts the name of the Go function that has refused the value is left out.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() == "" {
+		var known []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden && f.Deprecated == "" {
+				known = append(known, f.Name)
+			}
+		})
+		return fmt.Errorf("%w%s", err, typo.DidYouMean(unknown.GetSpecifiedName(), known,
+			func(name string) string { return "--" + name }))
+	}
 	var refused *pflag.InvalidValueError
 	if errors.As(err, &refused) && refused.GetFlag().Value.Type() == "duration" {
 		return fmt.Errorf("--%s has the value %q; it must be a time with its unit, such as 500ms, 30s, 10m or 12h",
@@ -121,8 +134,9 @@ func emptyFlags(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
-// unknownCommand returns an error for a word that is not a command of a group. It suggests similar commands. The
-// group's annotations name commands of other programs, for words that users try.
+// unknownCommand returns an error for a word that is not a command of a group. It suggests similar commands of the
+// group, or else commands of other groups that have this name. The group's annotations name commands of other programs,
+// for words that users try.
 func unknownCommand(group *cobra.Command, word string) error {
 	group.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("unknown command %q for %q", word, group.CommandPath())
@@ -130,8 +144,21 @@ func unknownCommand(group *cobra.Command, word string) error {
 		text += "; " + other
 	} else if similar := group.SuggestionsFor(word); len(similar) > 0 {
 		text += "; did you mean " + strings.Join(similar, " or ") + "?"
+	} else if elsewhere := named(group.Root(), word); len(elsewhere) > 0 {
+		text += "; did you mean " + strings.Join(elsewhere, " or ") + "?"
 	}
 	return &UsageError{errors.New(text)}
+}
+
+// named returns the paths of the commands below cmd that have a name.
+func named(cmd *cobra.Command, name string) (paths []string) {
+	for _, sub := range cmd.Commands() {
+		if sub.Name() == name {
+			paths = append(paths, sub.CommandPath())
+		}
+		paths = append(paths, named(sub, name)...)
+	}
+	return paths
 }
 
 // Misspelt finds a word that should be a command and is not. Without it, cobra would refuse the flags after the word
@@ -141,7 +168,7 @@ func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	if err != nil || !cmd.HasSubCommands() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") {
 		return cmd, nil //nolint:nilerr // cobra reports it
 	}
-	if cmd == root && (rest[0] == "help" || rest[0] == "completion" || strings.HasPrefix(rest[0], "__")) {
+	if cmd == root && (rest[0] == "help" || strings.HasPrefix(rest[0], "__")) {
 		return cmd, nil // cobra adds these when it runs
 	}
 	return cmd, unknownCommand(cmd, rest[0])
@@ -150,8 +177,9 @@ func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 // newHelpCommand returns the command help of cobra, which also refuses a word that is not a command.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "help [command]",
-		Short: "Help about any command",
+		Use:               "help [command]",
+		Short:             "Help about any command",
+		ValidArgsFunction: completeCommand,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, rest, err := cmd.Root().Find(args)
 			if err != nil || found == nil {
@@ -164,6 +192,19 @@ func newHelpCommand() *cobra.Command {
 			return found.Help()
 		},
 	}
+}
+
+// completeCommand completes the next word of the path of a command.
+func completeCommand(cmd *cobra.Command, words []string, begun string) (names []string, _ cobra.ShellCompDirective) {
+	group, rest, err := cmd.Root().Find(words)
+	if err == nil && len(rest) == 0 {
+		for _, sub := range group.Commands() {
+			if sub.IsAvailableCommand() && strings.HasPrefix(sub.Name(), begun) {
+				names = append(names, cobra.CompletionWithDesc(sub.Name(), sub.Short))
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // usageWord matches a part of a command's Use: a group in brackets, a flag with its value, or an argument.

@@ -54,7 +54,7 @@ var (
 
 // fileNames begin like properties of claviger, and are names of files and units.
 var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|` +
-	`restored|log|json|seen|uses|pin|example)\b`)
+	`restored|log|json|seen|uses|pin|example|fish)\b`)
 
 // TestDocsNameWhatExists: each property and metric of claviger that a page names exists.
 func TestDocsNameWhatExists(t *testing.T) {
@@ -204,7 +204,12 @@ func TestMessagesNameCommands(t *testing.T) {
 		}
 	}
 	eachCommand(func(path string, cmd *cobra.Command) {
-		check(path+" --help", strings.Join(strings.Fields(cmd.Long), " "))
+		for _, p := range strings.Split(cmd.Long, "\n\n") {
+			if !strings.HasPrefix(p, " ") { // a table's columns are no sentence
+				p = strings.Join(strings.Fields(p), " ")
+			}
+			check(path+" --help", p)
+		}
 	})
 	goFiles(t, func(path, text string) {
 		if strings.HasSuffix(path, "/usage.go") { // it names words that are not commands of claviger

@@ -35,6 +35,7 @@ func exampleLines(examples string) (lines []string) {
 // returns the path of the command.
 func parseExample(line string) (string, error) {
 	var words []string
+	line = strings.NewReplacer("<(", " ", ")", " ").Replace(line) // a command whose output the shell reads
 	for _, w := range word.FindAllString(sudo.ReplaceAllString(line, ""), -1) {
 		if w[0] != '<' && w[0] != '>' { // redirections are the shell's
 			words = append(words, strings.Trim(w, "'"))
@@ -43,6 +44,9 @@ func parseExample(line string) (string, error) {
 	i := slices.Index(words, "claviger")
 	if i < 0 {
 		return "", fmt.Errorf("no command of claviger")
+	}
+	if end := slices.Index(words[i:], "|"); end >= 0 {
+		words = words[:i+end]
 	}
 	root := newRootCommand()
 	if cmd, err := terminal.Misspelt(root, words[i+1:]); err != nil {

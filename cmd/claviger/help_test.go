@@ -99,6 +99,8 @@ var printNoData = map[string]string{
 	"claviger demo":             "a demonstration for people, step by step",
 	"claviger orgtool set-auth": "it prints nothing",
 	"claviger help":             "it prints help texts",
+	"claviger completion":       "it prints a script for a shell",
+	"claviger man":              "it prints a page for man",
 }
 
 // TestOutputFlag: every command that prints data prints JSON with -o json.

@@ -130,12 +130,13 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(),
 		newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(),
-		newEDEKCommand(), newDoctorCommand(), newBenchCommand(), newDemoCommand(), newVersionCommand())
+		newEDEKCommand(), newDoctorCommand(), newBenchCommand(), newDemoCommand(), newVersionCommand(),
+		terminal.Completion(), terminal.Manual(buildinfo.Read().Date))
 	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
+	terminal.CompleteFolders(root, "conf", "confdir", "hdfs-conf", "keytrustee", "dir")
 	terminal.CheckUsage(root)
 	texts, err := fs.Sub(helpTexts, "help")
 	if err = errors.Join(err, terminal.Describe(root, texts)); err != nil {

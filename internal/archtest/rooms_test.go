@@ -129,7 +129,7 @@ var rules = []rule{
 	{"filestamp", nil, "it reads the state of any file"},
 	{"durable", nil, "durable knows files, and not their content"},
 	{"durable/durabletest", []string{"durable"}, "the suite knows only the package that it tests"},
-	{"terminal", []string{""}, "it shows the output of commands, and does not know what they do"},
+	{"terminal", []string{"", "typo"}, "it shows the output of commands, and does not know what they do"},
 	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"metastore", []string{"", "secret", "owner"}, "a contract imports only the root, secret and owner"},
 	{"authz", []string{"", "secret", "filestamp", "typo"},
