@@ -60,6 +60,12 @@ func TestLimitsPage(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) `).FindAllStringSubmatch(text, -1) {
 		shown[m[1]] = true
 	}
+	reference := pagetest.All(t)["monitoring/reference.md"]
+	for name := range shown {
+		if strings.HasPrefix(name, "claviger_") && !strings.Contains(reference, "`"+name+"`") {
+			t.Errorf("docs/monitoring/reference.md lacks %s: run TestMetricsPage of package console with -update", name)
+		}
+	}
 	for _, f := range figures {
 		name, suffix, cut := strings.Cut(f, " ")
 		if strings.HasPrefix(name, "claviger_trustee_") || slices.Contains(comeLater, name) {
