@@ -52,6 +52,7 @@ func (o *Options) Define(cmd *cobra.Command, roles []Role) {
 	o.Out.Flag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.Conf, "conf", "", "configuration folder")
+	terminal.Synonym(cmd, "confdir", "conf") // the name of the flag for a trustee's folder
 	f.StringVar(&o.Role, "role", roles[0].Name,
 		"what the folder of --conf is for: "+strings.Join(roleNames(roles), ", "))
 	f.StringVar(&o.User, "user", "", "user that the service runs as, for rights to files (default: the user of this "+

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"claviger/durable"
 	"claviger/pkcs11"
@@ -188,6 +189,10 @@ func (s *Settings) format(path string) ([]byte, error) {
 func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := readFile(path, maxSettings)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return s, nil, fmt.Errorf("configuration folder %s is not a folder; name the folder of %s with --conf", dir,
+			SettingsFile)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil, fmt.Errorf("%s does not exist; make it with: claviger keyhsm setup "+
 			"luna|ncipher|softhsm|cloudhsm|generic --conf %s --token LABEL --pin-file FILE", path, shellword.Quote(dir))

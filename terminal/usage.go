@@ -113,6 +113,16 @@ func AllowEmpty(cmd *cobra.Command, flag string) {
 	}
 }
 
+// Synonym accepts another name for a flag, which no help lists.
+func Synonym(cmd *cobra.Command, other, flag string) {
+	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == other {
+			name = flag
+		}
+		return pflag.NormalizedName(name)
+	})
+}
+
 // emptyFlags returns an error for each flag whose value is empty, as by an unset variable of a script. Without the
 // value, the command would do something else than the script says.
 func emptyFlags(cmd *cobra.Command) error {

@@ -91,6 +91,32 @@ func TestMigrateHelpStatuses(t *testing.T) {
 	}
 }
 
+// TestConf: --conf has one meaning in all commands, the configuration folder of a service, and completes to folders.
+// The commands of a trustee take it too, beside the name that Cloudera's tools have for the flag.
+func TestConf(t *testing.T) {
+	n := 0
+	eachCommand(func(path string, cmd *cobra.Command) {
+		flag := cmd.Flags().Lookup("conf")
+		trustee := strings.HasPrefix(path, "claviger trustee ") || strings.HasPrefix(path, "claviger orgtool ")
+		switch {
+		case flag == nil && trustee:
+			t.Errorf("%s has no --conf", path)
+		case flag == nil:
+			return
+		case flag.Name == "confdir" && trustee:
+		case flag.Name != "conf" || !strings.HasPrefix(flag.Usage, "configuration folder"):
+			t.Errorf("%s --%s: %q", path, flag.Name, flag.Usage)
+		}
+		if flag != nil && flag.Annotations[cobra.BashCompSubdirsInDir] == nil {
+			t.Errorf("%s --conf does not complete to folders", path)
+		}
+		n++
+	})
+	if n < 50 {
+		t.Errorf("only %d commands", n)
+	}
+}
+
 // printNoData lists the commands without the flag -o, each with the reason.
 var printNoData = map[string]string{
 	"claviger kms":              "a server; its log has a format of its own",

@@ -26,7 +26,7 @@ func newKeyHSMCommand() *cobra.Command {
 
 // keyHSMConf adds the flag --conf, which each subcommand of keyhsm has.
 func keyHSMConf(cmd *cobra.Command, conf *string) {
-	cmd.Flags().StringVar(conf, "conf", "", "folder of "+keyhsm.SettingsFile)
+	cmd.Flags().StringVar(conf, "conf", "", "configuration folder, with "+keyhsm.SettingsFile)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 }
 

@@ -32,8 +32,10 @@ func newTrusteeCommand() *cobra.Command {
 	return cmd
 }
 
+// trusteeDirFlag defines the flag for the trustee's folder, with Cloudera's name and with that of all other commands.
 func trusteeDirFlag(cmd *cobra.Command, dir *string) {
-	cmd.Flags().StringVar(dir, "confdir", trusteeFolder, "the trustee's folder")
+	cmd.Flags().StringVar(dir, "confdir", trusteeFolder, "the trustee's folder; --conf means the same")
+	terminal.Synonym(cmd, "conf", "confdir")
 }
 
 func newTrusteeInit() *cobra.Command {

@@ -81,6 +81,9 @@ func (o *Options) check(args []string) error {
 			maxPaths)
 	case o.Workers < 1 || o.Workers > 1024:
 		text = fmt.Sprintf("--workers: %d is not between 1 and 1024", o.Workers)
+	case o.Conf != "": // a wrong folder must not show after the count
+		_, err := hadoopconf.LoadKMS(o.Conf, os.LookupEnv)
+		return err
 	default:
 		return nil
 	}
