@@ -13,7 +13,7 @@ import (
 var noExample = map[string]string{
 	"bench":                    "it loads a running KMS; docs/performance.md shows it",
 	"buildinfo":                "its output differs with each build",
-	"console/pages":            "it needs a KMS; docs/console.md shows it",
+	"console/pages":            "it needs a KMS",
 	"docs":                     "pages of text",
 	"demo":                     "it plays with real servers, for a minute",
 	"deploy":                   "it has tests alone",

@@ -1,6 +1,7 @@
 package archtest
 
 import (
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -86,6 +87,38 @@ func TestPagesReached(t *testing.T) {
 		if !reached[name] && name != "../README.md" {
 			t.Errorf("no link leads from docs/README.md to docs/%s", name)
 		}
+	}
+}
+
+// namedPage finds the path of a page in a text that is no page.
+var namedPage = regexp.MustCompile(`\bdocs/[A-Za-z0-9/-]+\.md\b`)
+
+// TestNamedPages: each page that code, a message, an alert or a unit names exists.
+func TestNamedPages(t *testing.T) {
+	root, found := moduleRoot(t), 0
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := d.Name()
+		if d.IsDir() && (name == "bin" || name == "try" || strings.HasPrefix(name, ".") && file != root) {
+			return fs.SkipDir
+		}
+		info, err := d.Info()
+		if err != nil || !info.Mode().IsRegular() || info.Size() > 1<<20 || filepath.Ext(file) == ".md" {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		for _, page := range namedPage.FindAllString(string(text), -1) {
+			found++
+			if _, err := os.Stat(filepath.Join(root, page)); err != nil {
+				t.Errorf("%s names %s, which does not exist", file, page)
+			}
+		}
+		return err
+	})
+	if err != nil || found < 50 {
+		t.Errorf("%d names of pages, %v", found, err)
 	}
 }
 

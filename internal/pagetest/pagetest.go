@@ -29,8 +29,8 @@ func All(t testing.TB) map[string]string {
 	return pages
 }
 
-// Topic returns the text of a topic: the page docs/NAME.md, and then the pages of the folder docs/NAME in the order of
-// their names.
+// Topic returns the text of a topic: the page of that name in docs, and then the pages of the folder of that name, in
+// the order of their names.
 func Topic(t testing.TB, name string) string {
 	t.Helper()
 	docs := filepath.Join(root(t), "docs")
