@@ -24,6 +24,8 @@ const (
 	// percent is the size, in percent of the live objects, by which the heap grows between two collections while the
 	// memory is below its limit.
 	percent = 400
+	// largeRoom is the number of bytes by which the heap grows between two collections when many objects live.
+	largeRoom = 64 << 20
 
 	// idlePeriod is the time between two checks whether the process is idle.
 	idlePeriod = 15 * time.Second
@@ -91,18 +93,22 @@ func (m *manager) adjust() bool {
 	}
 	m.usage.read()
 	// A new limit stops all goroutines for some microseconds, so adjust ignores a small change.
-	if l := limit(m.usage.live(), m.usage.other()); l > m.limit*11/10 || l < m.limit*9/10 {
+	if l := limit(m.usage.live(), m.usage.stacks(), m.usage.other()); l > m.limit*11/10 || l < m.limit*9/10 {
 		m.limit = l
 		debug.SetMemoryLimit(l)
 	}
 	return true
 }
 
-// limit returns the limit if the heap has live bytes of live objects, and Go needs other bytes beside the heap. It lets
-// the heap grow to at least twice the live objects, as Go does by default: with less room, the collector would run all
-// the time.
-func limit(live, other uint64) int64 {
-	return int64(min(max(leastLimit, 2*live+other), math.MaxInt64/2)) //nolint:gosec // the minimum fits
+// limit returns the limit if the heap has live bytes of live objects, and Go needs other bytes beside the heap, of which
+// stacks are bytes of the goroutines' stacks. A collection scans live objects and stacks. Between two collections the
+// heap may grow by twice what the next one scans; if that is more than largeRoom, by largeRoom, but at least by as much
+// as the next collection scans, as Go does by default. With less room, a server with many connections would scan their
+// stacks all the time.
+func limit(live, stacks, other uint64) int64 {
+	scanned := live + stacks
+	room := max(min(2*scanned, largeRoom), scanned)
+	return int64(min(max(leastLimit, live+other+room), math.MaxInt64/2)) //nolint:gosec // the minimum fits
 }
 
 func (m *manager) stop() {
@@ -128,7 +134,8 @@ type usage []metrics.Sample
 func newUsage() usage {
 	return usage{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"},
 		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
-		{Name: "/memory/classes/heap/released:bytes"}, {Name: "/memory/classes/total:bytes"}}
+		{Name: "/memory/classes/heap/released:bytes"}, {Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"}}
 }
 
 func (u usage) read()        { metrics.Read(u) }
@@ -143,3 +150,6 @@ func (u usage) heap() uint64 { return u[2].Value.Uint64() + u[3].Value.Uint64() 
 // other returns the size of the other memory that counts for the limit: stacks, unused parts of spans, records of
 // the runtime.
 func (u usage) other() uint64 { return u[5].Value.Uint64() - u[4].Value.Uint64() - u.heap() }
+
+// stacks returns the size of the goroutines' stacks.
+func (u usage) stacks() uint64 { return u[6].Value.Uint64() }

@@ -14,14 +14,15 @@ import (
 func TestLimit(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
-		live, other uint64
-		want        int64
+		live, stacks, other uint64
+		want                int64
 	}{
-		{0, 0, leastLimit}, {10 * mib, 10 * mib, leastLimit}, {20 * mib, 8 * mib, leastLimit},
-		{20 * mib, 20 * mib, 60 * mib}, {1024 * mib, 30 * mib, 2078 * mib}, {math.MaxInt64, 0, math.MaxInt64 / 2},
+		{0, 0, 0, leastLimit}, {6 * mib, 4 * mib, 12 * mib, leastLimit}, {12 * mib, 12 * mib, 25 * mib, 85 * mib},
+		{20 * mib, 20 * mib, 40 * mib, 124 * mib}, {100 * mib, 100 * mib, 150 * mib, 450 * mib},
+		{1024 * mib, 0, 30 * mib, 2078 * mib}, {math.MaxInt64, 0, 0, math.MaxInt64 / 2},
 	} {
-		if got := limit(c.live, c.other); got != c.want {
-			t.Errorf("%d live, %d other: %d, want %d", c.live, c.other, got, c.want)
+		if got := limit(c.live, c.stacks, c.other); got != c.want {
+			t.Errorf("%d live, %d stacks, %d other: %d, want %d", c.live, c.stacks, c.other, got, c.want)
 		}
 	}
 }
