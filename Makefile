@@ -100,9 +100,10 @@ mutate: ## break the code on purpose: the named changes, and SAMPLE changes by r
 	scripts/mutate --named
 	scripts/mutate --sample $(SAMPLE)
 
-bench: ## compare with a warmed Java KMS and write the tables of docs/performance.md; then benchmarks of the packages
+bench: ## compare with a warmed Java KMS and write the tables and plots of docs/performance.md; then benchmarks of the packages
 	@scripts/setup all
-	CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test ./test/bench -run Compare -timeout 60m -v -args -compare -write
+	CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test ./test/bench -run "Compare|RequestTime|Overload" -timeout 60m -v -args -compare -request-time \
+	  -overload -write
 	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m $$(scripts/packages-with '^func Benchmark')
 
 $(GOLANGCI_LINT):

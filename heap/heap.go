@@ -100,11 +100,10 @@ func (m *manager) adjust() bool {
 	return true
 }
 
-// limit returns the limit if the heap has live bytes of live objects, and Go needs other bytes beside the heap, of which
-// stacks are bytes of the goroutines' stacks. A collection scans live objects and stacks. Between two collections the
-// heap may grow by twice what the next one scans; if that is more than largeRoom, by largeRoom, but at least by as much
-// as the next collection scans, as Go does by default. With less room, a server with many connections would scan their
-// stacks all the time.
+// limit returns the limit if the heap has live bytes of live objects, and Go needs other bytes beside the heap, of
+// which stacks are bytes of the goroutines' stacks. A collection scans live objects and stacks. Between two collections
+// the heap may grow by twice what the next one scans, up to largeRoom, but always by as much as the next one scans, as
+// Go does by default. With less room, a server with many connections would scan their stacks all the time.
 func limit(live, stacks, other uint64) int64 {
 	scanned := live + stacks
 	room := max(min(2*scanned, largeRoom), scanned)

@@ -50,7 +50,7 @@ func anchors(page string) map[string]bool {
 const maxPage = 200
 
 // writtenByTests are pages without a limit.
-var writtenByTests = []string{"settings.md", "cli.md", "doctor.md", "performance.md"}
+var writtenByTests = []string{"settings.md", "cli.md", "doctor.md"}
 
 // TestPageForm: each page begins with a title and one line that says what the page is for, and is not too long. The
 // title of a decision is its purpose.

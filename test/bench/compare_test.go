@@ -122,6 +122,7 @@ func TestCompare(t *testing.T) {
 		t.Skip("it takes a quarter of an hour; `make bench` runs it")
 	}
 	var table, latency bytes.Buffer
+	var bars []bar
 	fmt.Fprintln(&table, "| load | claviger per CPU-second | Java KMS per CPU-second | ratio | memory |")
 	fmt.Fprintln(&table, "|---|---|---|---|---|")
 	fmt.Fprintln(&latency, "| load | requests due per second | p99 of claviger | p99 of the Java KMS |")
@@ -141,6 +142,10 @@ func TestCompare(t *testing.T) {
 			fmt.Fprintf(&table, "| %s | %s | %s | %.1f (%.1f-%.1f) | %.0f MiB, %.0f MiB |\n", row.name,
 				thousands(ours.PerCPUSecond), thousands(java.PerCPUSecond), x.Median, x.Low, x.High, ours.Memory,
 				java.Memory)
+			for _, m := range []*bench.Measurement{ours, java} {
+				name := map[*bench.Measurement]string{ours: row.name, java: "Java KMS"}[m]
+				bars = append(bars, bar{name, []float64{m.PerCPUSecond / ours.PerCPUSecond}, thousands(m.PerCPUSecond)})
+			}
 			due := equalLoad * java.PerSecond
 			q := load(t, urls, conf, append(slices.Clone(row.args), "--warm-up", "0s", "--rate",
 				fmt.Sprintf("%.0f", due))...)
@@ -152,6 +157,7 @@ func TestCompare(t *testing.T) {
 	if *writePage {
 		replaceBetween(t, filepath.Join(hadoop.Root(), "docs", "performance.md"), "compare", table.String())
 		replaceBetween(t, filepath.Join(hadoop.Root(), "docs", "performance.md"), "latency", latency.String())
+		writePlot(t, "performance.svg", plot("Requests per CPU-second: claviger, and below it the Java KMS", nil, bars))
 		return
 	}
 	t.Logf("\n%s\n%s", &table, &latency)

@@ -3,14 +3,18 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,6 +25,7 @@ import (
 
 	"claviger/bench"
 	"claviger/internal/softhsm"
+	"claviger/pkcs11/worker"
 	"claviger/test/hadoop"
 )
 
@@ -30,24 +35,30 @@ const clients = 16
 // batch is the size of a re-encryption request of a NameNode.
 const batch = 1000
 
-// The environment variable that makes this binary a server with an empty handler, as a child process.
-const roleEnv, roleEmpty = "CLAVIGER_BENCH_ROLE", "empty"
+// The environment variable that makes this binary a server, as a child process. A server with an empty handler speaks
+// TLS if secureEnv is set.
+const roleEnv, roleEmpty, secureEnv = "CLAVIGER_BENCH_ROLE", "empty", "CLAVIGER_BENCH_TLS"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleEnv) == roleEmpty {
-		serveEmpty()
-		return
+	worker.Main(os.Args) // does not return in a process that a server has started for an HSM's library
+	var err error
+	switch os.Getenv(roleEnv) {
+	case roleEmpty:
+		err = serveEmpty()
+	case roleProfiled:
+		err = serveProfiled()
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	panic(err)
 }
 
 // serveEmpty reads the body of a request, and answers with as many bytes as a decrypt.
-func serveEmpty() {
+func serveEmpty() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a child's whole life
 	if err != nil {
-		panic(err)
+		return err
 	}
-	fmt.Println("http://" + l.Addr().String() + "/kms")
 	body := []byte(`{"material":"iUSaK8pgqrlk4oenxBS8jQ","name":"k1","versionName":"EK"}`)
 	h := func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // an incomplete body is the fault of its sender
@@ -55,7 +66,28 @@ func serveEmpty() {
 		_, _ = w.Write(body)
 	}
 	s := &http.Server{Handler: http.HandlerFunc(h), ReadHeaderTimeout: time.Minute}
-	panic(s.Serve(l))
+	if os.Getenv(secureEnv) == "" {
+		fmt.Println("http://" + l.Addr().String() + "/kms")
+		return s.Serve(l)
+	}
+	cert, err := selfSigned()
+	if err != nil {
+		return err
+	}
+	s.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+	fmt.Println("https://" + l.Addr().String() + "/kms")
+	return s.ServeTLS(l, "", "")
+}
+
+// selfSigned makes a certificate with an RSA-2048 key, as most sites have.
+func selfSigned() (tls.Certificate, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
 // target is a server under load.
@@ -64,13 +96,15 @@ type target struct {
 	pids    bench.Processes // one, or two with a worker
 	client  *http.Client
 	cookie  string
+	token   string // a delegation token, which replaces the cookie if it is not ""
 	started time.Duration
 }
 
-func newTarget(b *testing.B, base string, pid int, started time.Duration) *target {
+func newTarget(b testing.TB, base string, pid int, started time.Duration) *target {
 	b.Helper()
 	t := &target{url: base, pids: bench.ProcessesOf(pid), started: started,
-		client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: manyClients}}}
+		client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: manyClients,
+			TLSClientConfig: anyCertificate()}}}
 	b.Cleanup(t.client.CloseIdleConnections)
 	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
 	if err != nil {
@@ -90,7 +124,11 @@ func (t *target) do(method, path string, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Cookie", t.cookie)
+	if t.token != "" {
+		req.URL.RawQuery += "&delegation=" + t.token
+	} else {
+		req.Header.Set("Cookie", t.cookie)
+	}
 	res, err := t.client.Do(req)
 	if err != nil {
 		return nil, err
@@ -104,7 +142,7 @@ func (t *target) do(method, path string, body []byte) ([]byte, error) {
 }
 
 // cpu returns the processor time of the server's processes until now. The system counts hundredths of a second.
-func (t *target) cpu(b *testing.B) time.Duration {
+func (t *target) cpu(b testing.TB) time.Duration {
 	b.Helper()
 	sum, ok := t.pids.CPU()
 	if !ok {
@@ -153,7 +191,7 @@ func (t *target) load(b *testing.B, unit, path string, body []byte) {
 }
 
 // send sends one request n times over that many connections.
-func (t *target) send(b *testing.B, method, path string, body []byte, n, connections int) {
+func (t *target) send(b testing.TB, method, path string, body []byte, n, connections int) {
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(n))
@@ -179,7 +217,7 @@ func (t *target) send(b *testing.B, method, path string, body []byte, n, connect
 
 // requests makes a key with two versions at t, and returns a decrypt of an EDEK of the first version, and a batch
 // of such EDEKs.
-func (t *target) requests(b *testing.B) (decryptPath string, decryptBody []byte, batchPath string, batchBody []byte) {
+func (t *target) requests(b testing.TB) (decryptPath string, decryptBody []byte, batchPath string, batchBody []byte) {
 	b.Helper()
 	must := func(method, path string, body string) []byte {
 		answer, err := t.do(method, path, []byte(body))
@@ -210,14 +248,13 @@ func (t *target) requests(b *testing.B) (decryptPath string, decryptBody []byte,
 }
 
 // startEmpty starts the server that does nothing.
-func startEmpty(b *testing.B) *target {
+func startEmpty(b testing.TB, secure bool) *target {
 	b.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
+	var env []string
+	if secure {
+		env = append(env, secureEnv+"=yes")
 	}
-	cmd := exec.CommandContext(context.Background(), exe)
-	cmd.Env = append(os.Environ(), roleEnv+"="+roleEmpty)
+	cmd := child(b, roleEmpty, env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -282,7 +319,7 @@ const (
 
 func BenchmarkHTTP(b *testing.B) {
 	b.Run("empty-handler", func(b *testing.B) {
-		t := startEmpty(b)
+		t := startEmpty(b, false)
 		const path, body = "/v1/keyversion/k%400/_eek?eek_op=decrypt",
 			`{"name":"k","iv":"1xOX0dBLnp12it64cV19DA","material":"zVF9vVNCb9oR41-l514RPQ"}`
 		t.send(b, http.MethodPost, path, []byte(body), warmRequests, clients)
