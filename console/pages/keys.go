@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/authz"
 	"claviger/kmswire"
 )
 
@@ -135,6 +136,11 @@ func (s *session) keyRows(names []string) []keyRow {
 
 // listDeleted fills in the deleted keys. The list is left out, with the reason, if the user may not bring keys back.
 func (s *session) listDeleted(b *keysBody) {
+	// The request would leave a record of a refusal, and this user did not ask for deleted keys.
+	if !s.Policy().May(authz.Undelete, s.user, s.Groups) && !s.Policy().May(authz.Purge, s.user, s.Groups) {
+		b.DeletedProblem = "you have neither the right UNDELETE nor PURGE (keytrustee.kms.acl.*)."
+		return
+	}
 	list, err := s.deleted()
 	if err != nil {
 		b.DeletedProblem = s.problemText(err)

@@ -3,6 +3,7 @@
 "use strict";
 const every = Number(document.body.dataset.seconds) * 1000;
 const parts = () => document.querySelectorAll("[data-live]");
+const focusable = "a[href], button, input, select, summary, [tabindex]";
 let pause = every;
 let read = new Date();
 
@@ -14,9 +15,9 @@ function replace(fresh) {
       const same = now.querySelector("#" + CSS.escape(open.id));
       if (same) same.open = true;
     }
-    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+    const focused = [...old.querySelectorAll(focusable)].indexOf(document.activeElement);
     old.replaceWith(document.adoptNode(now));
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    if (focused >= 0) now.querySelectorAll(focusable)[focused]?.focus({ preventScroll: true });
   }
 }
 
