@@ -16,7 +16,7 @@ LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres 
 # Four packages at once: much of a test's time is waiting for a JVM or a server to start. A package is vetted beside
 # the tests of others (-vet=all), so that no core waits for the others at the beginning.
 # With these, a test whose real part is missing fails; without, it is left out.
-REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1 CLAVIGER_REQUIRE_PROMTOOL=1 CLAVIGER_REQUIRE_LIBCRYPTO=1
+REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1 CLAVIGER_REQUIRE_PROMTOOL=1 CLAVIGER_REQUIRE_CHROMIUM=1 CLAVIGER_REQUIRE_LIBCRYPTO=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
 export GORACE ?= atexit_sleep_ms=0
 # Programs of the tests are short and small, so the garbage collector may come later: metastore/sqlite takes 31 s of
@@ -43,7 +43,7 @@ SAMPLE ?= 20
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, a KDC, GnuPG, JDK, Maven, Hadoop's jars)
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, a KDC, Chromium, GnuPG, JDK, Maven, Hadoop's jars)
 	@scripts/setup all
 
 build: ## build bin/claviger

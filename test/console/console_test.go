@@ -1,0 +1,143 @@
+package console
+
+import (
+	"encoding/json"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+)
+
+// TestPages opens each page in light and in dark, signed in by Kerberos: the browser reports no error, axe finds
+// nothing, hostile names stay text, and a page with all that it loads has at most 100 KB.
+func TestPages(t *testing.T) {
+	s := newSite(t)
+	env := s.kerberize()
+	for _, dark := range []bool{false, true} {
+		name := "light"
+		if dark {
+			name = "dark"
+		}
+		t.Run(name, func(t *testing.T) {
+			b := startBrowser(t, dark, env...)
+			b.signIn(s)
+			if got := eval[bool](b, `matchMedia("(prefers-color-scheme: dark)").matches`); got != dark {
+				t.Errorf("the browser prefers dark: %t", got)
+			}
+			for page, path := range pages() {
+				if status := b.open(s.console + path); status != 200 {
+					t.Errorf("%s: %d", page, status)
+				}
+				b.accessible()
+				if title := eval[string](b, "document.title"); title == "owned" {
+					t.Errorf("%s: a key's name ran as a script", page)
+				}
+				n := eval[int](b, `performance.getEntries().reduce((n, e) => n + (e.decodedBodySize || 0), 0)`)
+				if n > 100<<10 || n == 0 {
+					t.Errorf("%s: %d bytes", page, n)
+				}
+				b.quiet()
+			}
+		})
+	}
+}
+
+// signIn opens the first page. Chromium loads its Kerberos library after the first challenge, so the first answer is
+// 401, and the second one lets the user in.
+func (b *browser) signIn(s *site) {
+	b.t.Helper()
+	status := b.open(s.console + "/")
+	for range 3 {
+		if status == 200 {
+			break
+		}
+		status = b.open(s.console + "/")
+	}
+	user := eval[string](b, `document.querySelector(".user b")?.textContent ?? ""`)
+	if status != 200 || user != "alice" {
+		b.t.Fatalf("not signed in: %d, %q", status, user)
+	}
+	b.forget() // the refused navigations
+}
+
+// TestChanges rolls a key with a hostile name, and brings back a deleted key, by the forms of the pages and with the
+// keyboard.
+func TestChanges(t *testing.T) {
+	s := newSite(t)
+	b := startBrowser(t, false, s.kerberize()...)
+	b.signIn(s)
+	change := func(path, field, typed, result string) {
+		t.Helper()
+		b.open(s.console + path)
+		text, err := json.Marshal(typed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eval[bool](b, `(() => { const field = document.getElementById("`+field+`"); field.value = `+string(text)+`;
+			field.form.requestSubmit(); return true; })()`)
+		b.until(`document.body.innerText.includes("` + result + `")`)
+	}
+	change(pages()["hostile"], "roll-typed", "finance", "is not the name of this key")
+	b.forget() // the browser reports the status 422
+	change(pages()["hostile"], "roll-typed", hostile, "its current version is")
+	change(pages()["deleted"], "undelete-0", "hbase", "The key is back")
+	b.accessible()
+	b.quiet()
+}
+
+// TestLive: live.js shows what is new, keeps the focus and opened details, and marks a page as stale when the server
+// does not answer.
+func TestLive(t *testing.T) {
+	s := newSite(t)
+	b := startBrowser(t, false, s.kerberize()...)
+	b.signIn(s)
+	b.open(s.console + "/audit?sort=user")
+	eval[bool](b, `document.querySelectorAll("#events th a")[2].focus();
+		window.before = document.getElementById("when").textContent; true`)
+	b.until(`document.getElementById("when").textContent !== window.before`)
+	if got := eval[string](b, `document.activeElement.textContent`); got != "Operation" {
+		t.Errorf("after a refresh the focus is at %q", got)
+	}
+	b.quiet()
+	s.end()
+	b.until(`document.body.classList.contains("stale") &&
+		document.getElementById("stale").textContent.includes("stale since")`)
+	b.forget() // requests that fail
+	s.start()
+}
+
+var screenshots = flag.Duration("screenshots", 0, "serve requests for this time, then write docs/img/console-*.png")
+
+// TestScreenshots writes the pictures of docs/console.md.
+func TestScreenshots(t *testing.T) {
+	if *screenshots == 0 {
+		t.Skip("-screenshots 2m writes the pictures of docs/console.md")
+	}
+	s := newSite(t)
+	s.open(s.old)
+	for began := time.Now(); time.Since(began) < *screenshots; {
+		share := time.Since(began).Seconds() / screenshots.Seconds()
+		s.open(s.generate([]string{"finance", "warehouse"}[rand.IntN(2)]))
+		time.Sleep(time.Duration((1.2 - share) * float64(rand.IntN(100)) * float64(time.Millisecond)))
+	}
+	b := startBrowser(t, false)
+	b.open(s.console + "/?user.name=root")
+	for page, path := range pages() {
+		if page == "hostile" || page == "deleted" {
+			continue
+		}
+		b.open(s.console + path)
+		picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join("..", "..", "docs", "img", "console-"+page+".png")
+		if err := os.WriteFile(file, picture, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
