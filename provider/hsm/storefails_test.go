@@ -240,14 +240,15 @@ var storeOps = map[string]struct {
 	"finish a step": {hsm.Serve, func(ctx context.Context, p *hsm.Provider) error {
 		return p.Sweep(ctx, time.Hour)
 	}},
-	"survey":           {hsm.Serve, func(ctx context.Context, p *hsm.Provider) error { return p.SurveyNow(ctx) }},
-	"prune":            {hsm.Destroy, prune},
-	"adopt":            {hsm.Repair, adopt},
-	"set aside":        {hsm.Repair, setAside},
-	"rebind":           {hsm.Rebind, func(ctx context.Context, p *hsm.Provider) error { return p.Rebind(ctx) }},
-	"accept a copy":    {hsm.Repair, accept},
-	"a lost name":      {hsm.Serve, current("lost")},
-	"a name of no key": {hsm.Serve, current("never")},
+	"survey":              {hsm.Serve, func(ctx context.Context, p *hsm.Provider) error { return p.SurveyNow(ctx) }},
+	"prune":               {hsm.Destroy, prune},
+	"adopt":               {hsm.Repair, adopt},
+	"set aside":           {hsm.Repair, setAside},
+	"rebind":              {hsm.Rebind, func(ctx context.Context, p *hsm.Provider) error { return p.Rebind(ctx) }},
+	"accept a copy":       {hsm.Repair, accept},
+	"a lost name":         {hsm.Serve, current("lost")},
+	"a name of no key":    {hsm.Serve, current("never")},
+	"a version of no key": {hsm.Serve, version},
 	"describe": {hsm.Serve, reads(func(ctx context.Context, p *hsm.Provider) (any, error) {
 		return p.Describe(ctx, "k")
 	})},
@@ -299,6 +300,15 @@ func current(key string) func(context.Context, *hsm.Provider) error {
 		}
 		return err
 	}
+}
+
+// version reads a version that the store does not have, and never had.
+func version(ctx context.Context, p *hsm.Provider) error {
+	_, err := p.Version(ctx, "never@0")
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return nil
+	}
+	return err
 }
 
 func accept(ctx context.Context, p *hsm.Provider) error {

@@ -406,7 +406,7 @@ func (p *Provider) missingInStore(ctx context.Context, op, version string, err e
 		next, nerr := p.store.NextNumber(ctx, key)
 		switch {
 		case nerr != nil:
-			return err // the store answered a moment ago, so err has the same cause as nerr
+			return nerr // without the number, err does not say whether the store has lost the version
 		case n < next && !p.survey.stale.Load():
 			p.missingVersions.put(version) // numbers only rise; clients often request versions of a source
 			return err
