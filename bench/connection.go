@@ -38,6 +38,7 @@ func (c *connection) do(ctx context.Context, request []byte) (status int, body [
 	reused := c.conn != nil
 	status, err = c.exchange(ctx, request)
 	if reused && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)) {
+		c.close()
 		status, err = c.exchange(ctx, request)
 	}
 	if err != nil || c.fresh {
@@ -46,6 +47,7 @@ func (c *connection) do(ctx context.Context, request []byte) (status int, body [
 	return status, c.body.Bytes(), err
 }
 
+// exchange sends the request and reads the answer. After an error the caller must close the connection.
 func (c *connection) exchange(ctx context.Context, request []byte) (status int, err error) {
 	if c.conn == nil {
 		if err := c.dial(ctx); err != nil {
@@ -56,22 +58,18 @@ func (c *connection) exchange(ctx context.Context, request []byte) (status int, 
 		return 0, err
 	}
 	if _, err := c.conn.Write(request); err != nil {
-		c.close()
 		return 0, err
 	}
 	if _, err := c.r.Peek(1); err != nil { // the server closed the idle connection
-		c.close()
 		return 0, err
 	}
 	answer, err := http.ReadResponse(c.r, nil)
 	if err != nil {
-		c.close()
 		return 0, fmt.Errorf("the answer is not HTTP, or it is cut off: %w", noEOF(err))
 	}
 	defer answer.Body.Close()
 	c.body.Reset()
 	if _, err := c.body.ReadFrom(io.LimitReader(answer.Body, maxAnswer)); err != nil {
-		c.close()
 		return 0, fmt.Errorf("the body of the answer is cut off: %w", noEOF(err))
 	}
 	if answer.Close {

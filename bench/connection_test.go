@@ -6,9 +6,16 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // scripted is a server that answers the n-th request, from 0, by the n-th text, and closes the connection after a text
@@ -71,14 +78,15 @@ func TestConnections(t *testing.T) {
 		connections int64
 		fails       string // the error of the last request
 	}{
-		"kept":                    {[]string{okAnswer, okAnswer, okAnswer}, 1, ""},
-		"closed while idle":       {[]string{okAnswer, okAnswer + "|", okAnswer}, 2, ""},
-		"announced to close":      {[]string{last, last, last}, 3, ""},
-		"the header is cut off":   {[]string{okAnswer, okAnswer, "HTTP/1.1 200 O|"}, 1, "it is cut off"},
-		"the body is cut off":     {[]string{okAnswer, okAnswer, halfAnswer}, 1, "is cut off"},
-		"no answer at the start":  {[]string{"|"}, 1, "EOF"},
-		"no HTTP":                 {[]string{okAnswer, okAnswer, "SSH-2.0\r\n\r\n|"}, 1, "not HTTP"},
-		"after a failure, a dial": {[]string{okAnswer, "SSH-2.0\r\n\r\n|", okAnswer}, 2, ""},
+		"kept":                     {[]string{okAnswer, okAnswer, okAnswer}, 1, ""},
+		"closed while idle":        {[]string{okAnswer, okAnswer + "|", okAnswer}, 2, ""},
+		"announced to close":       {[]string{last, last, last}, 3, ""},
+		"announced, and left open": {[]string{strings.TrimSuffix(last, "|"), okAnswer}, 2, ""},
+		"the header is cut off":    {[]string{okAnswer, okAnswer, "HTTP/1.1 200 O|"}, 1, "it is cut off"},
+		"the body is cut off":      {[]string{okAnswer, okAnswer, halfAnswer}, 1, "is cut off"},
+		"no answer at the start":   {[]string{"|"}, 1, "EOF"},
+		"no HTTP":                  {[]string{okAnswer, okAnswer, "SSH-2.0\r\n\r\n|"}, 1, "not HTTP"},
+		"after a failure, a dial":  {[]string{okAnswer, "SSH-2.0\r\n\r\n|", okAnswer}, 2, ""},
 	} {
 		s := serveScript(t, c.answers...)
 		conn := connection{t: s.target}
@@ -96,6 +104,64 @@ func TestConnections(t *testing.T) {
 		if n := s.requests.Load(); n != int64(len(c.answers)) || s.connections.Load() != c.connections {
 			t.Errorf("%s: %d requests on %d connections, want %d on %d", what, n, s.connections.Load(), len(c.answers),
 				c.connections)
+		}
+	}
+}
+
+// TestNoConnection: if the server cannot be reached, the request fails with the reason, and counts as failed.
+func TestNoConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	to := &target{address: l.Addr().String(), batch: request{bytes: []byte("GET / HTTP/1.1\r\n\r\n")}}
+	w := &worker{conn: connection{t: to}, failed: map[string]int{}, latency: hdrhistogram.New(1, slowest, digits)}
+	r := &run{shape: shape{load: loadBatch}, t: to}
+	w.send(r, time.Now(), 0)
+	if len(w.failed) != 1 || r.errs.Load() != 1 || w.done != 0 || !strings.Contains(firstFailure([]*worker{w}),
+		"connection refused") {
+		t.Errorf("failed %v, done %d", w.failed, w.done)
+	}
+}
+
+// TestChildren: the processes of a server are its own and all that it has started, each once.
+func TestChildren(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", "sleep 60 & echo $!; wait")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	sleeper, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	defer func() { _ = syscall.Kill(sleeper, syscall.SIGKILL) }()
+	if got := ProcessesOf(cmd.Process.Pid); !slices.Equal(got, Processes{cmd.Process.Pid, sleeper}) {
+		t.Errorf("%v, want %d and %d", got, cmd.Process.Pid, sleeper)
+	}
+	if got := withChildren(Processes{cmd.Process.Pid, sleeper}); len(got) != 2 {
+		t.Errorf("%v, want each once", got)
+	}
+}
+
+// TestServerProcesses: a server on another host has no processes here, although one listens here at the same port.
+func TestServerProcesses(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	for host, want := range map[string]int{"127.0.0.1": 1, "192.0.2.7": 0} {
+		if got := (&target{address: net.JoinHostPort(host, port)}).processes(); min(len(got), 1) != want {
+			t.Errorf("%s: %v", host, got)
 		}
 	}
 }

@@ -3,17 +3,25 @@ package bench
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
+	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"claviger"
 	"claviger/internal/certtest"
+	"claviger/kms"
+	"claviger/kms/kmstest"
 	"claviger/provider"
+	"claviger/provider/hsm"
 	"claviger/provider/kmsclient"
 	"claviger/terminal"
 )
@@ -93,6 +101,63 @@ func TestKeyStays(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestDeletedKey: where a KMS keeps deleted keys, the deleted key of the load is destroyed, or named in the report.
+func TestDeletedKey(t *testing.T) {
+	dir, props := kmstest.HSM(t)
+	props[hsm.PropertySoftDelete], props["claviger.purge.min.unused"] = "true", "0"
+	kmstest.WriteSite(t, dir, props)
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("keytrustee.kms.acl.UNDELETE", "*",
+		"keytrustee.kms.acl.PURGE", "*"))
+	base := kmstest.Serve(t, func(ctx context.Context, ready string) error {
+		return kms.Serve(ctx, kms.Options{Dir: dir, ReadyFile: ready, Log: slog.New(slog.DiscardHandler),
+			Level: new(slog.LevelVar)})
+	})
+	p := client(t, base)
+	r, _, err := command(t, base, "--rounds", "1", "--connections", "1", "-o", "json")
+	if err != nil || len(r.NotRemoved) != 0 {
+		t.Errorf("%v, %q", err, r.NotRemoved)
+	}
+	if list, err := p.DeletedKeys(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("deleted keys %+v, %v", list, err)
+	}
+	proxy := newProxy(t, base, nil, func(r *http.Response) error {
+		if strings.Contains(r.Request.URL.RawQuery, "trusteeOp=purge") {
+			r.StatusCode = http.StatusForbidden
+		}
+		return nil
+	})
+	proxy.Start()
+	r, _, err = command(t, proxy.URL+"/kms", "--rounds", "1", "--connections", "1", "-o", "json")
+	if err != nil || len(r.NotRemoved) != 1 || !strings.Contains(r.NotRemoved[0], "keeps the deleted key "+keyPrefix) {
+		t.Errorf("%v, %q", err, r.NotRemoved)
+	}
+}
+
+// TestUnwrittenReport: a report that cannot be written is an error.
+func TestUnwrittenReport(t *testing.T) {
+	base, page := serveKMS(t), filepath.Join(t.TempDir(), "page.html")
+	o := Options{Loads: []string{loadDecrypt}, Connections: 1, Duration: shortest, Rounds: 1, Auth: authCookie,
+		Connect: connectKeep, MaxFailures: -1, Client: kmsclient.Options{User: "bench"}}
+	o.Out = *terminal.To(fullDisk{})
+	if err := Run(t.Context(), &o, []string{base}, io.Discard); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("the text: %v", err)
+	}
+	o.Out, o.HTML = *terminal.To(beforeWrite(func() { _ = os.Mkdir(page, 0o700) })), page
+	if err := Run(t.Context(), &o, []string{base}, io.Discard); err == nil || !strings.Contains(err.Error(), page) {
+		t.Errorf("the page: %v", err)
+	}
+}
+
+// fullDisk fails each write.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// beforeWrite is called before each write.
+type beforeWrite func()
+
+func (f beforeWrite) Write(p []byte) (int, error) { f(); return len(p), nil }
 
 // TestLostAnswer: if the answer to the creation of the key is lost, the key is removed nevertheless.
 func TestLostAnswer(t *testing.T) {

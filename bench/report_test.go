@@ -3,7 +3,10 @@ package bench
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,11 +191,14 @@ func TestShortLists(t *testing.T) {
 	}
 	defer func() { _, _ = to.close(t.Context()) }()
 	few := to.sent[:checkedEDEKs]
+	unknown := slices.Clone(few)
+	unknown[0].Version = "none@0"
 	for want, err := range map[string]error{
 		"1000 EDEKs were re-encrypted to 0":               to.verifyAnswer(t.Context(), loadBatch, []byte("[]")),
 		"350 EDEKs were requested, and 0 generated":       to.verifyAnswer(t.Context(), loadGenerate, []byte("[]")),
 		"no list of EDEKs":                                to.verifyAnswer(t.Context(), loadBatch, []byte("{}")),
 		"20 EDEKs were re-encrypted to 19":                to.compare(t.Context(), few, few[1:]),
+		"none@0":                                          to.compare(t.Context(), few, unknown),
 		"WRONG DEK":                                       to.compare(t.Context(), few[1:], few[:len(few)-1]),
 		"is not the URL of a KMS":                         failed(parseTarget("kms://http@localhost:9600/other?x=1")),
 		"gave no delegation token: it answered 403 Forbi": refusedToken(t, base),
@@ -200,6 +206,34 @@ func TestShortLists(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
+	}
+}
+
+// TestRefusedTokens: an answer is a delegation token only with status 200 and the text of a token.
+func TestRefusedTokens(t *testing.T) {
+	const token = `{"Token":{"urlString":"text"}}`
+	answer := func(status, body string) string {
+		return fmt.Sprintf("HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s|", status, len(body), body)
+	}
+	for text, good := range map[string]bool{answer("200 OK", token): true, answer("500 Error", token): false,
+		answer("200 OK", "{}"): false, answer("200 OK", "text"): false} {
+		to := serveScript(t, text).target
+		to.base = &url.URL{Scheme: "http", Host: to.address, Path: "/kms"}
+		if err := to.useToken(t.Context(), "yarn"); (err == nil) != good ||
+			good && to.auth != "X-Hadoop-Delegation-Token: text" {
+			t.Errorf("%s: %v, %s", text, err, to.auth)
+		}
+	}
+	proxy := newProxy(t, serveKMS(t), nil, func(r *http.Response) error {
+		if strings.Contains(r.Request.URL.RawQuery, "GETDELEGATIONTOKEN") {
+			r.StatusCode = http.StatusForbidden
+		}
+		return nil
+	})
+	proxy.Start()
+	if _, _, err := command(t, proxy.URL+"/kms", "--auth", "token", "--rounds", "1"); err == nil ||
+		!strings.Contains(err.Error(), "gave no delegation token") {
+		t.Errorf("without a token: %v", err)
 	}
 }
 

@@ -93,10 +93,17 @@ func (t *target) open(ctx context.Context, o *Options) error {
 			return err
 		}
 	}
-	if host, port, err := net.SplitHostPort(t.address); err == nil && isLoopback(host) {
-		t.local = localProcesses(port)
-	}
+	t.local = t.processes()
 	return t.openKey(ctx, o.Key)
+}
+
+// processes returns the server's processes; none if it runs on another host.
+func (t *target) processes() Processes {
+	host, port, err := net.SplitHostPort(t.address)
+	if err != nil || !isLoopback(host) {
+		return nil
+	}
+	return localProcesses(port)
 }
 
 // useToken requests a delegation token, which takes the place of the cookie.
