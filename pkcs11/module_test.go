@@ -152,7 +152,7 @@ func TestLeave(t *testing.T) {
 // the reset.
 func TestWaitForReset(t *testing.T) {
 	r := &pendingReset{since: time.Now().Add(-resetTimeout), done: make(chan struct{})}
-	if err := r.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "does not come back") {
+	if err := r.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "still being initialised again") {
 		t.Errorf("an old reset: %v", err)
 	}
 	r.since = time.Now()
