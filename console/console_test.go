@@ -231,11 +231,11 @@ func TestMetrics(t *testing.T) {
 	})
 	text := metrics(t, m, nil)
 	for _, line := range []string{
-		`claviger_kms_slot_wait_seconds_bucket{class="decrypt",le="0.025"} 1`,
+		`claviger_kms_slot_wait_seconds_bucket{class="decrypt",le="0.03"} 1`,
 		`claviger_kms_slot_wait_seconds_count{class="generate"} 1`,
 		`claviger_kms_slot_refused_total{class="generate"} 1`,
 		`claviger_kms_refused_total{reason="impersonation"} 1`,
-		`claviger_hsm_call_seconds_bucket{result="ok",le="0.025"} 1`,
+		`claviger_hsm_call_seconds_bucket{result="ok",le="0.03"} 1`,
 		`claviger_hsm_call_seconds_count{result="error"} 1`,
 		`claviger_hsm_call_blocks_bucket{le="512"} 1`,
 		`claviger_hsm_call_blocks_bucket{le="1024"} 2`,

@@ -17,8 +17,9 @@ import (
 )
 
 // buckets are the buckets of histograms of time, in seconds. An HSM answers in tenths of
-// milliseconds to tens of milliseconds; a source over the network needs longer.
-var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+// milliseconds to tens of milliseconds; a source over the network needs longer. The limits of the
+// alerts, 0.03, 0.2 and 2, are bounds of buckets: within a bucket Prometheus guesses a percentile.
+var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .03, .05, .1, .2, .5, 1, 2, 5, 10}
 
 // queryTimeout bounds a query of a store for /metrics. It is well below checkTimeout, after
 // which the whole answer fails.
