@@ -265,8 +265,11 @@ func TestMetrics(t *testing.T) {
 // a key, host, user or file. The log gets each failure once.
 func TestDetails(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
-		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt",
-			Count: 42}}, nil
+		use := func(version string, count int64) metastore.Use {
+			return metastore.Use{Source: "kms://http@secrethost:9600/kms", Version: version, Op: "decrypt",
+				Count: count, Last: time.Unix(count, 0)}
+		}
+		return []metastore.Use{use("payroll@1", 42), use("payroll@0", 4)}, nil
 	})
 	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
 	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
@@ -303,7 +306,8 @@ func TestDetails(t *testing.T) {
 			"not shown to this address; send the request from an address that the property " +
 				"claviger.console.details names"},
 		"/metrics": {"claviger_kms_request_seconds_count",
-			`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
+			`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`,
+			`claviger_source_edeks_total{op="decrypt"} 46`, `claviger_source_last_use_seconds{op="decrypt"} 42`},
 	} {
 		text := request(path, "far")
 		for _, want := range want {

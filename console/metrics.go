@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,7 +58,9 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	m := newMetrics("kms", "status")
 	m.register(m.edeks, m.slotWaits, m.refused, m.early)
 	if use != nil {
-		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{query: use}})
+		uses := &recent[[]metastore.Use]{query: use}
+		m.registry.MustRegister(&sourceUse{uses, sourceCount, sourceLast})
+		m.nameless.MustRegister(&sourceUse{uses, anyCount, anyLast})
 	}
 	return m
 }
@@ -380,29 +383,61 @@ func (m *Metrics) Handler(log *slog.Logger, details func(*http.Request) bool) ht
 	})
 }
 
-// sourceUse counts the uses of a source by key version. A source can be retired when they end.
+// sourceUse counts the uses of a source by key version. A source can be retired when they end. Peers without details
+// see the sum and the last use of all versions, because the names of sources and versions are not for them.
 type sourceUse struct {
-	recent[[]metastore.Use]
+	*recent[[]metastore.Use]
+	count, last *prometheus.Desc
 }
 
-var (
-	sourceCount = prometheus.NewDesc("claviger_source_edeks_total",
-		"EDEKs of a source's key version that the source has opened, or that were requested without the source "+
-			"(op unserved).", []string{"source", "version", "op"}, nil)
-	sourceLast = prometheus.NewDesc("claviger_source_last_use_seconds",
-		"When such a request was last counted, in seconds since 1970.", []string{"source", "version", "op"}, nil)
+const (
+	countHelp = "EDEKs of a source's key version that the source has opened, or that were requested without the " +
+		"source (op unserved)."
+	lastHelp = "When such a request was last counted, in seconds since 1970."
 )
 
-func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- sourceCount; ch <- sourceLast }
+var (
+	sourceCount = prometheus.NewDesc("claviger_source_edeks_total", countHelp, []string{"source", "version", "op"}, nil)
+	sourceLast  = prometheus.NewDesc("claviger_source_last_use_seconds", lastHelp,
+		[]string{"source", "version", "op"}, nil)
+
+	anyCount = prometheus.NewDesc("claviger_source_edeks_total", countHelp, []string{"op"}, nil)
+	anyLast  = prometheus.NewDesc("claviger_source_last_use_seconds", lastHelp, []string{"op"}, nil)
+)
+
+func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- s.count; ch <- s.last }
 
 func (s *sourceUse) Collect(ch chan<- prometheus.Metric) {
 	uses, err := s.get()
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(sourceCount, err)
+		ch <- prometheus.NewInvalidMetric(s.count, err)
 		return
 	}
-	for _, u := range uses {
-		ch <- constant(sourceCount, prometheus.CounterValue, float64(u.Count), u.Source, u.Version, u.Op)
-		ch <- constant(sourceLast, prometheus.GaugeValue, float64(u.Last.UnixMilli())/1000, u.Source, u.Version, u.Op)
+	if s.count == anyCount {
+		uses = byOp(uses)
 	}
+	for _, u := range uses {
+		labels := []string{u.Source, u.Version, u.Op}
+		if s.count == anyCount {
+			labels = labels[2:]
+		}
+		ch <- constant(s.count, prometheus.CounterValue, float64(u.Count), labels...)
+		ch <- constant(s.last, prometheus.GaugeValue, float64(u.Last.UnixMilli())/1000, labels...)
+	}
+}
+
+// byOp returns the uses of all versions together: their sum and the last of them, by operation.
+func byOp(uses []metastore.Use) (list []metastore.Use) {
+	for _, u := range uses {
+		i := slices.IndexFunc(list, func(of metastore.Use) bool { return of.Op == u.Op })
+		if i < 0 {
+			list = append(list, metastore.Use{Op: u.Op})
+			i = len(list) - 1
+		}
+		list[i].Count += u.Count
+		if u.Last.After(list[i].Last) {
+			list[i].Last = u.Last
+		}
+	}
+	return list
 }
