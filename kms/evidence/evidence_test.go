@@ -190,7 +190,8 @@ func TestReports(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *lab)
-	}{{"refusals", testRefusals}, {"report", testReport}, {"command", testCommand}, {"no source", testWithoutSource}} {
+	}{{"refusals", testRefusals}, {"report", testReport}, {"flags", testFlags}, {"command", testCommand},
+		{"failures", testFailures}, {"no source", testWithoutSource}} {
 		t.Run(c.name, func(t *testing.T) {
 			l.o = sound
 			c.test(t, l)
