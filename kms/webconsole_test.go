@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"maps"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/internal/certtest"
 	"claviger/internal/logtest"
 	"claviger/internal/porttest"
 	"claviger/kms/kmstest"
@@ -188,6 +190,26 @@ func TestConsoleSignIn(t *testing.T) {
 	}
 	req.Host = "evil.example:9601" // DNS rebinding
 	s.send(browser(t), req).wants(t, http.StatusForbidden, "admits only this host", "!any keys in the HSM")
+}
+
+// TestConsoleTLS: the console has the certificate of the KMS, and a cookie for https alone.
+func TestConsoleTLS(t *testing.T) {
+	dir := t.TempDir()
+	authority := certtest.New(t, dir)
+	stores := filepath.Join(dir, "ssl-server.xml")
+	kmstest.WriteFile(t, stores, kmstest.SiteXML("ssl.server.keystore.type", "pem",
+		"ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
+	s := startConsole(t, map[string]string{"hadoop.kms.ssl.enabled": "true", "hadoop.ssl.server.conf": stores})
+	s.console = strings.Replace(s.console, "http:", "https:", 1)
+	client := browser(t)
+	client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Pool(),
+		MinVersion: tls.VersionTLS12}}
+	defer client.CloseIdleConnections()
+	p := s.get(client, "/?user.name=alice")
+	p.wants(t, http.StatusOK, "Certificates", "days left", "KMS</th><td>https://127.0.0.1:")
+	if cookie := p.header.Get("Set-Cookie"); !strings.Contains(cookie, "; Secure") {
+		t.Errorf("cookie %q", cookie)
+	}
 }
 
 // TestConsoleDetails: the text of a failed check, and names of files, are shown to the addresses of
