@@ -264,3 +264,10 @@ func (w *metered) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	}
 	return w.b.Decrypt(s, data)
 }
+
+func (w *metered) Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	if err := w.m.enter("Sign"); err != nil {
+		return nil, err
+	}
+	return w.b.Sign(s, m, key, data)
+}

@@ -131,3 +131,9 @@ func (w traced) Decrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) 
 	defer w.done("C_Decrypt", time.Now(), &err)
 	return w.Boundary.Decrypt(s, data)
 }
+
+// Sign reports both functions as C_Sign.
+func (w traced) Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) (_ []byte, err error) {
+	defer w.done("C_Sign", time.Now(), &err)
+	return w.Boundary.Sign(s, m, key, data)
+}

@@ -54,6 +54,8 @@ const (
 	GenerateKey
 	GenerateKeyPair
 	GenerateRandom
+	SignInit
+	Sign
 	functions
 )
 
@@ -108,7 +110,7 @@ const (
 	Hang             // does not return until Release
 	Abort            // ends the process with abort()
 	Segfault         // ends the process with SIGSEGV
-	Flip             // flips a bit of what C_Encrypt returns
+	Flip             // flips a bit of what C_Encrypt or C_Sign returns
 	Exchange         // after the call, the handles of two objects change places; see ExchangeLabels
 )
 
@@ -265,7 +267,7 @@ func (m *Module) LimitSessions(n int) { m.set(sessionCap, uint64(n)) } //nolint:
 // LimitData bounds the bytes of one C_Encrypt. 0 means no limit.
 func (m *Module) LimitData(n int) { m.set(dataLimit, uint64(n)) } //nolint:gosec // not negative
 
-// RefuseMechanism refuses one CKM_ value in C_EncryptInit. 0 refuses none.
+// RefuseMechanism refuses one CKM_ value in C_EncryptInit and C_SignInit. 0 refuses none.
 func (m *Module) RefuseMechanism(ckm uint) { m.set(refusedMechanism, uint64(ckm)) }
 
 // HangKey has C_EncryptInit hang with the key of that label, until it is called

@@ -8,7 +8,8 @@ import p11 "github.com/miekg/pkcs11"
 // for each C function in use, which is more than eight. A type that wraps a Boundary embeds it.
 //
 // Encrypt makes C_EncryptInit and C_Encrypt. Its result is as long as the data. Decrypt calls C_Decrypt twice; the
-// first call asks only for the length of the result, and the vendor's library answers it without the HSM.
+// first call asks only for the length of the result, and the vendor's library answers it without the HSM. Sign makes
+// C_SignInit and C_Sign.
 type Boundary interface {
 	Initialize(...p11.InitializeOption) error
 	Finalize() error
@@ -33,6 +34,7 @@ type Boundary interface {
 	// DecryptInit begins a decryption by CKM_RSA_PKCS_OAEP.
 	DecryptInit(p11.SessionHandle, *p11.OAEPParams, p11.ObjectHandle) error
 	Decrypt(p11.SessionHandle, []byte) ([]byte, error)
+	Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error)
 }
 
 // Library is a Boundary that can be unloaded.

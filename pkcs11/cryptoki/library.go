@@ -22,7 +22,7 @@ typedef struct {
 	void *functions[68];
 } functions_t;
 
-enum { encrypt_init = 29, encrypt_data = 30 };
+enum { encrypt_init = 29, sign_init = 42 }; // C_Encrypt and C_Sign follow
 
 // load loads the library of that path, which is loaded already and so has the same state, and returns its functions.
 // It frees the path.
@@ -46,14 +46,16 @@ static void unload(void *library) {
 	}
 }
 
-static ulong_t encrypt(functions_t *list, ulong_t session, ulong_t mechanism, void *parameter, ulong_t parameter_len,
-	ulong_t key, unsigned char *in, ulong_t in_len, unsigned char *out, ulong_t *out_len) {
+// operate calls a function that begins an operation with a key, such as C_EncryptInit, and the next one of the list,
+// which ends the operation.
+static ulong_t operate(functions_t *list, int begin, ulong_t session, ulong_t mechanism, void *parameter,
+	ulong_t parameter_len, ulong_t key, unsigned char *in, ulong_t in_len, unsigned char *out, ulong_t *out_len) {
 	mechanism_t m = { mechanism, parameter, parameter_len };
-	ulong_t result = ((ulong_t (*)(ulong_t, mechanism_t *, ulong_t))list->functions[encrypt_init])(session, &m, key);
+	ulong_t result = ((ulong_t (*)(ulong_t, mechanism_t *, ulong_t))list->functions[begin])(session, &m, key);
 	if (result != 0) {
 		return result;
 	}
-	return ((ulong_t (*)(ulong_t, unsigned char *, ulong_t, unsigned char *, ulong_t *))list->functions[encrypt_data])(
+	return ((ulong_t (*)(ulong_t, unsigned char *, ulong_t, unsigned char *, ulong_t *))list->functions[begin + 1])(
 		session, in, in_len, out, out_len);
 }
 
@@ -74,9 +76,9 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// library is a loaded PKCS#11 library: p11.Ctx with an Encrypt of its own. p11.Ctx first asks the library for the
-// length of the result, and encrypts by two calls from Go to C. The length of a result of AES without padding is known,
-// so one call from Go to C is enough.
+// library is a loaded PKCS#11 library: p11.Ctx with an Encrypt and a Sign of its own. p11.Ctx first asks the library for
+// the length of the result, and encrypts by two calls from Go to C. The length of a result of AES without padding is
+// known, and Sign has room for the longest signature, so one call from Go to C is enough.
 type library struct {
 	*p11.Ctx
 	loaded    unsafe.Pointer // of dlopen
@@ -115,14 +117,30 @@ func (l *library) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectH
 	if len(in) == 0 {
 		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
 	}
+	return l.operate(C.encrypt_init, s, m, key, in, NewBuffer(len(in)))
+}
+
+// MaxSignature is the size of the longest signature, in bytes: that of an RSA key of 8192 bits.
+const MaxSignature = 1024
+
+// Sign calls C_SignInit and C_Sign.
+func (l *library) Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	if len(data) == 0 {
+		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
+	}
+	return l.operate(C.sign_init, s, m, key, data, make([]byte, MaxSignature))
+}
+
+// operate calls the function with that number in the list, and the next one. The result is in out.
+func (l *library) operate(begin C.int, s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in,
+	out []byte) ([]byte, error) {
 	var parameter unsafe.Pointer
 	if len(m.Parameter) > 0 {
 		parameter = unsafe.Pointer(&m.Parameter[0])
 	}
-	out := NewBuffer(len(in))
 	n := C.ulong_t(len(out))
-	result := C.encrypt(l.functions, C.ulong_t(s), C.ulong_t(m.Mechanism), parameter, C.ulong_t(len(m.Parameter)),
-		C.ulong_t(key), (*C.uchar)(&in[0]), C.ulong_t(len(in)), (*C.uchar)(&out[0]), &n)
+	result := C.operate(l.functions, begin, C.ulong_t(s), C.ulong_t(m.Mechanism), parameter,
+		C.ulong_t(len(m.Parameter)), C.ulong_t(key), (*C.uchar)(&in[0]), C.ulong_t(len(in)), (*C.uchar)(&out[0]), &n)
 	if result != 0 {
 		return nil, p11.Error(result)
 	}

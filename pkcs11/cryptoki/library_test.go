@@ -30,6 +30,15 @@ static ulong_t encrypt(ulong_t session, unsigned char *in, ulong_t n, unsigned c
 
 static ulong_t decrypt_init(ulong_t session, void *mechanism, ulong_t key) { return session == 7 ? 0xb3 : 0; }
 
+static ulong_t sign_init(ulong_t session, void *mechanism, ulong_t key) { return session == 7 ? 0xb3 : 0; }
+
+static ulong_t sign(ulong_t session, unsigned char *in, ulong_t n, unsigned char *out, ulong_t *out_len) {
+	for (ulong_t i = 0; i < 256; i++)
+		out[i] = in[i % n];
+	*out_len = session == 8 ? *out_len + 1 : 256;
+	return session == 9 ? 0x30 : 0;
+}
+
 ulong_t C_GetFunctionList(functions_t **p) {
 	static int asked;
 	if (FAILS && asked++ > 0)
@@ -37,6 +46,8 @@ ulong_t C_GetFunctionList(functions_t **p) {
 	list.functions[29] = encrypt_init;
 	list.functions[30] = encrypt;
 	list.functions[33] = decrypt_init;
+	list.functions[42] = sign_init;
+	list.functions[43] = sign;
 	*p = &list;
 	return 0;
 }
@@ -94,6 +105,33 @@ func TestEncrypt(t *testing.T) {
 	l.Destroy()
 	if processtest.Mapped(t, path) {
 		t.Error("Destroy left the library in memory")
+	}
+}
+
+// TestSign: the result and the errors of C_SignInit and C_Sign reach the caller.
+func TestSign(t *testing.T) {
+	l := Load(build(t, "0"))
+	if l == nil {
+		t.Fatal("the library is not loaded")
+	}
+	defer l.Destroy()
+	m := p11.NewMechanism(p11.CKM_RSA_PKCS, nil)
+	got, err := l.Sign(1, m, 2, []byte("ab"))
+	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte("ab"), 128)) {
+		t.Errorf("%x, %v", got, err)
+	}
+	for session, want := range map[p11.SessionHandle]error{7: p11.Error(p11.CKR_SESSION_HANDLE_INVALID),
+		9: p11.Error(p11.CKR_DEVICE_ERROR)} {
+		if got, err := l.Sign(session, m, 2, []byte("ab")); got != nil || !errors.Is(err, want) {
+			t.Errorf("session %d: %x, %v", session, got, err)
+		}
+	}
+	if got, err := l.Sign(8, m, 2, []byte("ab")); got != nil || err == nil ||
+		err.Error() != "the HSM made 1025 bytes of 2" {
+		t.Errorf("a result that is too long: %x, %v", got, err)
+	}
+	if got, err := l.Sign(1, m, 2, nil); got != nil || !errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) {
+		t.Errorf("no data: %x, %v", got, err)
 	}
 }
 

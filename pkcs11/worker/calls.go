@@ -101,6 +101,11 @@ func (c *client) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	return r.Data, err
 }
 
+func (c *client) Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	r, err := c.do(&Request{Function: "Sign", Session: s, Mechanisms: []*p11.Mechanism{m}, Object: key, Data: data})
+	return r.Data, err
+}
+
 // object returns a handle of a response. A call that failed may have none.
 func object(r *Response, i int) p11.ObjectHandle {
 	if i >= len(r.Objects) {

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // OAEP of older HSMs
@@ -68,8 +69,11 @@ func TestErrorCodes(t *testing.T) {
 		}},
 		"DecryptInit": {faultmodule.DecryptInit, func() error { return c.DecryptInit(1, oaep, 1) }},
 		"Decrypt":     {faultmodule.Decrypt, func() error { return errorOf(c.Decrypt(1, make([]byte, 16))) }},
-		"Initialize":  {faultmodule.Initialize, func() error { return c.Initialize() }},
-		"Finalize":    {faultmodule.Finalize, c.Finalize},
+		"Sign": {faultmodule.SignInit, func() error {
+			return errorOf(c.Sign(1, p11.NewMechanism(p11.CKM_RSA_PKCS, nil), 1, make([]byte, 16)))
+		}},
+		"Initialize": {faultmodule.Initialize, func() error { return c.Initialize() }},
+		"Finalize":   {faultmodule.Finalize, c.Finalize},
 	}
 	boundary := reflect.TypeFor[cryptoki.Boundary]()
 	for i := range boundary.NumMethod() {
@@ -184,7 +188,7 @@ func TestResults(t *testing.T) {
 	}
 }
 
-// TestKeyPair: an RSA pair that was made through the worker decrypts.
+// TestKeyPair: an RSA pair that was made through the worker decrypts and signs.
 func TestKeyPair(t *testing.T) {
 	tok := softhsmtest.New(t)
 	c := load(t, tok.Module, 0)
@@ -195,7 +199,7 @@ func TestKeyPair(t *testing.T) {
 	public, private, err := c.GenerateKeyPair(s, mech(p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)),
 		[]*p11.Attribute{p11.NewAttribute(p11.CKA_MODULUS_BITS, 2048), p11.NewAttribute(p11.CKA_ENCRYPT, true),
 			p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1})},
-		[]*p11.Attribute{p11.NewAttribute(p11.CKA_DECRYPT, true)})
+		[]*p11.Attribute{p11.NewAttribute(p11.CKA_DECRYPT, true), p11.NewAttribute(p11.CKA_SIGN, true)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,6 +216,11 @@ func TestKeyPair(t *testing.T) {
 	}
 	if got := must[[]byte](t)(c.Decrypt(s, sealed)); !bytes.Equal(got, want[:]) {
 		t.Errorf("decrypted %x, want %x", got, want)
+	}
+	pss := p11.NewMechanism(p11.CKM_RSA_PKCS_PSS, p11.NewPSSParams(p11.CKM_SHA256, p11.CKG_MGF1_SHA256, sha256.Size))
+	signature := must[[]byte](t)(c.Sign(s, pss, private, want[:]))
+	if err := rsa.VerifyPSS(key, crypto.SHA256, want[:], signature, nil); err != nil {
+		t.Errorf("a signature of %d bytes: %v", len(signature), err)
 	}
 }
 

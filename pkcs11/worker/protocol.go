@@ -145,4 +145,8 @@ var functions = map[string]func(cryptoki.Boundary, *Request, *Response) error{
 		r.Data, err = b.Decrypt(q.Session, q.Data)
 		return err
 	},
+	"Sign": func(b cryptoki.Boundary, q *Request, r *Response) (err error) {
+		r.Data, err = b.Sign(q.Session, q.Mechanisms[0], q.Object, q.Data)
+		return err
+	},
 }

@@ -37,7 +37,8 @@
     F(Initialize) F(Finalize) F(GetInfo) F(GetSlotList) F(GetSlotInfo) F(GetTokenInfo) F(GetMechanismList)             \
     F(GetMechanismInfo) F(OpenSession) F(CloseSession) F(CloseAllSessions) F(GetSessionInfo) F(Login) F(Logout)        \
     F(CreateObject) F(DestroyObject) F(GetAttributeValue) F(FindObjectsInit) F(FindObjects) F(FindObjectsFinal)        \
-    F(EncryptInit) F(Encrypt) F(DecryptInit) F(Decrypt) F(GenerateKey) F(GenerateKeyPair) F(GenerateRandom)
+    F(EncryptInit) F(Encrypt) F(DecryptInit) F(Decrypt) F(GenerateKey) F(GenerateKeyPair) F(GenerateRandom)            \
+    F(SignInit) F(Sign)
 
 #define NUMBER(name) N_##name,
 enum { FUNCTIONS(NUMBER) functions };
@@ -430,6 +431,14 @@ static CK_RV my_EncryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_H
     ANSWER(EncryptInit);
 }
 
+/* flip changes a bit of a result, at random. */
+static void flip(CK_BYTE_PTR out, CK_ULONG n)
+{
+    uint64_t x = __atomic_add_fetch(&orders[SEED], 0x9e3779b97f4a7c15ULL, __ATOMIC_SEQ_CST);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    out[(x >> 8) % n] ^= 1 << (x >> 32) % 8;
+}
+
 static CK_RV my_Encrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR m)
 {
     uint64_t limit = get(DATA_LIMIT);
@@ -441,11 +450,8 @@ static CK_RV my_Encrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE
         return refused(N_Encrypt, CKR_DATA_LEN_RANGE);
     }
     CALL(Encrypt, (s, in, n, out, m));
-    if (action == FLIP && got == CKR_OK && out != NULL && *m > 0) {
-        uint64_t x = __atomic_add_fetch(&orders[SEED], 0x9e3779b97f4a7c15ULL, __ATOMIC_SEQ_CST);
-        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-        out[(x >> 8) % *m] ^= 1 << (x >> 32) % 8;
-    }
+    if (action == FLIP && got == CKR_OK && out != NULL && *m > 0)
+        flip(out, *m);
     ANSWER(Encrypt);
 }
 
@@ -486,6 +492,23 @@ static CK_RV my_GenerateRandom(CK_SESSION_HANDLE s, CK_BYTE_PTR p, CK_ULONG n)
 {
     CALL(GenerateRandom, (s, p, n));
     return got;
+}
+
+static CK_RV my_SignInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE o)
+{
+    KNOWN(SignInit, o, CKR_KEY_HANDLE_INVALID);
+    if (get(REFUSED_MECHANISM) != 0 && m->mechanism == get(REFUSED_MECHANISM))
+        return refused(N_SignInit, CKR_MECHANISM_INVALID);
+    CALL(SignInit, (s, m, o));
+    ANSWER(SignInit);
+}
+
+static CK_RV my_Sign(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR m)
+{
+    CALL(Sign, (s, in, n, out, m));
+    if (action == FLIP && got == CKR_OK && out != NULL && *m > 0)
+        flip(out, *m);
+    ANSWER(Sign);
 }
 
 static CK_RV unsupported(void) { return CKR_FUNCTION_NOT_SUPPORTED; }
