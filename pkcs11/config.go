@@ -55,7 +55,9 @@ type Config struct {
 	Careful bool
 	// OwnWorker gives the token a worker that it shares with no other token of this process.
 	OwnWorker bool
-	Log       *slog.Logger
+	// SignOnly: the caller uses private keys of the token to sign, and nothing else. The token then need not have AES.
+	SignOnly bool
+	Log      *slog.Logger
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(Boundary) Boundary
 }

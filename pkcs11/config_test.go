@@ -351,6 +351,38 @@ func TestParseURI(t *testing.T) {
 	}
 }
 
+// TestParseKeyURI: the URI of a private key names the key beside its token.
+func TestParseKeyURI(t *testing.T) {
+	const rest = "?module-path=/x.so&pin-source=file:/etc/pin"
+	for uri, want := range map[string]PrivateKeyName{
+		"object=kms%20tls":                    {"kms tls", nil},
+		"id=%01%00%ff":                        {"", []byte{1, 0, 255}},
+		"object=k;id=%01;type=private":        {"k", []byte{1}},
+		"type=private;object=k;x-vendor=else": {"k", nil},
+	} {
+		c, key, warnings, err := ParseKeyURI("pkcs11:token=a;" + uri + rest)
+		if err != nil || c.TokenLabel != "a" || c.PINFile != "/etc/pin" || !reflect.DeepEqual(key, want) {
+			t.Errorf("%s: %+v, %+v, %v", uri, c, key, err)
+		}
+		if strings.Contains(uri, "x-vendor") != (len(warnings) == 1) {
+			t.Errorf("%s: warnings %q", uri, warnings)
+		}
+	}
+	for uri, want := range map[string]string{
+		"pkcs11:token=a" + rest:                     "the key is not named; name it by object (its label) or id",
+		"pkcs11:object=k" + rest:                    "it by token (its label), serial or slot-id",
+		"pkcs11:token=a;object=" + rest:             `attribute object has the value ""; give it one or take it out`,
+		"pkcs11:token=a;object=k%00" + rest:         `has the value "k\x00"; give it one or take it out`,
+		"pkcs11:token=a;object=k;type=cert" + rest:  `type has the value "cert"; it must be private`,
+		"pkcs11:token=a;object=k?module-path=/x.so": "the path of a file that holds the PIN",
+	} {
+		c, key, _, err := ParseKeyURI(uri)
+		if err == nil || !strings.HasSuffix(err.Error(), want) || c.Module != "" || key.Label != "" {
+			t.Errorf("%s:\n%v\nwant\n%s", uri, err, want)
+		}
+	}
+}
+
 // TestModuleName finds a library in the folders of distributions.
 func TestModuleName(t *testing.T) {
 	lib := write(t, "libvendor.so", "", 0o600)

@@ -53,5 +53,8 @@ func FuzzParseURI(f *testing.F) {
 		if !filepath.IsAbs(c.Module) || c.TokenLabel == "" && c.Serial == "" && c.Slot == nil || c.PIN == nil {
 			t.Fatalf("%q: %+v", uri, c)
 		}
+		if _, key, _, err := ParseKeyURI(uri); err == nil && key.Label == "" && len(key.ID) == 0 {
+			t.Fatalf("%q names no key", uri)
+		}
 	})
 }

@@ -186,8 +186,11 @@ func (t *Token) inOwnSession(l *login, used p11.SessionHandle, f func(p11.Sessio
 	return f(s)
 }
 
-// tryNewKey encrypts with a new session key.
+// tryNewKey encrypts with a new session key. A token that only signs need not make such keys.
 func (t *Token) tryNewKey(s p11.SessionHandle) error {
+	if t.cfg.SignOnly {
+		return t.ping(s)
+	}
 	key, err := t.sessionKey(s)
 	if err != nil {
 		return err

@@ -61,10 +61,13 @@ type Token struct {
 	successes atomic.Uint64 // calls that encrypted with a key
 	progress  progress      // of the calls that encrypt
 	aesKeys   heldKeys
-	pairs     heldKeys       // private RSA keys
-	emptied   emptied        // guarded by mu
-	reduced   learned[int]   // index in mechanisms of the best that the token does not refuse for a key
-	maxData   learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
+	pairs     heldKeys     // private RSA keys
+	signers   heldKeys     // private keys that sign
+	emptied   emptied      // guarded by mu
+	reduced   learned[int] // index in mechanisms of the best that the token does not refuse for a key
+	// refusesPSS: the token has no CKM_RSA_PKCS_PSS.
+	refusesPSS atomic.Bool
+	maxData    learned[int64] // largest number of bytes for one C_Encrypt with a key, see dataLimit
 
 	gather sync.Map // keyName -> *gatherer
 	onCall atomic.Pointer[func(Call)]
@@ -91,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}
 	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, closeTimeout: closeTimeout,
-		aesKeys: heldKeys{match: allKeys}, pairs: heldKeys{match: allPairs}}
+		aesKeys: heldKeys{match: allKeys}, pairs: heldKeys{match: allPairs}, signers: heldKeys{match: allPrivateKeys}}
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	err := t.start(ctx)
@@ -228,6 +231,9 @@ func (t *Token) setUp(ctx context.Context) error {
 	t.keyless = make(chan struct{}, (cap(t.slots)+1)/2)
 	t.fullData = int64(traits.dataLimit)
 	t.inFlight = traits.inFlight
+	if t.cfg.SignOnly {
+		return nil
+	}
 	return t.probe(ctx, traits.mechanisms)
 }
 
@@ -240,8 +246,11 @@ func (t *Token) Info() TokenInfo {
 		Label: strings.TrimSpace(found.info.Label), Serial: strings.TrimSpace(found.info.SerialNumber),
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
-		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanisms[0]),
+		Slot:     found.slot, Profile: t.cfg.Profile,
 		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.fullData),
+	}
+	if len(t.mechanisms) > 0 {
+		i.Mechanism = mechanismName(t.mechanisms[0])
 	}
 	if found.info.FreePrivateMemory != unavailable {
 		i.FreePrivateMemory = found.info.FreePrivateMemory
@@ -262,14 +271,15 @@ func (t *Token) OnReset(f func()) {
 // Ping reads the session's state instead. That is weaker: a library may answer it from its memory although the HSM
 // is gone.
 func (t *Token) Ping(ctx context.Context) error {
-	return t.do(ctx, "pkcs11.Ping", func(_ *login, s p11.SessionHandle) error {
-		_, err := t.b.GenerateRandom(s, 8)
-		if errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) ||
-			errors.Is(err, p11.Error(p11.CKR_RANDOM_NO_RNG)) {
-			_, err = t.b.GetSessionInfo(s)
-		}
-		return err
-	})
+	return t.do(ctx, "pkcs11.Ping", func(_ *login, s p11.SessionHandle) error { return t.ping(s) })
+}
+
+func (t *Token) ping(s p11.SessionHandle) error {
+	_, err := t.b.GenerateRandom(s, 8)
+	if errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) || errors.Is(err, p11.Error(p11.CKR_RANDOM_NO_RNG)) {
+		_, err = t.b.GetSessionInfo(s)
+	}
+	return err
 }
 
 // closeTimeout is the time that Close waits for running calls, and then again for the library.

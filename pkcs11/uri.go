@@ -13,12 +13,30 @@ import (
 // of module-path, module-name names a library in one of moduleFolders. The vendor attribute x-claviger-profile names
 // a profile. warnings name the attributes that are not used.
 func ParseURI(uri string) (c Config, warnings []string, err error) {
+	p := uriParser{seen: map[string]bool{}}
+	return p.parse(uri)
+}
+
+// ParseKeyURI reads the URI of a private key: that of its token, as ParseURI, with the attributes object (CKA_LABEL) or
+// id (CKA_ID) or both, and perhaps type=private.
+func ParseKeyURI(uri string) (c Config, key PrivateKeyName, warnings []string, err error) {
+	p := uriParser{seen: map[string]bool{}, key: new(PrivateKeyName)}
+	if c, warnings, err = p.parse(uri); err == nil && p.key.Label == "" && len(p.key.ID) == 0 {
+		err = errors.New("pkcs11: URI: the key is not named; name it by object (its label) or id")
+	}
+	if err != nil {
+		return Config{}, PrivateKeyName{}, nil, err
+	}
+	return c, *p.key, warnings, nil
+}
+
+// parse reads a URI.
+func (p *uriParser) parse(uri string) (c Config, warnings []string, err error) {
 	scheme, rest, ok := strings.Cut(uri, ":")
 	if !ok || !strings.EqualFold(scheme, "pkcs11") {
 		return c, nil, fmt.Errorf("%q is no pkcs11: URI", uri)
 	}
 	path, query, _ := strings.Cut(rest, "?")
-	p := uriParser{seen: map[string]bool{}}
 	for _, list := range []struct{ text, sep string }{{path, ";"}, {query, "&"}} {
 		for _, part := range strings.Split(list.text, list.sep) {
 			if part == "" {
@@ -54,6 +72,7 @@ type uriParser struct {
 	file       FileConfig
 	moduleName string
 	seen       map[string]bool // names of the attributes so far
+	key        *PrivateKeyName // nil: the URI names a token
 	warnings   []string
 }
 
@@ -77,11 +96,16 @@ func (p *uriParser) attribute(part string) error {
 	}
 	switch name {
 	case "token", "serial", "slot-id", "module-path", "module-name", "pin-source", "x-claviger-profile":
+	case "object", "id", "type":
+		if p.key != nil {
+			break
+		}
+		fallthrough
 	default:
 		p.warnings = append(p.warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
 		return nil
 	}
-	if value == "" || strings.ContainsRune(value, 0) {
+	if value == "" || name != "id" && strings.ContainsRune(value, 0) {
 		return fmt.Errorf("pkcs11: URI: attribute %s has the value %q; give it one or take it out", name, value)
 	}
 	if err := p.set(name, value); err != nil {
@@ -111,6 +135,14 @@ func (p *uriParser) set(name, value string) (err error) {
 		}
 	case "x-claviger-profile":
 		p.file.Profile, err = ParseProfile(value)
+	case "object":
+		p.key.Label = value
+	case "id":
+		p.key.ID = []byte(value)
+	case "type":
+		if value != "private" {
+			return fmt.Errorf("type has the value %q; it must be private", value)
+		}
 	}
 	return err
 }
