@@ -54,31 +54,58 @@ func (f TLSFile) ServerCertificates() (list []tls.Certificate, doubts []string, 
 	if err != nil {
 		return nil, nil, err
 	}
+	var s selection
 	for i, e := range entries {
 		c, err := e.load()
 		if i == 0 && err != nil {
 			return nil, nil, f.explain(format, err)
 		}
 		if err != nil {
-			doubts = append(doubts, fmt.Sprintf("%s of %s cannot be read: %v", e.name, f.Path, err))
+			s.doubts = append(s.doubts, fmt.Sprintf("%s of %s cannot be read: %v", e.name, f.Path, err))
 			continue
 		}
-		if slices.ContainsFunc(list, func(o tls.Certificate) bool {
-			return o.Leaf.PublicKeyAlgorithm == c.Leaf.PublicKeyAlgorithm
-		}) {
-			continue // as in Java, the first one of its kind is used
-		}
-		if i > 0 {
-			if name, lacks := lacks(c.Leaf, list[0].Leaf); lacks {
-				doubts = append(doubts, fmt.Sprintf("%s of %s is not valid for %s, as the first certificate is", e.name,
-					f.Path, name))
-				continue
-			}
-		}
-		list = append(list, c)
+		s.add(c, e.name+" of "+f.Path)
 	}
-	slices.SortStableFunc(list, func(a, b tls.Certificate) int { return cmp.Compare(cost(a.Leaf), cost(b.Leaf)) })
-	return list, doubts, nil
+	return s.list(), s.doubts, nil
+}
+
+// Select chooses from certificates what a server shows to its clients, as ServerCertificates does. name names a
+// certificate in doubts.
+func Select(all []tls.Certificate, name func(*x509.Certificate) string) (list []tls.Certificate, doubts []string) {
+	var s selection
+	for _, c := range all {
+		s.add(c, name(c.Leaf))
+	}
+	return s.list(), s.doubts
+}
+
+// selection are the certificates of a server.
+type selection struct {
+	of     []tls.Certificate
+	doubts []string
+}
+
+// add adds a certificate, unless the server does not use it.
+func (s *selection) add(c tls.Certificate, name string) {
+	if slices.ContainsFunc(s.of, func(o tls.Certificate) bool {
+		return o.Leaf.PublicKeyAlgorithm == c.Leaf.PublicKeyAlgorithm
+	}) {
+		return // as in Java, the first one of its kind is used
+	}
+	if len(s.of) > 0 {
+		if lacked, lacks := lacks(c.Leaf, s.of[0].Leaf); lacks {
+			s.doubts = append(s.doubts, fmt.Sprintf("%s is not valid for %s, as the first certificate is", name,
+				lacked))
+			return
+		}
+	}
+	s.of = append(s.of, c)
+}
+
+// list returns the certificates in their order.
+func (s *selection) list() []tls.Certificate {
+	slices.SortStableFunc(s.of, func(a, b tls.Certificate) int { return cmp.Compare(cost(a.Leaf), cost(b.Leaf)) })
+	return s.of
 }
 
 // cost orders kinds of keys: first by the time of a signature, then by the number of clients that support them.
@@ -226,6 +253,56 @@ func (f TLSFile) pemKeys(data []byte) ([]keyEntry, error) {
 	return matched(blocks, keys, func(i int) string { return fmt.Sprintf("private key %d", i+1) })
 }
 
+// chainOf returns a certificate, and after it those of its authorities that are in the list.
+func chainOf(leaf *x509.Certificate, certs []*x509.Certificate) []*x509.Certificate {
+	chain := []*x509.Certificate{leaf}
+	for at := leaf; !bytes.Equal(at.RawIssuer, at.RawSubject) && len(chain) < len(certs); {
+		i := slices.IndexFunc(certs, func(parent *x509.Certificate) bool { return issued(parent, at) })
+		if i < 0 {
+			break
+		}
+		at = certs[i]
+		chain = append(chain, at)
+	}
+	return chain
+}
+
+// issued reports whether the authority parent has signed a certificate.
+func issued(parent, c *x509.Certificate) bool {
+	return bytes.Equal(parent.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(parent) == nil
+}
+
+// Chains reads the certificates of a PEM file, which may be in any order. Each certificate that has issued no other one
+// of the file is the first of a chain. The certificates of its authorities follow it.
+func Chains(path string) (chains [][]*x509.Certificate, err error) {
+	data, err := readTLSFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: certificate: %w", path, err)
+		}
+		if !slices.ContainsFunc(certs, c.Equal) {
+			certs = append(certs, c)
+		}
+	}
+	for _, c := range certs {
+		if !slices.ContainsFunc(certs, func(o *x509.Certificate) bool { return !o.Equal(c) && issued(c, o) }) {
+			chains = append(chains, chainOf(c, certs))
+		}
+	}
+	if len(chains) == 0 {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", path)
+	}
+	return chains, nil
+}
+
 // matched returns each key with its certificates, which may be in any order in blocks.
 func matched(blocks, keys []*pem.Block, name func(int) string) (entries []keyEntry, err error) {
 	var certs []*x509.Certificate
@@ -255,15 +332,8 @@ func match(key *pem.Block, certs []*x509.Certificate) (c tls.Certificate, err er
 		if c, err = tls.X509KeyPair(public, private); err != nil {
 			continue
 		}
-		for at := leaf; !bytes.Equal(at.RawIssuer, at.RawSubject) && len(c.Certificate) < len(certs); {
-			i := slices.IndexFunc(certs, func(parent *x509.Certificate) bool {
-				return bytes.Equal(parent.RawSubject, at.RawIssuer) && at.CheckSignatureFrom(parent) == nil
-			})
-			if i < 0 {
-				break
-			}
-			at = certs[i]
-			c.Certificate = append(c.Certificate, at.Raw)
+		for _, authority := range chainOf(leaf, certs)[1:] {
+			c.Certificate = append(c.Certificate, authority.Raw)
 		}
 		return c, nil
 	}

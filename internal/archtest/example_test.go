@@ -58,6 +58,8 @@ var noExample = map[string]string{
 	"trustee/server/postgres":  "it needs PostgreSQL",
 	"trustee/server/sqlite":    "its use is that of any store of trustee/server",
 	"trustee/server/storetest": "a suite, which its stores run",
+	"tlskey":                   "it needs a private key in a token",
+	"tlskey/tlskeytest":        "it serves tests of servers",
 	"web":                      "it serves until it is stopped",
 }
 

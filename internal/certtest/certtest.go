@@ -3,6 +3,7 @@
 package certtest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -75,6 +76,15 @@ func (a *Authority) Issue(name string, hosts ...string) string {
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...))
 }
 
+// IssueFor makes a certificate for the public key of a key that is elsewhere, such as in an HSM. It returns the path of
+// NAME.pem, which has the certificate and that of the authority.
+func (a *Authority) IssueFor(public crypto.PublicKey, name string, hosts ...string) string {
+	a.t.Helper()
+	cert := a.sign(public, name, hosts)
+	return a.write(name+".pem", append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})...))
+}
+
 // Keystore makes a key and a certificate as Issue does, and returns the path of a PKCS#12 file with Password, for
 // Java's servers.
 func (a *Authority) Keystore(name string, hosts ...string) string {
@@ -88,6 +98,13 @@ func (a *Authority) Keystore(name string, hosts ...string) string {
 }
 
 func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509.Certificate) {
+	a.t.Helper()
+	key := newKey(a.t)
+	return key, a.sign(&key.PublicKey, name, hosts)
+}
+
+// sign makes a certificate of a public key.
+func (a *Authority) sign(public crypto.PublicKey, name string, hosts []string) *x509.Certificate {
 	a.t.Helper()
 	a.issued++
 	template := &x509.Certificate{
@@ -109,8 +126,7 @@ func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
-	key := newKey(a.t)
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -118,7 +134,7 @@ func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return key, cert
+	return cert
 }
 
 // Truststore makes a PKCS#12 file with the authority's certificate and Password.
