@@ -330,6 +330,14 @@ var KMS = []Known{
 	{"claviger.ssl.rsa", "libcrypto",
 		"what makes the RSA signatures of TLS handshakes: libcrypto (OpenSSL 3, about three times as fast; without " +
 			"it Go's own code) or go"},
+	{"claviger.ssl.key", "",
+		"private key of the server's TLS in an HSM: a pkcs11: URI (RFC 7512) with object or id, or two of them for " +
+			"RSA and ECDSA, separated by a blank; the keystore of ssl-server.xml is not used then; empty: that " +
+			"keystore"},
+	{"claviger.ssl.certificate", "",
+		"PEM file with the certificate of that key, and with those of its authorities"},
+	{"claviger.ssl.key.timeout", "5s", "how long a TLS handshake waits for the signature of the HSM, from 100ms to 1m"},
+	{"claviger.ssl.key.max.handshakes", "8", "how many TLS handshakes the HSM signs at the same time"},
 	{"claviger.ssl.truststore", "",
 		"store with the certificates to trust for https:// sources; it replaces that of ssl-client.xml"},
 	{"claviger.ssl.truststore.type", "", "type of that store; empty: found by its content"},

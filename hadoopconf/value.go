@@ -169,6 +169,11 @@ var Values = map[string]Value{
 	"claviger.audit.rotate.keep": {
 		Type: "int", Bounds: "0 to 2147483647",
 	},
+	"claviger.ssl.certificate": {Type: "file"},
+	"claviger.ssl.key.timeout": {Type: "time"},
+	"claviger.ssl.key.max.handshakes": {
+		Type: "int", Bounds: "1 to 256",
+	},
 	"claviger.ssl.truststore": {Type: "file"},
 	"claviger.ssl.truststore.type": {
 		Type: "one of", Bounds: "jks, jceks, pkcs12 or pem",

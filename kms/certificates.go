@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"claviger/keystore"
+	"claviger/tlskey"
 	"claviger/web"
 )
 
@@ -47,7 +48,7 @@ func (v Validity) fault() error {
 // checkTime returns an error if clients refuse a certificate now because of its
 // validity.
 func checkTime(c tls.Certificate) error {
-	v, err := servedValidity([]tls.Certificate{c})
+	v, err := servedValidity("", []tls.Certificate{c})
 	if err == nil && (time.Now().After(v.NotAfter) || time.Now().Before(v.NotBefore)) {
 		return v.fault()
 	}
@@ -57,8 +58,8 @@ func checkTime(c tls.Certificate) error {
 const serverKeystore = "ssl.server.keystore."
 
 // servedValidity returns the validity of the certificates that a server presents to
-// its clients.
-func servedValidity(list []tls.Certificate) (Validity, error) {
+// its clients. store is the property that names their file.
+func servedValidity(store string, list []tls.Certificate) (Validity, error) {
 	var certs []*x509.Certificate
 	for _, c := range list {
 		chain, err := parseChain(c)
@@ -70,7 +71,7 @@ func servedValidity(list []tls.Certificate) (Validity, error) {
 	if len(certs) == 0 {
 		return Validity{}, errors.New("there is no certificate")
 	}
-	return validityOf(serverKeystore+"location", certs), nil
+	return validityOf(store, certs), nil
 }
 
 // parseChain parses the chain of a certificate.
@@ -96,9 +97,8 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	add := func(name string, f keystore.TLSFile, err error) {
-		var certs []*x509.Certificate
-		if err == nil {
+	add := func(name string, f keystore.TLSFile, err error, certs ...*x509.Certificate) {
+		if err == nil && f.Path != "" {
 			certs, err = f.Certificates()
 		}
 		if err == nil && strings.HasPrefix(name, serverKeystore) {
@@ -111,10 +111,21 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 		}
 		list = append(list, validityOf(name, certs))
 	}
+	cfg, inHSM, err := tlsKeyConfig(s.Conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	if inHSM {
+		certs, err := certificatesOf(cfg.Certificates)
+		add(tlsCertificateProperty, keystore.TLSFile{}, err, certs...)
+	}
 	for _, store := range []struct {
 		files  stores
 		prefix string
 	}{{server, serverKeystore}, {server, "ssl.server.truststore."}, {client, "ssl.client.keystore."}} {
+		if inHSM && store.prefix == serverKeystore {
+			continue // it is not used
+		}
 		if f, ok, err := store.files.file(store.prefix); ok {
 			add(store.prefix+"location", f, err)
 		}
@@ -125,11 +136,29 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 	return list, unreadable, nil
 }
 
+// certificatesOf returns the certificates of all chains of a PEM file.
+func certificatesOf(path string) (certs []*x509.Certificate, err error) {
+	chains, err := keystore.Chains(path)
+	for _, chain := range chains {
+		certs = append(certs, chain...)
+	}
+	return certs, err
+}
+
+// servedStore returns the property that names the file with the server's certificates.
+func (s *Service) servedStore() string {
+	if _, inHSM, _ := tlsKeyConfig(s.Conf); inHSM {
+		return tlsCertificateProperty
+	}
+	return serverKeystore + "location"
+}
+
 // certificateCheck reads the stores at most once a minute: anybody may request the
 // result, and the key derivation from a store's password is slow.
 type certificateCheck struct {
 	// served returns the certificates that clients get; nil without TLS.
 	served func() []tls.Certificate
+	keys   *tlskey.Keys // nil: the private keys of these certificates are in a file
 
 	mu         sync.Mutex
 	at         time.Time
@@ -151,7 +180,7 @@ func (s *Service) certificates() (list []Validity, unreadable []error, err error
 	}
 	list = slices.Clone(c.list)
 	if c.served != nil {
-		v, err := servedValidity(c.served())
+		v, err := servedValidity(s.servedStore(), c.served())
 		if err != nil {
 			return nil, nil, err
 		}
@@ -166,6 +195,12 @@ func (s *Service) certificates() (list []Validity, unreadable []error, err error
 func (s *Service) checkCertificates(context.Context) error {
 	list, errs, err := s.certificates()
 	errs = append(slices.Clone(errs), err)
+	if keys := s.certificateCheck.keys; keys != nil {
+		if err := keys.Refused(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w; the certificates that were loaded before stay in use, and "+
+				"the next start fails", tlsCertificateProperty, err))
+		}
+	}
 	for _, v := range list {
 		if fault := v.fault(); fault != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", v.Store, fault))

@@ -20,6 +20,7 @@ const fitProbeHolds = 5 * time.Second
 // checks returns the checks of readiness.
 func (s *server) checks() []console.Check {
 	checks := s.serverChecks()
+	checks = append(checks, s.tlsKeyChecks()...)
 	checks = append(checks, s.auth.checks...)
 	checks = append(checks, s.trail.checks()...)
 	checks = append(checks, s.storeChecks()...)

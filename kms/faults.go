@@ -32,7 +32,7 @@ func Faults(conf *hadoopconf.Conf, log *slog.Logger) []error {
 	r.authentication(log)
 	r.shared(log)
 	if s.tls {
-		served, err := serverTLS(conf, log)
+		served, err := serverTLS(conf, leaveKeys, log)
 		r.keep(err)
 		if served != nil {
 			served.Close()

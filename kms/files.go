@@ -22,8 +22,9 @@ func ReadFiles(conf *hadoopconf.Conf) (files []string) {
 	for _, f := range secretFiles(conf) {
 		files = append(files, f.Path)
 	}
-	for _, name := range []string{"claviger.ssl.truststore", "hadoop.security.group.mapping.ldap.ssl.truststore",
-		signerPrefix + "ssl.truststore.location", tokensPrefix + "ssl.truststore.location"} {
+	for _, name := range []string{tlsCertificateProperty, "claviger.ssl.truststore",
+		"hadoop.security.group.mapping.ldap.ssl.truststore", signerPrefix + "ssl.truststore.location",
+		tokensPrefix + "ssl.truststore.location"} {
 		if path, ok := conf.Path(name); ok {
 			files = append(files, path)
 		}

@@ -22,6 +22,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 	tokenMetrics(m, s.auth.tokens)
 	limiterMetrics(m, &s.limiters)
 	s.trail.metrics(m)
+	s.tlsKeyMetrics(m)
 	s.clocks.metrics(m)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.",
 		func() float64 { return float64(s.ring.Queued()) })

@@ -20,6 +20,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
 	"claviger/pkcs11"
+	"claviger/tlskey/tlskeytest"
 )
 
 // wrongText is a wrong value for numbers, times, lists of words, URIs and files.
@@ -79,6 +80,10 @@ var wrongValues = map[string]wrongValue{
 	kmsClient + "failover.sleep.max.millis":   {with: "source"},
 
 	"claviger.ssl.rsa":                                               {with: "https"},
+	"claviger.ssl.key":                                               {with: "https"},
+	"claviger.ssl.certificate":                                       {value: noFile, with: "https key"},
+	"claviger.ssl.key.timeout":                                       {with: "https key"},
+	"claviger.ssl.key.max.handshakes":                                {with: "https key"},
 	"hadoop.ssl.enabled.protocols":                                   {with: "https"},
 	"hadoop.ssl.server.conf":                                         {value: noFile, with: "https"},
 	"hadoop.ssl.client.conf":                                         {value: noFile, with: "https source"},
@@ -217,6 +222,9 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	}
 	set["postgres"] = and(set["source"], hadoopconf.MetastoreURI, "postgresql://a@127.0.0.1:1/d")
 	set["https source"] = and(plain, hadoopconf.SourceURI, "kms://https@127.0.0.1:1/kms")
+	uri, public := tlskeytest.New(t, tok, "", pkcs11.P256, "tls")
+	set["https key"] = and(set["https"], tlsKeyProperty, strings.ReplaceAll(uri, "&", "&amp;"),
+		tlsCertificateProperty, authority.IssueFor(public, "tls", "localhost"))
 	set["truststore"] = and(set["https source"], "claviger.ssl.truststore", pem)
 	set["credentials"] = and(set["https"], "hadoop.security.credential.provider.path",
 		"localjceks://file"+dir+"/c.jceks")

@@ -23,6 +23,7 @@ import (
 	"claviger/migrate"
 	"claviger/provider/hsm"
 	"claviger/secret"
+	"claviger/tlskey"
 	"claviger/web"
 )
 
@@ -89,6 +90,7 @@ type server struct {
 	closers  []func() error // of the open parts, in the order of opening
 	limiters kmsapi.Limiters
 	secrets  *console.SecretFiles
+	tlsKeys  *tlskey.Keys // nil: the private key of TLS is in a file
 	// api, console, traffic and events are what the web console shows. Without one, traffic and events are nil.
 	api     *kmsapi.API
 	console *console.Console
@@ -118,10 +120,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	s.secrets = console.WatchSecretFiles(s.log, func() []secret.File { return secretFiles(s.conf) })
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
-	if e.tls != nil {
-		s.svc.certificateCheck.served = e.tls.Certificates
-		e.tls.ShareTickets(s.auth.secrets.Secrets)
-	}
+	s.connectTLS(e.tls)
 	if err := s.makeHandlers(e.Addr(), e.connections); err != nil {
 		return err
 	}

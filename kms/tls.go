@@ -108,9 +108,9 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	return st, nil
 }
 
-// serverTLS makes the TLS settings of the https server. When a keystore or truststore changes,
-// the server uses its new certificates.
-func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) {
+// serverTLS makes the TLS settings of the https server. When a keystore, a file with certificates or a truststore
+// changes, the server uses its new certificates.
+func serverTLS(site *hadoopconf.Conf, use keyUse, log *slog.Logger) (t *servedTLS, err error) {
 	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, err
@@ -118,34 +118,17 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 	for _, w := range st.warnings {
 		log.Warn(w)
 	}
-	file, ok, err := st.file("ssl.server.keystore.")
+	cfg, inHSM, err := tlsKeyConfig(site)
+	switch {
+	case err != nil:
+		return nil, err
+	case inHSM:
+		t, err = fromHSM(site, cfg, use, log)
+	default:
+		t, err = st.fromKeystore(log)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; "+
-			"name the keystore there, or set hadoop.kms.ssl.enabled to false",
-			filepath.Join(st.c.Dir(), "ssl-server.xml"))
-	}
-	signer, err := rsaSigners(site, log)
-	if err != nil {
-		return nil, err
-	}
-	load := func() ([]tls.Certificate, error) {
-		list, doubts, err := file.ServerCertificates()
-		for _, d := range doubts {
-			log.Warn("a private key of the server's keystore is not used", "reason", d)
-		}
-		for i, c := range list {
-			if err := checkTime(c); err != nil {
-				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
-			}
-			list[i].PrivateKey = signer(c.PrivateKey)
-		}
-		return list, err
-	}
-	if t, err = web.FollowCertificate(file.Files(), load, log); err != nil {
-		return nil, st.c.BadFile("ssl.server.keystore.location", err, "")
 	}
 	defer func() {
 		if err != nil {
@@ -160,7 +143,40 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 	if err != nil || !need {
 		return t, err
 	}
-	return t, st.requireClientCertificates(t)
+	return t, st.requireClientCertificates(t.TLS)
+}
+
+// fromKeystore makes the TLS settings of a server with the keystore that ssl-server.xml names.
+func (s stores) fromKeystore(log *slog.Logger) (*servedTLS, error) {
+	file, ok, err := s.file("ssl.server.keystore.")
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; "+
+			"name the keystore there, or set hadoop.kms.ssl.enabled to false",
+			filepath.Join(s.c.Dir(), "ssl-server.xml"))
+	}
+	signer, err := rsaSigners(s.site, log)
+	if err != nil {
+		return nil, err
+	}
+	load := func() ([]tls.Certificate, error) {
+		list, doubts, err := file.ServerCertificates()
+		for _, d := range doubts {
+			log.Warn("a private key of the server's keystore is not used", "reason", d)
+		}
+		logTimes(file.Path, list, log)
+		for i, c := range list {
+			list[i].PrivateKey = signer(c.PrivateKey)
+		}
+		return list, err
+	}
+	t, err := web.FollowCertificate(file.Files(), load, log)
+	if err != nil {
+		return nil, s.c.BadFile("ssl.server.keystore.location", err, "")
+	}
+	return &servedTLS{TLS: t}, nil
 }
 
 // limit sets the protocols and the cipher suites that the server accepts.

@@ -133,7 +133,7 @@ func TestTLS(t *testing.T) {
 		t.Setenv("KMS_SSL_KEYSTORE_FILE", filepath.Join(dir, "server.jks"))
 		var log bytes.Buffer
 		s := tlsServer(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
-		served, err := serverTLS(s.conf, s.log)
+		served, err := serverTLS(s.conf, signWithKeys, s.log)
 		if err != nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property "+
 			"ssl.server.keystore.location") {
 			t.Fatalf("%v; log: %s", err, log.String())
@@ -171,7 +171,7 @@ func javaTLSClient(t *testing.T, dir string) {
 		}
 	}
 	s := tlsServer(t, dir, slog.New(slog.DiscardHandler))
-	served, err := serverTLS(s.conf, s.log)
+	served, err := serverTLS(s.conf, signWithKeys, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	expect(client(port, "TLSv1.2", "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "-"), "refused", "refused")
 
 	only := tlsServer(t, dir, slog.New(slog.DiscardHandler), "hadoop.ssl.enabled.protocols", "TLSv1.2,TLSv1")
-	limited, err := serverTLS(only.conf, only.log)
+	limited, err := serverTLS(only.conf, signWithKeys, only.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
 		filepath.Join(dir, "server.jks"),
 		"ssl.server.truststore.location", filepath.Join(dir, "trust.jks"), "ssl.server.need.client.auth", "true"))
-	mutual, err := serverTLS(s.conf, s.log)
+	mutual, err := serverTLS(s.conf, signWithKeys, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func tlsRefused(t *testing.T, dir string) {
 			kmstest.SiteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")},
 				test.server...)...))
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
-		served, err := serverTLS(s.conf, s.log)
+		served, err := serverTLS(s.conf, signWithKeys, s.log)
 		if err == nil {
 			served.Close()
 		}

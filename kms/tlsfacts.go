@@ -11,6 +11,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keystore"
 	"claviger/secret"
+	"claviger/tlskey"
 )
 
 // ServerTLS is what clients see of a server's TLS.
@@ -21,25 +22,33 @@ type ServerTLS struct {
 	Names           []string // by which clients reach the server, as far as its host knows them
 	// Config is for a test handshake in memory. It answers as the server would, but demands no client certificate.
 	Config *tls.Config
+	// Keys are the private keys in an HSM; nil if the keys are in a file.
+	Keys *tlskey.Keys
+
+	served *servedTLS
 }
 
+// Close closes what the test handshakes need.
+func (t *ServerTLS) Close() { t.served.Close() }
+
 // ServerTLS reads the settings and the certificate that a start of the server would use. If the server does not use
-// TLS, the result is nil.
+// TLS, the result is nil. The caller closes it. With private keys in an HSM, their token is opened, and signs.
 func (s *Service) ServerTLS(ctx context.Context) (*ServerTLS, error) {
 	if on, err := s.Conf.Bool("hadoop.kms.ssl.enabled"); err != nil || !on {
 		return nil, err
 	}
-	t, err := serverTLS(s.Conf, s.Log)
+	t, err := serverTLS(s.Conf, tryKeys, s.Log)
 	if err != nil {
 		return nil, err
 	}
-	defer t.Close()
-	r := &ServerTLS{Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion, Config: &tls.Config{
+	r := &ServerTLS{served: t, Keys: t.keys, Lowest: t.Config.MinVersion, Highest: t.Config.MaxVersion}
+	r.Config = &tls.Config{
 		GetCertificate: t.Config.GetCertificate, MinVersion: t.Config.MinVersion, MaxVersion: t.Config.MaxVersion,
-		CipherSuites: t.Config.CipherSuites}}
+		CipherSuites: t.Config.CipherSuites}
 	for _, c := range t.Certificates() {
 		chain, err := parseChain(c)
 		if err != nil {
+			t.Close()
 			return nil, err
 		}
 		r.Chains = append(r.Chains, chain)

@@ -104,7 +104,7 @@ func (r *reader) connections() web.ConnectionLimits {
 type endpoint struct {
 	*web.Running
 	connections *web.Connections
-	tls         *web.TLS // nil: plain http
+	tls         *servedTLS // nil: plain http
 }
 
 // openEndpoint listens. Until Handle is called, each answer says that the server is
@@ -121,7 +121,7 @@ func openEndpoint(ctx context.Context, conf *hadoopconf.Conf, set settings, read
 	}
 	var err error
 	if set.tls {
-		if e.tls, err = serverTLS(conf, log); err != nil {
+		if e.tls, err = serverTLS(conf, signWithKeys, log); err != nil {
 			return nil, err
 		}
 		s.TLS = e.tls.Config

@@ -77,8 +77,8 @@ import (
 )
 
 // library is a loaded PKCS#11 library: p11.Ctx with an Encrypt and a Sign of its own. p11.Ctx first asks the library
-// for the length of the result, and encrypts by two calls from Go to C. The length of a result of AES without padding is
-// known, and Sign has room for the longest signature, so one call from Go to C is enough.
+// for the length of the result, and encrypts by two calls from Go to C. The length of a result of AES without padding
+// is known, and Sign has room for the longest signature, so one call from Go to C is enough.
 type library struct {
 	*p11.Ctx
 	loaded    unsafe.Pointer // of dlopen
