@@ -22,13 +22,21 @@ import (
 func (s *site) transport() doctor.Group {
 	return doctor.Group{Title: "TLS", Checks: []doctor.Check{
 		{ID: "D-tls-chain", Title: "the server's certificate", Needs: []string{"D-conf-read"},
-			Measures: "the keystore of ssl-server.xml is read as a start does; each certificate of a chain must be " +
-				"signed by the next one, the first must be one of a server, and Java must know its kind of key; if " +
-				"the server has only RSA keys, the result says what an ECDSA key saves",
+			Measures: "the keystore of ssl-server.xml, or the file of claviger.ssl.certificate with its key in the " +
+				"HSM, is read as a start does; each certificate of a chain must be signed by the next one, the first " +
+				"must be one of a server, and Java must know its kind of key; if the server has only RSA keys, the " +
+				"result says what an ECDSA key saves",
 			Why: "clients refuse a server whose certificate they cannot verify",
 			Cure: "put the certificate, and after it those of the authorities between it and the root, into the " +
 				"keystore",
 			Run: s.tlsChain},
+		{ID: "D-tls-key", Title: "the private key of TLS in the HSM", Needs: []string{"D-tls-chain"},
+			Measures: fmt.Sprintf("with claviger.ssl.key, the HSM signs %d times, as it does once for each new "+
+				"connection; more than %v for one is a warning", tlsSignatures, slowSignature),
+			Why: "while the HSM does not sign, no client can connect; a slow signature makes each new connection slow",
+			Cure: "look at the HSM with its own tool; an ECDSA key (P-256) needs a small part of the time of an RSA " +
+				"key (docs/tls.md)",
+			Run: s.tlsKey},
 		{ID: "D-tls-names", Title: "names in the certificate", Needs: []string{"D-tls-chain"},
 			Measures: "the configured host, or the names of this host, are compared with the names (SAN) of the " +
 				"certificate",
@@ -71,6 +79,7 @@ func (s *site) tlsChain(ctx context.Context) []doctor.Finding {
 			"may read DEKs")
 	}
 	s.tls = facts
+	s.closers = append(s.closers, func() error { facts.Close(); return nil })
 	var list []doctor.Finding
 	onlyRSA := true
 	for _, chain := range facts.Chains {
@@ -86,6 +95,33 @@ func (s *site) tlsChain(ctx context.Context) []doctor.Finding {
 			"client that knows ECDSA costs the server about a third (docs/tls.md)")...)
 	}
 	return list
+}
+
+const (
+	tlsSignatures = 5 // that D-tls-key measures
+	// slowSignature is a time that a user notices at each new connection.
+	slowSignature = 100 * time.Millisecond
+)
+
+func (s *site) tlsKey(ctx context.Context) []doctor.Finding {
+	keys := s.tls.Keys
+	if keys == nil {
+		return doctor.Skip("claviger.ssl.key is not set: the private key is in a file")
+	}
+	var times []time.Duration
+	for range tlsSignatures {
+		began := time.Now()
+		if err := keys.Check(ctx); err != nil {
+			return doctor.Error(err, "")
+		}
+		times = append(times, time.Since(began)/time.Duration(len(s.tls.Chains)))
+	}
+	slices.Sort(times)
+	median := times[len(times)/2]
+	if median > slowSignature {
+		return doctor.Warn(fmt.Sprintf("a signature takes %.2f ms", 1000*median.Seconds()), "")
+	}
+	return doctor.Pass("the HSM signs; a signature takes less than %v", slowSignature)
 }
 
 // judge returns the findings about one chain; ok is false if clients refuse it.

@@ -19,8 +19,13 @@ import (
 	"testing"
 	"time"
 
+	p11 "github.com/miekg/pkcs11"
+
 	"claviger/internal/certtest"
+	"claviger/internal/faultmodule"
 	"claviger/kms/kmstest"
+	"claviger/pkcs11"
+	"claviger/tlskey/tlskeytest"
 )
 
 const year = 365 * 24 * time.Hour
@@ -118,6 +123,33 @@ func (l *lab) javaTrusts(a *certtest.Authority) {
 	l.t.Setenv("JAVA_HOME", l.path("java"))
 }
 
+// keyInHSM gives the site TLS, with a private key in the HSM.
+func (l *lab) keyInHSM() {
+	l.t.Helper()
+	uri, public := tlskeytest.New(l.t, l.token, l.Path, pkcs11.P256, "kms-tls")
+	a := certtest.NewUntil(l.t, l.t.TempDir(), time.Now().Add(year+time.Hour))
+	data, err := os.ReadFile(a.IssueFor(public, "kms", "127.0.0.1"))
+	l.must(err)
+	l.must(os.WriteFile(l.path("kms.pem"), data, 0o600))
+	l.set("hadoop.kms.ssl.enabled", "true")
+	l.set("claviger.ssl.certificate", l.path("kms.pem"))
+	l.set("claviger.ssl.key", strings.ReplaceAll(uri, "&", "&amp;"))
+}
+
+// TestHealthyTLSKey: a site whose private key of TLS is in the HSM has no warning.
+func TestHealthyTLSKey(t *testing.T) {
+	l := newLab(t)
+	l.keyInHSM()
+	text, err := l.check("D-conf-files", "D-conf-secrets", "D-tls-chain", "D-tls-key", "D-tls-names", "D-tls-expiry",
+		"D-tls-protocols")
+	for _, want := range []string{"certificates in the chain: 2", "the HSM signs", "valid for 127.0.0.1",
+		"claviger.ssl.certificate: CN=", "Java 8 would connect with TLS 1.2, TLS_ECDHE_ECDSA_WITH_AES_"} {
+		if err != nil || !strings.Contains(text, want) || strings.Contains(text, "warning  ") {
+			t.Errorf("%v: %q is not in\n%s", err, want, text)
+		}
+	}
+}
+
 // tlsFailures are failures of the server's TLS.
 var tlsFailures = []failure{
 	{"no keystore", "D-tls-chain", false, set("hadoop.kms.ssl.enabled", "true")},
@@ -138,6 +170,21 @@ var tlsFailures = []failure{
 	}},
 	{"a key that old Java does not know", "D-tls-chain", false, func(l *lab) {
 		l.selfSigned(func(*x509.Certificate) {})
+	}},
+	{"an HSM that does not answer", "D-tls-key", false, func(l *lab) {
+		l.keyInHSM()
+		l.Order(faultmodule.GetTokenInfo, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_REMOVED,
+			Times: faultmodule.Always})
+	}},
+	{"a slow HSM", "D-tls-key", false, func(l *lab) {
+		l.keyInHSM()
+		l.Delay(faultmodule.Sign, 150*time.Millisecond)
+	}},
+	{"a certificate of another key than that of the HSM", "D-tls-chain", false, func(l *lab) {
+		l.keyInHSM()
+		data, err := os.ReadFile(certtest.New(l.t, l.t.TempDir()).Issue("kms", "127.0.0.1"))
+		l.must(err)
+		l.must(os.WriteFile(l.path("kms.pem"), data, 0o600))
 	}},
 	{"another host's name", "D-tls-names", false, func(l *lab) { l.secure("kms-2.example.com", "192.0.2.7") }},
 	{"a common name only", "D-tls-names", false, func(l *lab) { l.selfSigned(func(*x509.Certificate) {}) }},
