@@ -29,7 +29,8 @@ const hsmTimeout = 5 * time.Minute
 func newHSMCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "hsm", Short: "Set up, list, inspect and measure an HSM token", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newHSMInit(), newHSMList(), newHSMInspect(), newHSMBench(), newHSMPrune(), newHSMAdopt())
+	cmd.AddCommand(newHSMInit(), newHSMList(), newHSMInspect(), newHSMBench(), newHSMPrune(), newHSMAdopt(),
+		newHSMTLSKey())
 	return cmd
 }
 
