@@ -50,33 +50,34 @@ type Property struct {
 	Source  string // the place that sets it
 }
 
-// servlet serves one of the pages of servletOf.
+// servlet serves one of pages.
 type servlet func(c *call)
+
+// page is one of the pages of Hadoop's web server, or of Ranger's KMS.
+type page struct {
+	op     string // its name in metrics
+	serve  servlet
+	exists func(*Operations) bool // nil: always
+}
+
+// pages are these pages by path. Each answers GET, HEAD and OPTIONS.
+var pages = map[string]page{
+	"/jmx":         {"jmx", (*call).jmx, nil},
+	base + "/jmx":  {"jmx", (*call).jmx, nil},
+	pathStatus:     {"status", (*call).rangerStatus, nil},
+	pathJSON:       {"metrics", (*call).rangerJSON, nil},
+	pathPrometheus: {"metrics", (*call).rangerPrometheus, nil},
+	"/conf":        {"conf", (*call).conf, nil},
+	"/stacks":      {"stacks", (*call).stacks, nil},
+	"/logLevel":    {"log_level", (*call).logLevel, func(o *Operations) bool { return o.Level != nil }},
+	"/prom":        {"prom", (*call).prometheus, func(o *Operations) bool { return o.Prometheus != nil }},
+}
 
 // servletOf returns the servlet of a path, and its operation's name in metrics; nil
 // if the path has none.
 func (a *api) servletOf(path string) (op string, s servlet) {
-	switch path {
-	case "/jmx", base + "/jmx":
-		return "jmx", (*call).jmx
-	case pathStatus:
-		return "status", (*call).rangerStatus
-	case pathJSON:
-		return "metrics", (*call).rangerJSON
-	case pathPrometheus:
-		return "metrics", (*call).rangerPrometheus
-	case "/conf":
-		return "conf", (*call).conf
-	case "/stacks":
-		return "stacks", (*call).stacks
-	case "/logLevel":
-		if a.Operations.Level != nil {
-			return "log_level", (*call).logLevel
-		}
-	case "/prom":
-		if a.Operations.Prometheus != nil {
-			return "prom", (*call).prometheus
-		}
+	if p, ok := pages[path]; ok && (p.exists == nil || p.exists(&a.Operations)) {
+		return p.op, p.serve
 	}
 	return "", nil
 }

@@ -26,6 +26,7 @@ import (
 	"claviger"
 	"claviger/authn"
 	"claviger/authz"
+	"claviger/internal/openapitest"
 	"claviger/internal/pagetest"
 	"claviger/provider"
 	"claviger/provider/jceks"
@@ -228,6 +229,7 @@ type server struct {
 	trail *trail
 	// tokens are our delegation tokens, by the recorded server's tokens for the same requests.
 	tokens map[string]string
+	doc    *openapitest.Document // the answers must be as it says; nil: they are not compared
 }
 
 var openRules = []authz.Property{
@@ -312,10 +314,11 @@ func TestWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	servers := map[string]*server{}
+	servers, doc := map[string]*server{}, openapitest.Load(t)
 	of := func(name string) *server {
 		if servers[name] == nil {
 			servers[name] = startRecorded(t, name)
+			servers[name].doc = doc
 		}
 		return servers[name]
 	}
@@ -394,6 +397,27 @@ func setup(t *testing.T, of func(string) *server, line string) {
 	}
 }
 
+// checkDocument compares our answer to a recorded request with docs/openapi.yaml, if the document has the operation. If
+// it does not, the answer must be an error.
+func (s *server) checkDocument(t *testing.T, rec recording, got answer) {
+	t.Helper()
+	if s.doc == nil || rec.method == http.MethodOptions {
+		return
+	}
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(rec.request)))
+	if err != nil {
+		return // it is no request for net/http
+	}
+	err = s.doc.Check(&openapitest.Exchange{Method: rec.method, Target: r.RequestURI, RequestHeader: r.Header,
+		Status: got.status, Header: got.headers, Body: got.body}, false)
+	if errors.Is(err, openapitest.ErrNotDocumented) && got.status/100 != 2 {
+		return
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // replay sends a recorded request and compares the answer with the recorded one.
 func (s *server) replay(t *testing.T, rec recording, everywhere map[string]bool) {
 	s.keys.next = nil
@@ -410,6 +434,7 @@ func (s *server) replay(t *testing.T, rec recording, everywhere map[string]bool)
 		s.tokens[string(theirs[1])] = string(ours[1])
 	}
 	checkErrorLine(t, rec, got, s.trail.all()[before:])
+	s.checkDocument(t, rec, got)
 	differs := compare(rec, got, everywhere)
 	for what := range differs {
 		if id := divergences[rec.name][what]; id == "" {

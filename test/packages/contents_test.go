@@ -77,7 +77,8 @@ func wanted(t *testing.T) []string {
 		/usr/share/bash-completion/completions/claviger /usr/share/fish/vendor_completions.d/claviger.fish
 		/usr/share/zsh/vendor-completions/_claviger /usr/share/doc/claviger/examples/kms-site.xml
 		/usr/share/doc/claviger/examples/systemd/claviger-kms.service.d/pin.conf
-		/usr/share/doc/claviger/docs/install.md /usr/share/doc/claviger/docs/hsm/softhsm.md
+		/usr/share/doc/claviger/docs/install.md /usr/share/doc/claviger/docs/openapi.yaml
+		/usr/share/doc/claviger/docs/hsm/softhsm.md
 		/usr/share/doc/claviger/sbom.cdx.json.gz /usr/share/doc/claviger/NOTICES.gz`)
 	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs/cli.md"))
 	if err != nil {
