@@ -242,7 +242,7 @@ func (m *Metrics) Function(name, result string, took time.Duration) {
 }
 
 // Waited counts a request that waited for a slot of its class. admitted is false if it got
-// none. It is kmsapi's hook.
+// none. It can be the Waited of a kmsapi.Config.
 func (m *Metrics) Waited(class string, took time.Duration, admitted bool) {
 	m.slotWaits.WithLabelValues(class).Observe(took.Seconds())
 	if !admitted {

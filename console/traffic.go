@@ -41,7 +41,8 @@ func NewTraffic(now func() time.Time) *Traffic {
 	return &Traffic{now: now}
 }
 
-// Observe counts a request. An answer of 500 or above is an error. It is kmsapi's hook.
+// Observe counts a request. A status of 500 or above is an error. Observe can be the Observe of a
+// kmsapi.Config.
 func (t *Traffic) Observe(_ string, status, _ int, took time.Duration) {
 	number := t.now().UnixNano() / int64(trafficEvery)
 	bucket := bucketOf(took)

@@ -44,7 +44,7 @@ func ReadRegular(path string, max int64) ([]byte, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, max+1))
 	if err == nil && int64(len(data)) > max {
-		err = fmt.Errorf("%s has more than %d bytes, so it is another file than the one that is wanted here", path, max)
+		err = fmt.Errorf("%s has more than %d bytes, so it cannot be the right file", path, max)
 	}
 	return data, err
 }

@@ -31,7 +31,7 @@ type Keeper struct {
 	reset int   // how often the session of the token was lost
 }
 
-// pair is what Wrap needs to know of the token's pair.
+// pair has the parts of the token's pair that Wrap needs.
 type pair struct {
 	public *rsa.PublicKey
 	hash   crypto.Hash

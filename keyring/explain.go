@@ -52,7 +52,7 @@ type ruleError struct{ error }
 
 func (r ruleError) Unwrap() error { return r.error }
 
-// lookup is what was requested from a source, for messages.
+// lookup describes a request to a source, for messages.
 type lookup struct {
 	what string // "key version 'k@0'"
 	name string // Error.Key

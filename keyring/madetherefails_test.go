@@ -42,9 +42,10 @@ func (l *formerPrimaryRing) countsMore(t *testing.T) {
 	}
 }
 
-// TestOtherSourceIsNotKnown: an EDEK that a former primary has made is opened
-// while another source may have a version of its name, and is not re-encrypted
-// before that source has answered, for long enough, that it has none.
+// TestOtherSourceIsNotKnown: a former primary has made an EDEK, and another source
+// may have a version with the name of the EDEK's version. The EDEK is opened. It is
+// re-encrypted only after that source has answered for some time that it has no
+// such version.
 func TestOtherSourceIsNotKnown(t *testing.T) {
 	l := newFormerPrimaryRing(t, keystoreFirst)
 	es, deks := newEDEKs(t, l.keystore.blocks, formerVersion, 1)
@@ -75,8 +76,8 @@ func TestOtherSourceIsNotKnown(t *testing.T) {
 	reencrypts("settled", "")
 }
 
-// TestMadeElsewhere: the versions of this key below the number, each once, that
-// were not made at the source itself.
+// TestMadeElsewhere: madeElsewhere returns the versions of the key below a number
+// that were not made at the source itself, each once.
 func TestMadeElsewhere(t *testing.T) {
 	all := []Origin{
 		{Key: "k", Source: "a", MadeThere: []string{"k@1", "k@2", "k@7", "k@name"}},

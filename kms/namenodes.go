@@ -11,8 +11,9 @@ import (
 	"claviger/provider"
 )
 
-// NameNodes returns a client of the NameNodes at these URLs, with the truststore and the Kerberos login with which a
-// server of this configuration connects to another KMS. A configuration without a folder trusts the system's roots.
+// NameNodes returns a client of the NameNodes at these URLs. The client uses the truststore and the Kerberos login that
+// a server of this configuration uses for connections to another KMS. A configuration without a folder trusts the
+// system's roots.
 func NameNodes(conf *hadoopconf.Conf, urls []string) (*namenode.Client, error) {
 	var trust *tls.Config
 	if conf.Dir() != "" && strings.Contains(strings.Join(urls, " "), "https:") {

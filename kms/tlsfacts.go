@@ -14,7 +14,7 @@ import (
 	"claviger/tlskey"
 )
 
-// ServerTLS is what clients see of a server's TLS.
+// ServerTLS has the properties of a server's TLS that clients see.
 type ServerTLS struct {
 	// Chains has a chain for each kind of key that the server has. The server's certificate is the first of a chain.
 	Chains          [][]*x509.Certificate

@@ -7,7 +7,7 @@ import (
 	"claviger/zookeeper"
 )
 
-// ZooKeeperUse is what nodes share in ZooKeeper, as far as this configuration says so.
+// ZooKeeperUse describes data that nodes share in ZooKeeper, from the view of one server.
 type ZooKeeperUse struct {
 	What     string // "signer secrets" or "delegation tokens"
 	Ensemble string // servers and chroot

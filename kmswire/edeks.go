@@ -64,6 +64,7 @@ func (w *EDEKWriter) SizeReencrypted(sent, fresh *claviger.EDEK) int {
 	return w.size(w.middle(sent, fresh), fresh)
 }
 
+// middle returns the text between the IV and the material of a re-encrypted EDEK.
 func (w *EDEKWriter) middle(sent, fresh *claviger.EDEK) []byte {
 	if fresh.Version == sent.Version {
 		return w.unnamed

@@ -59,7 +59,7 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 			err := claviger.Errorf(op, claviger.Internal, "", "the token reported that it destroyed %s, and the "+
 				"object is still there: the handles of objects may have changed in that moment, so %w; run claviger "+
 				"hsm list, and restore a key that is missing from the HSM's backup", w.name, ErrOtherDestroyed)
-			t.log.Error("another object than the one to destroy may have been destroyed", "object", w.name, "err", err)
+			t.log.Error("perhaps a wrong object was destroyed", "object", w.name, "err", err)
 			return err
 		}
 		w.destroyed = false

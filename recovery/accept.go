@@ -122,7 +122,7 @@ func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store m
 		return nil
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	err = p.Stale(ctx)
+	err = p.CheckNotStale(ctx)
 	switch {
 	case !hsm.IsStale(err):
 		return err

@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// User is a user of this machine whose rights to files are judged.
+// User is a user of this machine. Its methods find the rights to files that the user lacks.
 type User struct {
 	// Name is the name of the user, or the number if there is no name that a shell can use.
 	Name   string

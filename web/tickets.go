@@ -110,7 +110,7 @@ func (m *ticketMaker) wrap(cs tls.ConnectionState, ss *tls.SessionState) ([]byte
 }
 
 // unwrap opens a ticket; see tls.Config.UnwrapSession. It returns no session if the ticket has another key or is too
-// old, or if the server's certificates were others. The client then makes a full handshake, and sees the present
+// old, or if the server's certificates have changed. The client then makes a full handshake, and sees the present
 // certificate. crypto/tls checks the session against the rules for client certificates.
 func (m *ticketMaker) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
 	keys, err := m.tickets.keysFor(cs.Version)

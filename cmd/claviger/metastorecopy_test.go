@@ -45,7 +45,7 @@ func (s *copySite) on(store string) {
 
 func (s *copySite) start() {
 	s.t.Helper()
-	s.kms, s.end = serveToEnd(s.t, s.dir)
+	s.kms, s.end = startKMS(s.t, s.dir)
 }
 
 // newCopySite makes a site with its own token. It has no metastore yet.
@@ -244,7 +244,7 @@ func (m *movedStore) serveFromPostgreSQL() {
 	m.t.Helper()
 	m.on(m.db)
 	var log bytes.Buffer
-	m.kms, m.end = serveLogged(m.t, m.dir, slog.New(slog.NewTextHandler(&log, nil)))
+	m.kms, m.end = startLogged(m.t, m.dir, slog.New(slog.NewTextHandler(&log, nil)))
 	m.wantEDEK()
 	m.wantRoll("k@3")
 	if got := m.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(got, `"a zone"`) ||

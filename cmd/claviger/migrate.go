@@ -253,7 +253,7 @@ func (m *migration) checkToken() error {
 	if err := p.CheckFit(m.ctx); err != nil {
 		return err
 	}
-	return p.Stale(m.ctx)
+	return p.CheckNotStale(m.ctx)
 }
 
 // openAudit replaces the engine by one that writes to the audit log. The caller calls closeAudit at the end.

@@ -45,7 +45,7 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 	}
 	source := serve(t, sourceDir)
 	log := &logtest.Buffer{}
-	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	kms, end := startLogged(t, dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	versions := make([]string, len(oddNames))
 	old := make([]string, len(oddNames))
 	for i, name := range oddNames {

@@ -32,7 +32,7 @@ func startNode(t *testing.T, dir string) *node {
 
 func (n *node) start() {
 	n.t.Helper()
-	n.url, n.end = serveToEnd(n.t, n.dir)
+	n.url, n.end = startKMS(n.t, n.dir)
 	n.kms = clientOf(n.t, n.url)
 }
 

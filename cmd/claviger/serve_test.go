@@ -15,14 +15,14 @@ func serve(t *testing.T, dir string) string {
 	return kmstest.Serve(t, kmsOf(dir, slog.New(slog.DiscardHandler)))
 }
 
-// serveToEnd is serve for a KMS that the test stops: end stops the KMS and returns its error.
-func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
+// startKMS starts a KMS with a configuration folder, and returns its base URL. end stops the KMS and returns its error.
+func startKMS(t *testing.T, dir string) (url string, end func() error) {
 	t.Helper()
-	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
+	return startLogged(t, dir, slog.New(slog.DiscardHandler))
 }
 
-// serveLogged is serveToEnd with a log.
-func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
+// startLogged does the same as startKMS, with a log.
+func startLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
 	t.Helper()
 	return kmstest.Start(t, kmsOf(dir, log))
 }

@@ -115,7 +115,7 @@ func depositByKeyHSM(t *testing.T, dir, conf string) {
 	}
 }
 
-// TestKeyHSMValidatesDeposits: keyhsm validate --trustee fails with another pair that works, too. Without
+// TestKeyHSMValidatesDeposits: keyhsm validate --trustee fails with a wrong pair, although that pair works. Without
 // --trustee, it reports that it did not check deposits. It does not change the store of an older trustee. With wrapped
 // deposits in its store, the trustee starts by --without-keyhsm.
 func TestKeyHSMValidatesDeposits(t *testing.T) {

@@ -286,7 +286,7 @@ func (r *databaseRestore) intoThird() {
 	mustRun(r.t, "orgtool", "add", "-n", "LATER", "--confdir", killed)
 	now := databaseStatus(r.t, killed)
 	if out, err := r.restore("other", r.file, "--store", r.third); err == nil ||
-		!strings.Contains(out, "other ones than the backup") {
+		!strings.Contains(out, "differ from those of the backup") {
 		r.t.Errorf("into a database that has changed: %v, %s", err, out)
 	}
 	if got := databaseStatus(r.t, killed); got != now || got.Digest == r.want.Digest {

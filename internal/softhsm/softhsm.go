@@ -1,5 +1,6 @@
-// Package softhsm makes SoftHSM 2 tokens, for the demo and for tests. A token is a folder of files. A process reads
-// from the file that SOFTHSM2_CONF names which folder that is, when it initialises the library.
+// Package softhsm makes SoftHSM 2 tokens, for the demo and for tests. A token is a folder of files. The
+// configuration file that SOFTHSM2_CONF names has the path of the folder of the tokens. A process reads it when it
+// initialises the library.
 package softhsm
 
 import (

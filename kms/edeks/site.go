@@ -16,7 +16,7 @@ import (
 	"claviger/hadoopconf"
 )
 
-// site is what the configuration of HDFS says about its namespaces.
+// site has the facts about the namespaces of HDFS, from its configuration.
 type site struct {
 	names   []string // of nameservices
 	unknown string   // why they are not known

@@ -69,7 +69,7 @@ func verifyCommand() *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
 		Use:   "verify FILE --public-key KEY.pub",
-		Short: "Find out whether a report is what its maker has signed",
+		Short: "Verify the signature and the content of a report",
 		Args:  cobra.ExactArgs(1),
 		RunE:  func(_ *cobra.Command, args []string) error { return verify(args[0], key, &out) },
 	}

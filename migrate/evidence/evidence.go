@@ -16,7 +16,7 @@
 // look.
 //
 // The signature shows who made the file, not that the measurements are true. Verify trusts no key of the file itself:
-// its caller passes the public key, which the auditor has from the site by another way.
+// its caller passes the public key, which the auditor did not get together with the file.
 package evidence
 
 import (
@@ -82,7 +82,7 @@ type Part struct {
 	Why    string `json:"why,omitempty"` // why it was not made
 }
 
-// Census is what was counted in one image.
+// Census has the counts of one image.
 type Census struct {
 	Image  string         `json:"image"` // file or URL
 	SHA256 string         `json:"sha256"`
@@ -90,7 +90,7 @@ type Census struct {
 	Census *census.Report `json:"census"`
 }
 
-// Keys is how the HSM protects the new versions.
+// Keys lists the new versions, and the protection of each key in the HSM.
 type Keys struct {
 	Token pkcs11.TokenInfo `json:"token"`
 	// Attestation says what the vendor of the HSM attests.

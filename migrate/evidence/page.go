@@ -107,7 +107,7 @@ func proof(r migrate.Run) string {
 	return text
 }
 
-// edekProof says by what it is known that no EDEK needs the source.
+// edekProof describes the proof that no EDEK needs the source.
 func edekProof(p *migrate.EDEKProof) string {
 	switch {
 	case p == nil:

@@ -43,7 +43,7 @@ type Image struct {
 	Report    *census.Report
 }
 
-// Input is what a verdict is made from.
+// Input has the facts from which a verdict is made.
 type Input struct {
 	Images []Image
 	// Nameservices are those of the configuration; at least one. If they are not known, Unknown says why.

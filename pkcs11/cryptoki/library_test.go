@@ -71,7 +71,7 @@ func build(t *testing.T, fails string) (path string) {
 }
 
 // TestEncrypt: the result and the errors of C_EncryptInit and C_Encrypt reach the caller. A library that reports more
-// bytes than fit is an error, and no data is one without a call.
+// bytes than fit is an error, and so is an empty text, for which C_Encrypt is not called.
 func TestEncrypt(t *testing.T) {
 	path := build(t, "0")
 	l := Load(path)

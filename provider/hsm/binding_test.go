@@ -227,13 +227,13 @@ func TestLostObject(t *testing.T) {
 	refused()
 	other.access = hsm.Repair
 	p := other.mustOpen(t)
-	if err := p.Stale(ctx); !hsm.IsStale(err) {
+	if err := p.CheckNotStale(ctx); !hsm.IsStale(err) {
 		t.Errorf("before: %v", err)
 	}
 	if from, written, err := p.AcceptCopy(ctx); err != nil || from == "" || written {
 		t.Errorf("%q, %v", from, err)
 	}
-	if err := p.Stale(ctx); err != nil {
+	if err := p.CheckNotStale(ctx); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 	mustClose(t, p)

@@ -108,7 +108,7 @@ func TestAcceptCopyOnFullToken(t *testing.T) {
 	if !strings.HasSuffix(from, c.db) || written || !errors.Is(err, errKilled) {
 		t.Errorf("%q, %t, %v", from, written, err)
 	}
-	if err := p.Stale(ctx); err != nil {
+	if err := p.CheckNotStale(ctx); err != nil {
 		t.Error(err)
 	}
 	mustClose(t, p)

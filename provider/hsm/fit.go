@@ -32,7 +32,7 @@ const (
 	settingLost = "hsm.lost."
 )
 
-// sampleScope is how much of the store a check compares with the token.
+// sampleScope says which part of the store a check compares with the token.
 type sampleScope int
 
 const (

@@ -366,9 +366,9 @@ func (p *Provider) mayDestroy(ctx context.Context) error {
 	return p.claimToken(ctx)
 }
 
-// Stale fails if another copy of the store has used the token since this copy used it (see IsStale), if a store at
-// another place has used it last, and if neither can be known.
-func (p *Provider) Stale(ctx context.Context) error {
+// CheckNotStale returns an error if another copy of the store has used the token since this copy used it (see IsStale),
+// if a store at another place has used it last, or if the token or the store cannot be read.
+func (p *Provider) CheckNotStale(ctx context.Context) error {
 	b, err := p.readBindings(ctx, p.id)
 	if claviger.Is(err, claviger.Unsupported) {
 		return nil

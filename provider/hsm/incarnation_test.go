@@ -63,7 +63,7 @@ func acceptCopy(t *testing.T, b *testSite) {
 	t.Helper()
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
-	if err := p.Stale(t.Context()); !hsm.IsStale(err) {
+	if err := p.CheckNotStale(t.Context()); !hsm.IsStale(err) {
 		t.Errorf("before: %v", err)
 	}
 	if list, err := p.Candidates(t.Context()); err != nil {
@@ -80,7 +80,7 @@ func acceptCopy(t *testing.T, b *testSite) {
 		!strings.HasPrefix(from, "sqlite:///") || strings.HasSuffix(from, b.db) {
 		t.Fatal(from, err)
 	}
-	if err := p.Stale(t.Context()); err != nil {
+	if err := p.CheckNotStale(t.Context()); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 	mustClose(t, p)

@@ -58,7 +58,7 @@ func (p *Provider) Protection(ctx context.Context, versions []string) ([]Version
 }
 
 // recorded returns the versions of a key that the store has, also those of deleted keys of the name. If a key and a
-// deleted key have a version of the same name, the key's counts.
+// deleted key have a version of the same name, recorded returns the version of the key that is not deleted.
 func (p *Provider) recorded(ctx context.Context, name string) (map[string]VersionProtection, error) {
 	of := map[string]VersionProtection{}
 	add := func(k *metastore.Key, mark Mark) {

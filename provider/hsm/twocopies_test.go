@@ -55,7 +55,7 @@ func newTwoCopies(t *testing.T) *twoCopies {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.server.CheckFit(ctx), s.pruner.Stale(ctx)); err != nil {
+	if err := errors.Join(s.server.CheckFit(ctx), s.pruner.CheckNotStale(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	s.second = b.beside(t, data)

@@ -83,7 +83,7 @@ func testPinned(t *testing.T, p provider.Provider) {
 		pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
 }
 
-// reading is what a reader got of a key at one time.
+// reading has the data of a key that one call returned.
 type reading struct{ aclName, version, material string }
 
 func readingOf(v claviger.KeyVersion, aclName string) reading {

@@ -13,7 +13,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// KeyHSMState is what the Key HSM of a trustee says, and which deposits it opens.
+// KeyHSMState is the state of the Key HSM of a trustee, and of the deposits that Key HSMs have wrapped.
 type KeyHSMState struct {
 	Status keyhsm.Status // of a Key HSM that is ready
 	Took   time.Duration // of the connection and the request

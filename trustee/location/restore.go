@@ -92,8 +92,8 @@ func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record,
 		return err
 	}
 	if given.Sum() != held.Sum() {
-		return fmt.Errorf("--store: %s already holds deposits of this trustee (%d, and the backup has %d), and "+
-			"other ones than the backup: nothing was overwritten; name an empty database, or let this folder use "+
+		return fmt.Errorf("--store: %s already holds deposits of this trustee (%d, and the backup has %d), which "+
+			"differ from those of the backup: nothing was overwritten; name an empty database, or let this folder use "+
 			"this database by claviger trustee init --store", s.uri, held.Deposits, given.Deposits)
 	}
 	return nil

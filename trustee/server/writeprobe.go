@@ -57,7 +57,7 @@ func (s *Server) single(ctx context.Context, verb string) error {
 			text = "; " + noChanges + fault
 		}
 	}
-	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it that%s",
+	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it one of two%s",
 		notOneOfTwo, text)
 }
 

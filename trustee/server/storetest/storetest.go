@@ -124,7 +124,7 @@ func NextOf(list []server.Record) func() (server.Record, error) {
 	}
 }
 
-// checks: the health checks of a store change no record, and a store that is not one of two accepts changes.
+// checks: the health checks of a store change no record, and a store that is not in a pair accepts changes.
 func checks(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
