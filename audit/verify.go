@@ -77,7 +77,7 @@ func Verify(paths []string, cfg VerifyConfig) (*Report, error) {
 			return nil, err
 		}
 	}
-	if err := v.unwritten(); err != nil {
+	if err := v.noteUnwritten(); err != nil {
 		return nil, err
 	}
 	v.end()
@@ -325,8 +325,8 @@ func (v *verifier) addLogRecord(at Finding, r *Record) {
 	v.addNote(at)
 }
 
-// unwritten adds a note for events that a process could not write, and of which the chain has no record yet.
-func (v *verifier) unwritten() error {
+// noteUnwritten adds a note for events that a process could not write, and of which the chain has no record yet.
+func (v *verifier) noteUnwritten() error {
 	for _, path := range v.report.Files {
 		n, err := readUnwritten(path)
 		if err != nil {

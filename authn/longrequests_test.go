@@ -20,8 +20,8 @@ func heapBytes() int {
 	return int(m.HeapAlloc) //nolint:gosec // far below the limit
 }
 
-// TestNamesOfLongRequests: what is remembered after a request holds the names in it, and not the request, which may be
-// a hundred times as long.
+// TestNamesOfLongRequests: after a request, only the names in it stay in memory, and not the whole request, which may
+// be a hundred times as long.
 func TestNamesOfLongRequests(t *testing.T) {
 	tokens, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Hour,
 		Scan: time.Hour, Remember: time.Hour})

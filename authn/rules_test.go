@@ -58,7 +58,7 @@ func TestProxyUserWarnings(t *testing.T) {
 	}
 }
 
-// TestProxyUsers: which proxy user may act for which user from which address. A refusal names the property.
+// TestProxyUsers checks which proxy user may act for which user from which address. A refusal names the property.
 func TestProxyUsers(t *testing.T) {
 	p, _ := proxyUsers()
 	const no, far = "is not allowed to impersonate", "Unauthorized connection for super-user"

@@ -131,7 +131,7 @@ func TestAsRecorded(t *testing.T) {
 	}
 }
 
-// TestParse: which users a rule's value admits.
+// TestParse checks which users a rule's value admits.
 func TestParse(t *testing.T) {
 	groups := func(u string) []string {
 		return map[string][]string{"gina": {"staff", "ops"}, "hdfs": {"hadoop"}}[u]

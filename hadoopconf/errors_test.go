@@ -168,7 +168,7 @@ func TestNoSecretInMessages(t *testing.T) {
 	}
 }
 
-// TestValues: how numbers, durations, lists and paths are parsed, and which values are refused.
+// TestValues checks how numbers, durations, lists and paths are parsed, and which values are refused.
 func TestValues(t *testing.T) {
 	c := New("/etc/kms", env(nil))
 	for name, value := range map[string]string{

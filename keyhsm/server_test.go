@@ -393,7 +393,7 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestNewClient: which URLs are refused, and what the others are completed to.
+// TestNewClient checks which URLs are refused, and that others get the default port.
 func TestNewClient(t *testing.T) {
 	cert := func() (*tls.Certificate, error) { return nil, nil }
 	for _, u := range []string{"", "localhost:9090", "http://localhost:9090", "https://", "https://u:p@h",

@@ -179,8 +179,8 @@ func TestRefusalsCloseTheBreaker(t *testing.T) {
 	}
 }
 
-// TestWithoutAnswer: which errors of a call mean that the source gave no answer in time, and which mean that the caller
-// gave the call up.
+// TestWithoutAnswer checks which errors of a call mean that the source gave no answer in time, and which mean that the
+// caller gave the call up.
 func TestWithoutAnswer(t *testing.T) {
 	ended := func(with error) context.Context {
 		ctx, cancel := context.WithCancel(t.Context())

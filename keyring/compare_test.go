@@ -383,7 +383,7 @@ func TestConflictsAreAdded(t *testing.T) {
 	}
 }
 
-// TestToCompare: which records of the journal make the server compare a key with a source.
+// TestToCompare checks which records of the journal make the server compare a key with a source.
 func TestToCompare(t *testing.T) {
 	l, _ := withSource(t, nil, "k")
 	const other = "kms://http@elsewhere:9600/kms"

@@ -147,6 +147,7 @@ func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.K
 	return nil
 }
 
+// notReencrypted returns the error for a version whose name the source at uri uses too.
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another key at %s, so its EDEKs "+
 		"may belong to either key, and are not re-encrypted: %s", v.Name, uri,

@@ -52,8 +52,9 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 	return list, nil
 }
 
-// Undelete brings back the deleted key of that name that has the version of that full name. If version is "", it brings
-// back the last deleted key that the caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
+// Undelete brings back a deleted key. key is its name, and version the full name of one of its versions. If version is
+// "", Undelete brings back the key of that name that was deleted last, among those that the caller may manage. Kinds
+// Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
 func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) error {
 	const op = "keyring.Undelete"
 	q, err := r.enter(ctx, &c, audit.UndeleteKey, &key, authz.Undelete)
@@ -80,8 +81,8 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return q.noDeleted(ctx, op, key, version)
 	}
 	last := &keys[len(keys)-1]
-	// A key that a migration made is the source's key under its rules. The name of any
-	// other key may belong to a key of a source.
+	// The source may have a key of that name. If a migration made the deleted key, the source's key is the same key.
+	// If not, it is another key, and then the name is not free.
 	origins, err := r.origins.of(ctx, last.Name)
 	if err != nil {
 		return err
@@ -112,12 +113,12 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	return nil
 }
 
-// Purge destroys the deleted key of that name that has the version of that full name. If version is "", it destroys the
-// only key of the name that the caller may manage. A key counts as used until its deletion, and for some time after it
-// if nodes serve it from memory, unless it is certain that none of its versions was ever used. Kinds: Invalid if the
-// last use is within Config.PurgeMinUnused, if no version is given and there are several keys, or if this host's clock
-// is behind a store without a clock; Unavailable if Config.Clock shows in another way that a clock is wrong; and those
-// of Undelete.
+// Purge destroys a deleted key. key is its name, and version the full name of one of its versions. If version is "",
+// Purge destroys the only deleted key of that name that the caller may manage. A key counts as used until its deletion,
+// and for some time after it if nodes serve it from memory, unless it is certain that none of its versions was ever
+// used. Kinds: Invalid if the last use is within Config.PurgeMinUnused, if no version is given and there are several
+// keys, or if this host's clock is behind a store without a clock; Unavailable if Config.Clock shows in another way
+// that a clock is wrong; and those of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	return r.purge(ctx, c, key, version, false)
 }

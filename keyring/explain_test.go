@@ -11,7 +11,7 @@ import (
 	"claviger/provider"
 )
 
-// TestNoAnswer: which errors mean that a source cannot be reached.
+// TestNoAnswer checks which errors mean that a source cannot be reached.
 func TestNoAnswer(t *testing.T) {
 	for _, tt := range []struct {
 		err                   error

@@ -59,7 +59,7 @@ func TestCreateRefused(t *testing.T) {
 	}
 }
 
-// TestCreate: which values a new key gets, and that its material is shown only to a caller who may read it.
+// TestCreate checks which values a new key gets, and that its material is shown only to a caller who may read it.
 func TestCreate(t *testing.T) {
 	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
 	description := "für die Finanz"

@@ -9,8 +9,8 @@ import (
 
 const (
 	// A node counts as unable to open EDEKs if unopenedInARow decrypts in a row failed because the store cannot be
-	// reached, and none succeeded for openedHolds. So one user's requests for versions that are not in memory do not
-	// put a node out of service that serves other users.
+	// reached, and none succeeded for openedHolds. So a node that still serves other users stays in service, even if
+	// one user requests only versions that are not in memory.
 	unopenedInARow = 3
 	openedHolds    = 10 * time.Second
 )
@@ -46,7 +46,7 @@ func (r *Ring) OpensFromMemory() error {
 	}
 	if r.versions.empty() {
 		return claviger.Errorf("keyring.OpensFromMemory", claviger.Unavailable, "",
-			"this node has used no key version since its start that it could serve from memory")
+			"this node has no key version in memory that it could serve")
 	}
 	failed, last := r.opened.inARow.Load(), time.UnixMilli(r.opened.lastServed.Load())
 	if failed < unopenedInARow || time.Since(last) < openedHolds {

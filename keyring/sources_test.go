@@ -182,7 +182,7 @@ func TestReencryptFromSource(t *testing.T) {
 	}
 }
 
-// TestReencryptFromSourceRefused: when EDEKs of a source are not re-encrypted.
+// TestReencryptFromSourceRefused checks when EDEKs of a source are not re-encrypted.
 func TestReencryptFromSourceRefused(t *testing.T) {
 	t.Run("not configured", func(t *testing.T) {
 		l, far := withSource(t, func(c *Config) { c.Reencryption = false }, "k")

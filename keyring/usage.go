@@ -131,8 +131,8 @@ func (u *usage) keep() error {
 	return err
 }
 
-// unwritten returns an error with the reason if counters could not be written.
-func (u *usage) unwritten() error {
+// checkWritten returns an error with the reason if counters could not be written.
+func (u *usage) checkWritten() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.failing == nil {
@@ -376,7 +376,7 @@ func (u *usage) close() error {
 }
 
 // CheckUses returns an error if uses of sources are not in the store, with the reason for an operator.
-func (r *Ring) CheckUses(context.Context) error { return r.usage.unwritten() }
+func (r *Ring) CheckUses(context.Context) error { return r.usage.checkWritten() }
 
 // unserved has the versions, by key, that were requested, not found, and counted. Their number is limited by the
 // source's number of versions, because a client may invent names.

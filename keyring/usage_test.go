@@ -343,7 +343,7 @@ func TestUsesOutlastTheProcess(t *testing.T) {
 	store, held := &brittleStore{broken: true, uses: map[string]int64{}}, &heldUses{}
 	u := newUsage(store, nil, held, slog.New(slog.DiscardHandler))
 	u.add("s", "k@0", useDecrypt, 2)
-	for began := time.Now(); u.unwritten() == nil; time.Sleep(10 * time.Millisecond) {
+	for began := time.Now(); u.checkWritten() == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Since(began) > 10*time.Second {
 			t.Fatal("no error says that counts are behind")
 		}
@@ -360,8 +360,8 @@ func TestUsesOutlastTheProcess(t *testing.T) {
 	if err := again.close(); err != nil {
 		t.Error(err)
 	}
-	if got := store.uses["k@0 decrypt"]; got != 3 || len(held.list) != 0 || again.unwritten() != nil {
-		t.Errorf("%d uses written, want 3; kept still %v; %v", got, held.list, again.unwritten())
+	if got := store.uses["k@0 decrypt"]; got != 3 || len(held.list) != 0 || again.checkWritten() != nil {
+		t.Errorf("%d uses written, want 3; kept still %v; %v", got, held.list, again.checkWritten())
 	}
 }
 

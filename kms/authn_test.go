@@ -98,7 +98,7 @@ func newHandler(t *testing.T, props map[string]string) (logged string, err error
 	return log.String(), err
 }
 
-// TestRulesOfConfiguration: which property has the rules, and which has the realm.
+// TestRulesOfConfiguration checks which property has the rules, and which has the realm.
 func TestRulesOfConfiguration(t *testing.T) {
 	krb5 := filepath.Join(t.TempDir(), "krb5.conf")
 	if err := os.WriteFile(krb5, []byte("[libdefaults]\n default_realm = R\n"), 0o600); err != nil {

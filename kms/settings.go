@@ -88,7 +88,7 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	return s, r.err
 }
 
-// settings is readSettings. It keeps the errors.
+// settings reads every property that the server uses itself. The errors are in r afterwards.
 func (r *reader) settings() settings {
 	conf := r.conf
 	const queue = "hadoop.security.kms.encrypted.key.cache."

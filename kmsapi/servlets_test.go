@@ -159,7 +159,7 @@ func TestLogLevel(t *testing.T) {
 	}
 }
 
-// TestAdministrators: which pages a user may see, by Hadoop's three settings.
+// TestAdministrators checks which pages a user may see, by Hadoop's three settings.
 func TestAdministrators(t *testing.T) {
 	alice := func(p claviger.Principal) bool { return p.Short == "alice" }
 	nobody := func(claviger.Principal) bool { return false }

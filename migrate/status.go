@@ -67,7 +67,7 @@ func (e *Engine) Status(ctx context.Context) (*StatusReport, error) {
 	s := &StatusReport{Format: "claviger migrate status 1", At: e.now(), Runs: []Run{}, Keys: []KeyStatus{}}
 	s.Runs = append(append(s.Runs, h.runs...), h.otherRuns...)
 	slices.SortFunc(s.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
-	if err := e.interrupted(ctx, s.Runs); err != nil {
+	if err := e.markInterrupted(ctx, s.Runs); err != nil {
 		return nil, err
 	}
 	freed, err := freedNames(ctx, e.cfg.Store)
@@ -137,8 +137,8 @@ func (e *Engine) addKeys(ctx context.Context, s *StatusReport, h *history, uses 
 	return nil
 }
 
-// freedHere marks a key that was deleted here and whose name was freed since its run began. The migration no
-// longer counts the key as done.
+// freedHere returns the item of a key. Its state is NameFreed if the key was deleted here and its name was freed after
+// the run of the key began. The migration no longer counts such a key as done.
 func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	f, ok := freed[it.Key]
 	if !ok || it.State != Deleted || slices.ContainsFunc(runs,
@@ -231,9 +231,9 @@ func (e *Engine) isReplaced(ctx context.Context, it Item, m *claviger.Metadata) 
 	}), nil
 }
 
-// interrupted corrects the state of runs that the journal has as running while no process holds the lock. The
+// markInterrupted corrects the state of runs that the journal has as running while no process holds the lock. The
 // process of such a run was killed, and no later process has continued the run.
-func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
+func (e *Engine) markInterrupted(ctx context.Context, runs []Run) error {
 	if !slices.ContainsFunc(runs, func(r Run) bool { return r.State == Running }) {
 		return nil
 	}

@@ -22,7 +22,7 @@ func (b *testMigration) facts(t *testing.T, keys, versions []string) *migrate.ED
 	return f
 }
 
-// TestHolders: which KMS has a version that an EDEK names. A version that this KMS did not make is the source's.
+// TestHolders checks which KMS has a version that an EDEK names. A version that this KMS did not make is the source's.
 func TestHolders(t *testing.T) {
 	b := newTestMigration(t)
 	ctx := t.Context()

@@ -140,7 +140,7 @@ func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, id []b
 		k = keyInfo(attrs)
 	}
 	if err == nil {
-		err = t.noOtherUse(s, object)
+		err = t.checkNoOtherUse(s, object)
 	}
 	if err == nil { // what was read was read of the new key
 		if err = t.shows(s, object, match); errors.Is(err, errOtherObject) {

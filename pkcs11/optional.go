@@ -95,10 +95,10 @@ func attributeList(attributes []uint) string {
 // otherUses are the attributes of a key for the uses that no key here has.
 var otherUses = []uint{p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE}
 
-// noOtherUse returns an error if a new key has a use that was not requested: the token may have refused the attribute
-// that forbids it. A use whose attribute the token does not know is impossible. After an error the next key is made
-// with all attributes again, because the token may have refused them only once.
-func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
+// checkNoOtherUse returns an error if a new key has a use that was not requested: the token may have refused the
+// attribute that forbids it. A use whose attribute the token does not know is impossible. After an error the next key
+// is made with all attributes again, because the token may have refused them only once.
+func (t *Token) checkNoOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
 	attrs, err := t.attributes(s, object, otherUses...)
 	if err != nil {
 		return err

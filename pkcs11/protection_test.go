@@ -45,7 +45,8 @@ func TestProtection(t *testing.T) {
 	}
 }
 
-// TestProtectionOfASparseToken: what a token does not report, or reports otherwise, is shown so.
+// TestProtectionOfASparseToken: an attribute that the token does not report is nil or empty. A value that
+// differs from the usual one is shown as it is.
 func TestProtectionOfASparseToken(t *testing.T) {
 	conf := config(softhsmtest.New(t))
 	lib := sparseToken{unknown: unavailable, changed: unavailable}

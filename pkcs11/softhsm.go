@@ -176,7 +176,7 @@ func serialOf(path string) string {
 // fault returns an error if this process may not read a file of the token, or cannot write to the folder. SoftHSM
 // writes to the folder at each change.
 func (f tokenFolder) fault() error {
-	if err := f.unread(); err != nil {
+	if err := f.checkReadable(); err != nil {
 		return err
 	}
 	err := access(f.path, unix.W_OK)
@@ -190,9 +190,9 @@ func (f tokenFolder) fault() error {
 	return nil
 }
 
-// unread returns an error that counts the files of the token that this process may not read. SoftHSM does not show
-// the objects in such files.
-func (f tokenFolder) unread() error {
+// checkReadable returns an error that counts the files of the token that this process may not read. SoftHSM does not
+// show the objects in such files.
+func (f tokenFolder) checkReadable() error {
 	entries, err := os.ReadDir(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the token was destroyed meanwhile; rights are not the reason
@@ -257,7 +257,7 @@ func access(path string, mode uint32) error {
 // is not of SoftHSM.
 func (t *Token) Hidden() error {
 	if f, ok := t.folder(); ok {
-		return f.unread()
+		return f.checkReadable()
 	}
 	return nil
 }

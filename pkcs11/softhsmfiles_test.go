@@ -216,8 +216,8 @@ func TestSoftHSMFaultCure(t *testing.T) {
 	folder := tokenOf(t, tokenFiles(t), "1", "kms", "token.object")
 	f := tokenFolder{path: folder}
 	chown := "chown -R nobody " + folder
-	if gone := (tokenFolder{path: folder + "-"}); gone.unread() != nil || gone.fault() != nil {
-		t.Errorf("a folder that is gone: %v, %v", gone.unread(), gone.fault())
+	if gone := (tokenFolder{path: folder + "-"}); gone.checkReadable() != nil || gone.fault() != nil {
+		t.Errorf("a folder that is gone: %v, %v", gone.checkReadable(), gone.fault())
 	}
 	asNobody(func() {
 		if got := f.cure(); got != chown {

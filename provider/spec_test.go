@@ -8,7 +8,7 @@ import (
 	"claviger/secret"
 )
 
-// TestCheckSpec: which specifications of a key are refused, and with which kind of error.
+// TestCheckSpec checks which specifications of a key are refused, and with which kind of error.
 func TestCheckSpec(t *testing.T) {
 	ok := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
 	for name, c := range map[string]struct {

@@ -51,8 +51,9 @@ func showPiece(list, piece string) string {
 	return strconv.Quote(piece)
 }
 
-// noSecrets refuses a URI that contains a password or another secret: URIs are written into logs, answers and journals.
-func noSecrets(uri string) error {
+// checkNoSecrets refuses a URI that contains a password or another secret: URIs are written into logs, answers and
+// journals.
+func checkNoSecrets(uri string) error {
 	if secret.ContainsSecret(uri) {
 		return fmt.Errorf("provider URI %q contains a secret, which has no effect there and would be written into "+
 			"logs; remove it", secret.Value(uri))
@@ -104,7 +105,7 @@ func looksLikePort(rest string) bool {
 // and "jceks://file@//etc/kms.keystore" both name /etc/kms.keystore. It decodes percent escapes, and cleans the path.
 // It refuses files that are not local (jceks://hdfs@nn/...).
 func UnnestPath(uri string) (string, error) {
-	if err := noSecrets(uri); err != nil {
+	if err := checkNoSecrets(uri); err != nil {
 		return "", err // without a quoted part
 	}
 	refuse := func(format string, args ...any) error {
@@ -169,7 +170,7 @@ func ParseKMS(uri string) (KMSURI, error) {
 	refuse := func(format string, args ...any) (KMSURI, error) {
 		return none, fmt.Errorf("%w; it is written as in %s", refusal(uri, format, args...), example)
 	}
-	if err := noSecrets(uri); err != nil {
+	if err := checkNoSecrets(uri); err != nil {
 		return none, err
 	}
 	scheme, rest := cutScheme(uri)

@@ -332,7 +332,7 @@ func TestAnswerErrors(t *testing.T) {
 	}
 }
 
-// TestForPeer: which verbs are for the other server and its operator.
+// TestForPeer checks which verbs are for the other server and its operator.
 func TestForPeer(t *testing.T) {
 	for verb, want := range map[string]bool{VerbRegister: false, VerbPut: false, VerbGet: false, VerbFind: false,
 		VerbList: false, VerbDelete: false, VerbUndelete: false, VerbPurge: false, VerbClients: false, "": false,

@@ -32,14 +32,15 @@ const (
 
 // settings make a server fast and small. Tests kill processes, not machines: the kernel
 // keeps written data, so fsync is not needed. synchronous_commit stays on: a confirmed
-// commit survives a kill. Shared memory in files of the data folder goes with the folder when a server was killed.
+// commit survives a kill. With mmap, shared memory is in files of the
+// data folder, so it is removed with the folder, even if the server was killed.
 var settings = []string{
 	"fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100",
 	"listen_addresses=127.0.0.1", "unix_socket_directories=", "log_min_messages=warning", "log_line_prefix=%m [%p] %d ",
 	"jit=off", "timezone=UTC", "dynamic_shared_memory_type=mmap",
 }
 
-// alone and replicated are the settings without and with replication.
+// alone and replicated are more settings, without and with replication.
 var (
 	alone      = []string{"wal_level=minimal", "max_wal_senders=0"}
 	replicated = []string{"wal_level=replica", "max_wal_senders=4"}
@@ -67,7 +68,7 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)
 	s, err := newServer(bin, alone)
-	return own(t, s, err)
+	return stopAtEnd(t, s, err)
 }
 
 // StartReplicated is Start for a server that can have a standby.
@@ -75,11 +76,11 @@ func StartReplicated(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)
 	s, err := newServer(bin, replicated)
-	return own(t, s, err)
+	return stopAtEnd(t, s, err)
 }
 
-// own stops a server at the end of the test.
-func own(t testing.TB, s *Server, err error) *Server {
+// stopAtEnd stops a server at the end of the test.
+func stopAtEnd(t testing.TB, s *Server, err error) *Server {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +182,7 @@ func (s *Server) Standby(t testing.TB) *Server {
 		return made.run("pg_basebackup", "-D", made.data, "-d", uri, "-R", "-X", "stream", "--checkpoint=fast",
 			"--no-sync")
 	})
-	return own(t, standby, err)
+	return stopAtEnd(t, standby, err)
 }
 
 // makeServer starts a server with the data folder that fill makes.

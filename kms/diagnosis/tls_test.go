@@ -71,7 +71,7 @@ func (l *lab) trust(file string) {
 		"ssl.client.truststore.location", l.path("trust.p12"), "ssl.client.truststore.password", certtest.Password))
 }
 
-// selfSigned makes a certificate that is as change says, and uses it.
+// selfSigned makes a certificate that is signed with its own key, and gives it to the site. change may set its fields.
 func (l *lab) selfSigned(change func(*x509.Certificate)) {
 	l.t.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -230,8 +230,7 @@ var tlsFailures = []failure{
 // TestTLSFailures provokes each finding about TLS.
 func TestTLSFailures(t *testing.T) { provokeAll(t, "tls.golden", tlsFailures) }
 
-// TestHealthyTLS: a site with TLS, whose certificate HDFS trusts, has no warning; neither has one whose certificate
-// itself is in HDFS' truststore.
+// TestHealthyTLS: a site with TLS, whose certificate HDFS trusts, has no warning.
 func TestHealthyTLS(t *testing.T) {
 	l := newLab(t)
 	l.trust(l.secure("127.0.0.1").Truststore())
@@ -283,7 +282,8 @@ func (l *lab) certify(key crypto.Signer, host string, ips ...net.IP) (private, o
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// TestSecondCertificate: the names of each certificate are checked, and whether HDFS trusts it.
+// TestSecondCertificate: if a server has two certificates, the check finds the names of each, and whether HDFS trusts
+// it.
 func TestSecondCertificate(t *testing.T) {
 	l := newLab(t)
 	r, err := rsa.GenerateKey(rand.Reader, 2048)

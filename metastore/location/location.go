@@ -110,20 +110,20 @@ func byDefault(conf *hadoopconf.Conf) (Location, error) {
 	}
 	loc := Location{File: filepath.Join(filepath.Dir(keystore), FileName)}
 	loc.URI = "sqlite://" + loc.File
-	return loc, loc.notForgotten()
+	return loc, loc.checkOldDefault()
 }
 
-// notForgotten returns an error if the default location has no store, but the user's home folder has one. The home
+// checkOldDefault returns an error if the default location has no store, but the user's home folder has one. The home
 // folder was the default of earlier versions.
-func (p Location) notForgotten() error {
+func (p Location) checkOldDefault() error {
 	if !p.Missing() {
 		return nil
 	}
 	for _, home := range homes() {
 		old := filepath.Join(home, FileName)
 		if st, err := os.Stat(old); err == nil && st.Mode().IsRegular() && old != p.File {
-			return fmt.Errorf("property %s is not set, and there is no metastore at its default place %s, but one "+
-				"at %s, which was the default of earlier versions; if that is the metastore of this server, set the "+
+			return fmt.Errorf("property %s is not set, and there is no metastore at its default place %s, but there "+
+				"is one at %s, the default of earlier versions; if that is the metastore of this server, set the "+
 				"property to sqlite://%[3]s in kms-site.xml; if not, set it to sqlite://%[2]s",
 				hadoopconf.MetastoreURI, p.File, old)
 		}
@@ -250,14 +250,14 @@ func (p Location) refuseMoved(ctx context.Context, st metastore.Store, err error
 	if err != nil {
 		return nil, p.Wrap(err)
 	}
-	if err := p.notMoved(ctx, st); err != nil {
+	if err := p.checkNotMoved(ctx, st); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
 	return st, nil
 }
 
-// notMoved returns an error if the store was moved: the new store would lack keys that are added to this one.
-func (p Location) notMoved(ctx context.Context, st metastore.Store) error {
+// checkNotMoved returns an error if the store was moved: the new store would lack keys that are added to this one.
+func (p Location) checkNotMoved(ctx context.Context, st metastore.Store) error {
 	m, err := metastore.MovedTo(ctx, st)
 	if err != nil || m == nil {
 		return p.Wrap(err)

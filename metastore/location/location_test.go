@@ -116,8 +116,8 @@ func TestHomes(t *testing.T) {
 	}
 }
 
-// TestForgottenStore checks that Of refuses the default location if there is no store, but one at the default location
-// of earlier versions.
+// TestForgottenStore checks that Of refuses the default location if it has no store, and the default location of
+// earlier versions has one.
 func TestForgottenStore(t *testing.T) {
 	home, dir := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", home)

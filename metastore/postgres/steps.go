@@ -13,7 +13,7 @@ import (
 	"claviger/metastore"
 )
 
-// Begin writes an intent, or returns the one of the same key and Op.
+// Begin writes an intent, or returns the pending intent of the same key and Op.
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.Intent, err error) {
 	const op = "metastore/postgres.Begin"
 	if i.Key == "" || i.Op == "" {

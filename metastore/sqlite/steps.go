@@ -15,7 +15,7 @@ import (
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
 
-// Begin writes an intent, or returns the one of the same key and Op.
+// Begin writes an intent, or returns the pending intent of the same key and Op.
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent, error) {
 	const op = "metastore/sqlite.Begin"
 	if i.Key == "" || i.Op == "" {

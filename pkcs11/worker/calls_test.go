@@ -252,12 +252,12 @@ func TestFinalizeAndKill(t *testing.T) {
 		t.Error("Kill left the process")
 	}
 	_, err := c.GetSlotList(true)
-	isGone(t, err, "for the test")
+	wantGone(t, err, "for the test")
 	_, _, err = c.GenerateKeyPair(1, nil, nil, nil)
-	isGone(t, err, "for the test")
+	wantGone(t, err, "for the test")
 	_, err = c.GenerateKey(1, nil, nil)
-	isGone(t, err, "for the test")
-	isGone(t, c.Finalize(), "for the test")
+	wantGone(t, err, "for the test")
+	wantGone(t, c.Finalize(), "for the test")
 	if err := os.Rename(m.Path, m.Path+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestCallLimits(t *testing.T) {
 		}
 	}
 	m.Order(faultmodule.Finalize, faultmodule.Order{Action: faultmodule.Hang})
-	within(t, "Finalize", func() { isGone(t, c.Finalize(), "C_Finalize did not return in 1s") })
+	within(t, "Finalize", func() { wantGone(t, c.Finalize(), "C_Finalize did not return in 1s") })
 	m.Heal()
 	if err := c.Initialize(); err != nil {
 		t.Fatal(err)
@@ -298,7 +298,7 @@ func TestCallLimits(t *testing.T) {
 	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang})
 	within(t, "the call", func() {
 		_, err := c.GetSlotList(true)
-		isGone(t, err, "C_GetSlotList did not return in 1s, the call-limit of the keystore file")
+		wantGone(t, err, "C_GetSlotList did not return in 1s, the call-limit of the keystore file")
 	})
 }
 
@@ -328,7 +328,7 @@ func TestLimitEndsWithCall(t *testing.T) {
 		p := load(t, softhsmtest.New(t).Module, 0).process.Load()
 		begun := time.Now()
 		if _, err := p.call(&Request{Function: ping}, limit); err != nil {
-			isGone(t, err, "ping did not return in") // the machine is busy
+			wantGone(t, err, "ping did not return in") // the machine is busy
 			continue
 		}
 		for over := false; !over; { // one more call after the limit
@@ -348,7 +348,7 @@ func TestCrash(t *testing.T) {
 		faultmodule.Abort: "signal: aborted", faultmodule.Segfault: "signal: segmentation fault"} {
 		m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: action})
 		_, err := c.GetSlotList(true)
-		isGone(t, err, why)
+		wantGone(t, err, why)
 		if err := c.Finalize(); err == nil {
 			t.Error("Finalize succeeds without a process")
 		}
@@ -402,7 +402,7 @@ func TestHungCalls(t *testing.T) {
 		}{"long": {long, true}, "short": {short, false}} {
 			var gone GoneError
 			err := <-call.result
-			if isGone(t, err, "C_GetSlotList did not return in 1s"); errors.As(err, &gone) && gone.Hung != call.hung {
+			if wantGone(t, err, "C_GetSlotList did not return in 1s"); errors.As(err, &gone) && gone.Hung != call.hung {
 				t.Errorf("%s: %+v", name, gone)
 			}
 		}

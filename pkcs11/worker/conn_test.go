@@ -98,8 +98,8 @@ func TestConnErrors(t *testing.T) {
 		"x":                     "unknown kind, 0x78",
 		"g\x01":                 "EOF",
 		"d\x00\x00":             "EOF",
-		"d\x00\x00\x00\x21":     "a message of 33 bytes, where 32 are the most",
-		"d\xff\xff\xff\xff":     "a message of 4294967295 bytes, where 32 are the most",
+		"d\x00\x00\x00\x21":     "a message has 33 bytes, and may have at most 32",
+		"d\xff\xff\xff\xff":     "a message has 4294967295 bytes, and may have at most 32",
 		"d\x00\x00\x00\x20half": "EOF",
 	} {
 		ours, theirs := pair(t)
@@ -190,7 +190,7 @@ func TestWaitForSocketEnds(t *testing.T) {
 		within(t, "the calls", func() {
 			c.Kill("for the test")
 			for range cap(errs) {
-				isGone(t, <-errs, "for the test")
+				wantGone(t, <-errs, "for the test")
 			}
 		})
 	})
@@ -220,7 +220,7 @@ func TestTakeAndFreeAtEnd(t *testing.T) {
 		}
 		close(p.ended)
 		l, err := p.take()
-		if isGone(t, err, "for the test"); l != nil {
+		if wantGone(t, err, "for the test"); l != nil {
 			t.Error(l)
 		}
 	})

@@ -130,8 +130,8 @@ func within(t *testing.T, what string, f func()) {
 	}
 }
 
-// isGone checks that a call failed because its worker has ended.
-func isGone(t *testing.T, err error, why string) {
+// wantGone checks that a call failed because its worker has ended.
+func wantGone(t *testing.T, err error, why string) {
 	t.Helper()
 	var gone GoneError
 	if !errors.As(err, &gone) || !strings.Contains(gone.Reason, why) {
@@ -341,7 +341,7 @@ func TestGarbage(t *testing.T) {
 	within(t, "Load", func() {
 		before := processtest.Descriptors(t)
 		l, loaded, err := Load(t.Context(), "/none", 0)
-		if isGone(t, err, "a message of an unknown kind, 0xff"); l != nil || loaded {
+		if wantGone(t, err, "a message of an unknown kind, 0xff"); l != nil || loaded {
 			t.Errorf("%v, loaded %t", l, loaded)
 		}
 		noneLeft(t, before)
@@ -358,7 +358,7 @@ func TestGarbageBeforeLimit(t *testing.T) {
 	}
 	within(t, "the call", func() {
 		_, err := p.call(&Request{Function: ping}, pingLimit-time.Second)
-		isGone(t, err, "a message of an unknown kind, 0xff")
+		wantGone(t, err, "a message of an unknown kind, 0xff")
 	})
 }
 
@@ -368,7 +368,7 @@ func TestSilent(t *testing.T) {
 	c := load(t, "/none", 0)
 	within(t, "the end of the worker", func() { <-c.process.Load().ended })
 	_, err := c.GetSlotList(true)
-	isGone(t, err, "ping did not return in 5s")
+	wantGone(t, err, "ping did not return in 5s")
 }
 
 // TestLoadHangs: Load returns when its context ends, and the worker is ended.
@@ -380,7 +380,7 @@ func TestLoadHangs(t *testing.T) {
 	defer cancel()
 	within(t, "Load", func() {
 		l, loaded, err := Load(ctx, "/none", 0)
-		if isGone(t, err, "it did not load its library in time"); l != nil || loaded {
+		if wantGone(t, err, "it did not load its library in time"); l != nil || loaded {
 			t.Errorf("%v, loaded %t", l, loaded)
 		}
 	})
@@ -396,7 +396,7 @@ func TestStopped(t *testing.T) {
 	}
 	within(t, "the call", func() {
 		_, err := c.Encrypt(1, p11.NewMechanism(p11.CKM_AES_ECB, nil), 2, make([]byte, 8<<20))
-		isGone(t, err, "it was stopped by a signal")
+		wantGone(t, err, "it was stopped by a signal")
 	})
 }
 
@@ -486,7 +486,7 @@ func TestNoCore(t *testing.T) {
 	c := load(t, m.Path, 0)
 	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Abort})
 	_, err := c.GetSlotList(true)
-	if isGone(t, err, "signal: aborted"); strings.Contains(err.Error(), "core dumped") {
+	if wantGone(t, err, "signal: aborted"); strings.Contains(err.Error(), "core dumped") {
 		t.Error(err)
 	}
 	if files, err := os.ReadDir("."); err != nil || len(files) > 0 {

@@ -289,7 +289,7 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 // compareFit makes the comparisons of checkFit. hadMisfit says that the last check found a misfit. compared is false if
 // a sample of keys was as before, so that there was no need to compare the whole store.
 func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit bool) (compared bool, err error) {
-	b, err := p.bindingHolds(ctx)
+	b, err := p.compareBindings(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -311,7 +311,7 @@ func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit 
 	p.recordComparison(holdings)
 	found, err := p.compareValues(ctx, &holdings)
 	if err == nil && hadMisfit && !found.mostWrong(&holdings) {
-		err = found.unproved()
+		err = found.checkCompared()
 	}
 	if err != nil {
 		return false, err
@@ -319,9 +319,9 @@ func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit 
 	return true, p.assess(ctx, bound, b.tokenOlder, &holdings, &found)
 }
 
-// bindingHolds compares the ids and the incarnations again. mine is empty if the object is gone, or if the token keeps
-// no objects.
-func (p *Provider) bindingHolds(ctx context.Context) (b bindingState, err error) {
+// compareBindings compares the ids and the incarnations again. mine is empty if the object is gone, or if the token
+// keeps no objects.
+func (p *Provider) compareBindings(ctx context.Context) (b bindingState, err error) {
 	if p.keepsNoData.Load() {
 		return b, nil
 	}
@@ -516,7 +516,7 @@ func (p *Provider) CheckFit(ctx context.Context) error {
 		return err
 	}
 	if !p.access.makesKeys() {
-		_, err := p.bindingHolds(ctx)
+		_, err := p.compareBindings(ctx)
 		return err
 	}
 	return p.checkFit(ctx, randomKeys)

@@ -360,7 +360,7 @@ func (p *Provider) renewAfterChanges(ctx context.Context) {
 
 // mayDestroy refuses to destroy keys on the token if another store, or another copy of this store, may use them by now.
 func (p *Provider) mayDestroy(ctx context.Context) error {
-	if _, err := p.bindingHolds(ctx); err != nil {
+	if _, err := p.compareBindings(ctx); err != nil {
 		return err
 	}
 	return p.claimToken(ctx)

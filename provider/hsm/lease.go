@@ -204,7 +204,7 @@ func (p *Provider) proveKey(ctx context.Context, e *entry) error {
 	const op = "hsm.Lease"
 	m, v, err := p.store.ByVersion(ctx, e.name)
 	if err == nil {
-		err = e.isRecordedAs(m, v)
+		err = e.checkRecord(m, v)
 	}
 	if err != nil {
 		if claviger.Is(err, claviger.VersionNotFound) {
@@ -223,8 +223,8 @@ func (p *Provider) proveKey(ctx context.Context, e *entry) error {
 	}, e.proveOn)
 }
 
-// isRecordedAs returns an error of kind VersionNotFound if the store has another key under the entry's name by now.
-func (e *entry) isRecordedAs(m *claviger.Metadata, v metastore.Version) error {
+// checkRecord returns an error of kind VersionNotFound if the store has another key under the entry's name by now.
+func (e *entry) checkRecord(m *claviger.Metadata, v metastore.Version) error {
 	now, err := newEntry(m, v)
 	if err != nil {
 		return err

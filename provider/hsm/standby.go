@@ -301,7 +301,7 @@ func (s *standby) call(ctx context.Context, p *Provider, e *entry,
 	f func(context.Context, *lateToken) error) error {
 	m, v, err := p.store.ByVersion(ctx, e.name)
 	if err == nil {
-		err = e.isRecordedAs(m, v)
+		err = e.checkRecord(m, v)
 	}
 	if err != nil {
 		return err

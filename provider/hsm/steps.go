@@ -414,7 +414,7 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		check, err = p.remakeObject(ctx, key, ref, raw, bits, err)
 	}
 	if err == nil && info == nil {
-		err = p.unlikeOthers(op, name, check)
+		err = p.checkDistinct(op, name, check)
 	}
 	if errors.Is(err, pkcs11.ErrUnproved) && info == nil { // this call made the object, so nothing uses it
 		err = errors.Join(err, p.destroy(ctx, raw, name))
@@ -426,10 +426,10 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		Check: check}, nil
 }
 
-// unlikeOthers returns ErrUnproved if the check value of a new key equals the check value of a version that is in use
-// here: then the token computed it with the key of that version. unlikeOthers does not compare with versions that were
+// checkDistinct returns ErrUnproved if the check value of a new key equals the check value of a version that is in use
+// here: then the token computed it with the key of that version. checkDistinct does not compare with versions that were
 // not used yet, because the store does not find these by check value.
-func (p *Provider) unlikeOthers(op, name string, check []byte) error {
+func (p *Provider) checkDistinct(op, name string, check []byte) error {
 	for _, v := range p.versions.Range {
 		if e, _ := v.(*entry); e.name != name && bytes.Equal(e.check, check) {
 			return claviger.Errorf(op, claviger.Unavailable, name, "%w: the token gives the new key the check value "+

@@ -130,9 +130,9 @@ func (p *Provider) testValue(ctx context.Context, version string) (valueResult, 
 	return valueWrong, nil
 }
 
-// unproved returns an error if most versions of a comparison could not be compared. After a misfit such a comparison
-// does not show that token and store fit together again.
-func (v *values) unproved() error {
+// checkCompared returns an error if most versions of a comparison could not be compared. After a misfit such a
+// comparison does not show that token and store fit together again.
+func (v *values) checkCompared() error {
 	if v.unknown <= v.compared {
 		return nil
 	}

@@ -127,8 +127,8 @@ func TestCurrentKeeps(t *testing.T) {
 	}
 }
 
-// TestCurrentLearns: what a passive server learns from the active one decides whether its lists count while the active
-// server is away.
+// TestCurrentLearns: while the active server is away, the lists of the passive server count only if it learned from the
+// active server that it has all changes.
 func TestCurrentLearns(t *testing.T) {
 	p := newPairs(t)
 	for name, c := range map[string]struct {
