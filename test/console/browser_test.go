@@ -25,16 +25,19 @@ type browser struct {
 	messages []string // what pages wrote to the console of the browser
 }
 
-// startBrowser starts a Chromium. dark chooses the colours that it prefers; env is added to its environment.
-func startBrowser(t *testing.T, dark bool, env ...string) *browser {
+// Settings of a browser.
+const (
+	light     = "preferredColorScheme=1"
+	dark      = "preferredColorScheme=0"
+	noScripts = "scriptEnabled=false"
+)
+
+// startBrowser starts a Chromium with a setting. env is added to its environment.
+func startBrowser(t *testing.T, setting string, env ...string) *browser {
 	t.Helper()
-	scheme := "preferredColorScheme=1"
-	if dark {
-		scheme = "preferredColorScheme=0"
-	}
 	options := []chromedp.ExecAllocatorOption{
 		chromedp.ExecPath(chromium(t)), chromedp.Flag("auth-server-allowlist", "localhost"),
-		chromedp.Flag("blink-settings", scheme), chromedp.WindowSize(1200, 800), chromedp.Env(env...),
+		chromedp.Flag("blink-settings", setting), chromedp.WindowSize(1200, 800), chromedp.Env(env...),
 		chromedp.UserDataDir(filepath.Join(t.TempDir(), "profile")),
 	}
 	if os.Getuid() == 0 {
@@ -126,6 +129,21 @@ func (b *browser) until(script string) {
 		} else if time.Since(began) > 30*time.Second {
 			b.t.Fatalf("%s is not true: %v\n%s", script, err, eval[string](b, "document.body.innerText"))
 		}
+	}
+}
+
+// fits fails the test if the page is wider than the window of a telephone.
+func (b *browser) fits() {
+	b.t.Helper()
+	const width, height, usual, usualHeight = 360, 800, 1200, 800
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(width, height)); err != nil {
+		b.t.Fatal(err)
+	}
+	if n := eval[int](b, "document.documentElement.scrollWidth"); n > width {
+		b.t.Errorf("%s is %d wide in a window of %d", eval[string](b, "location.pathname"), n, width)
+	}
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(usual, usualHeight)); err != nil {
+		b.t.Fatal(err)
 	}
 }
 

@@ -17,22 +17,19 @@ import (
 func TestPages(t *testing.T) {
 	s := newSite(t)
 	env := s.kerberize()
-	for _, dark := range []bool{false, true} {
-		name := "light"
-		if dark {
-			name = "dark"
-		}
+	for name, setting := range map[string]string{"light": light, "dark": dark} {
 		t.Run(name, func(t *testing.T) {
-			b := startBrowser(t, dark, env...)
+			b := startBrowser(t, setting, env...)
 			b.signIn(s)
-			if got := eval[bool](b, `matchMedia("(prefers-color-scheme: dark)").matches`); got != dark {
-				t.Errorf("the browser prefers dark: %t", got)
+			if !eval[bool](b, `matchMedia("(prefers-color-scheme: `+name+`)").matches`) {
+				t.Errorf("the browser does not prefer %s", name)
 			}
 			for page, path := range pages() {
 				if status := b.open(s.console + path); status != 200 {
 					t.Errorf("%s: %d", page, status)
 				}
 				b.accessible()
+				b.fits()
 				if title := eval[string](b, "document.title"); title == "owned" {
 					t.Errorf("%s: a key's name ran as a script", page)
 				}
@@ -68,7 +65,7 @@ func (b *browser) signIn(s *site) {
 // keyboard.
 func TestChanges(t *testing.T) {
 	s := newSite(t)
-	b := startBrowser(t, false, s.kerberize()...)
+	b := startBrowser(t, light, s.kerberize()...)
 	b.signIn(s)
 	change := func(path, field, typed, result string) {
 		t.Helper()
@@ -93,9 +90,15 @@ func TestChanges(t *testing.T) {
 // does not answer.
 func TestLive(t *testing.T) {
 	s := newSite(t)
-	b := startBrowser(t, false, s.kerberize()...)
+	b := startBrowser(t, light, s.kerberize()...)
 	b.signIn(s)
 	b.open(s.console + "/audit?sort=user")
+	if err := chromedp.Do(b.ctx, chromedp.KeyEvent("\t")); err != nil {
+		t.Fatal(err)
+	}
+	if got := eval[string](b, `document.activeElement.textContent`); got != "Skip to the content" {
+		t.Errorf("the first stop of the keyboard is %q", got)
+	}
 	eval[bool](b, `document.querySelectorAll("#events th a")[2].focus();
 		window.before = document.getElementById("when").textContent; true`)
 	b.until(`document.getElementById("when").textContent !== window.before`)
@@ -108,6 +111,31 @@ func TestLive(t *testing.T) {
 		document.getElementById("stale").textContent.includes("stale since")`)
 	b.forget() // requests that fail
 	s.start()
+}
+
+// TestWithoutScripts: filters, and changes of keys, need no JavaScript.
+func TestWithoutScripts(t *testing.T) {
+	s := newSite(t)
+	b := startBrowser(t, noScripts, s.kerberize()...)
+	b.signIn(s)
+	submit := func(field, value string) {
+		t.Helper()
+		eval[bool](b, `(() => { const field = document.getElementById("`+field+`"); field.value = "`+value+`";
+			field.form.requestSubmit(); return true; })()`)
+	}
+	b.open(s.console + "/keys")
+	submit("filter", "FIN")
+	b.until(`location.search === "?filter=FIN" && document.querySelectorAll("#keys tbody tr").length === 1`)
+	b.open(s.console + "/keys?key=finance")
+	submit("roll-typed", "finance")
+	b.until(`document.body.innerText.includes("its current version is finance@2")`)
+	b.open(s.console + "/")
+	when := eval[string](b, `document.getElementById("when").textContent`)
+	time.Sleep(7 * time.Second) // longer than live.js waits, if it ran
+	if now := eval[string](b, `document.getElementById("when").textContent`); now != when {
+		t.Error("a script ran, so this test shows nothing")
+	}
+	b.quiet()
 }
 
 var screenshots = flag.Duration("screenshots", 0, "serve requests for this time, then write docs/img/console-*.png")
@@ -124,7 +152,7 @@ func TestScreenshots(t *testing.T) {
 		s.open(s.generate([]string{"finance", "warehouse"}[rand.IntN(2)]))
 		time.Sleep(time.Duration((1.2 - share) * float64(rand.IntN(100)) * float64(time.Millisecond)))
 	}
-	b := startBrowser(t, false)
+	b := startBrowser(t, light)
 	b.open(s.console + "/?user.name=root")
 	for page, path := range pages() {
 		if page == "hostile" || page == "deleted" {
