@@ -27,6 +27,8 @@ type connection struct {
 	t     *target
 	fresh bool // a new connection for each request
 
+	ticket *ticket // for the next request; nil: none is made yet
+
 	conn net.Conn // nil while there is none
 	r    *bufio.Reader
 	body bytes.Buffer
@@ -54,6 +56,14 @@ func (c *connection) exchange(ctx context.Context, request []byte) (status int, 
 			return 0, err
 		}
 	}
+	proof, err := c.proof()
+	if err != nil {
+		return 0, err
+	}
+	if proof != nil {
+		defer proof.close()
+		request = proof.with(request)
+	}
 	if err := c.conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return 0, err
 	}
@@ -75,7 +85,10 @@ func (c *connection) exchange(ctx context.Context, request []byte) (status int, 
 	if answer.Close {
 		c.close()
 	}
-	return answer.StatusCode, nil
+	if proof != nil {
+		err = proof.check(answer)
+	}
+	return answer.StatusCode, err
 }
 
 // noEOF replaces io.EOF. do sends a request again after io.EOF, because the server may have closed an idle connection.
@@ -112,6 +125,10 @@ func (c *connection) dial(ctx context.Context) error {
 }
 
 func (c *connection) close() {
+	if c.ticket != nil {
+		c.ticket.close()
+		c.ticket = nil
+	}
 	if c.conn != nil {
 		_ = c.conn.Close() // each answer has been read, or has failed
 		c.conn = nil

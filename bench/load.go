@@ -136,6 +136,7 @@ func (r *run) tooManyFailures() bool {
 func (r *run) work(ctx context.Context, w *worker, stop context.CancelFunc) {
 	defer w.conn.close()
 	for ctx.Err() == nil {
+		w.conn.prepare()
 		n := r.next.Add(1) - 1
 		due, ok := r.wait(ctx, n, w)
 		if !ok {

@@ -25,6 +25,8 @@ const (
 const (
 	authCookie = "cookie"
 	authToken  = "token"
+	// authKerberos sends a new ticket with each request, as clients without a cookie do, such as curl.
+	authKerberos = "kerberos"
 
 	connectKeep   = "keep"
 	connectNew    = "new"
@@ -68,7 +70,8 @@ func (o *Options) Define(cmd *cobra.Command) {
 	f.DurationVar(&o.WarmUp, "warm-up", 2*time.Second, "length of a round before the first, repeated until the KMS "+
 		"gets no faster; 0 for none")
 	f.IntVar(&o.Rounds, "rounds", 3, "rounds of each load; the median is shown")
-	f.StringVar(&o.Auth, "auth", authCookie, "cookie: log in once and use the cookie; token: use a delegation token")
+	f.StringVar(&o.Auth, "auth", authCookie, "cookie: log in once and use the cookie; token: use a delegation "+
+		"token; kerberos: send a new ticket with each request")
 	f.StringVar(&o.Connect, "connect", connectKeep, "keep: keep connections; new: a new connection for each request; "+
 		"resume: the same, with resumption of TLS sessions")
 	f.BoolVar(&o.Sweep, "sweep", false, "raise the number of connections from 1 to --connections, or the rate up to "+
@@ -136,8 +139,8 @@ func (o *Options) checkFlags() error {
 		return fmt.Errorf("--warm-up: %v is not between 0 and %v", o.WarmUp, maxDuration)
 	case o.Rounds < 1 || o.Rounds > maxRounds:
 		return fmt.Errorf("--rounds: %d is not between 1 and %d", o.Rounds, maxRounds)
-	case o.Auth != authCookie && o.Auth != authToken:
-		return fmt.Errorf("--auth: %q is not %s or %s", o.Auth, authCookie, authToken)
+	case !slices.Contains([]string{authCookie, authToken, authKerberos}, o.Auth):
+		return fmt.Errorf("--auth: %q is not %s, %s or %s", o.Auth, authCookie, authToken, authKerberos)
 	case !slices.Contains([]string{connectKeep, connectNew, connectResume}, o.Connect):
 		return fmt.Errorf("--connect: %q is not %s, %s or %s", o.Connect, connectKeep, connectNew, connectResume)
 	case o.P99 < 0:

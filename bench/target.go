@@ -27,10 +27,12 @@ type target struct {
 	address string      // host and port
 	tls     *tls.Config // nil for http
 	kms     *kmsclient.Provider
-	auth    string // the header line that authenticates, without a line end
-	key     string
-	made    bool // the key is ours, to be removed afterwards
-	local   Processes
+	auth    string // the header line that authenticates, without a line end; "" with negotiate
+	// negotiate makes the ticket of each request; nil if the requests have a cookie or a token.
+	negotiate kmsclient.Negotiate
+	key       string
+	made      bool // the key is ours, to be removed afterwards
+	local     Processes
 
 	decrypts []request // one for each EDEK of the key's first version
 	batch    request   // re-encrypts a batch of EDEKs of the first version
@@ -88,6 +90,9 @@ func (t *target) open(ctx context.Context, o *Options) error {
 			t.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 		}
 	}
+	if o.Auth == authKerberos {
+		t.auth, t.negotiate = "", o.Client.Negotiate
+	}
 	if o.Auth == authToken {
 		if err := t.useToken(ctx, o.Client.User); err != nil {
 			return err
@@ -131,8 +136,10 @@ func answered(status int, body []byte) string {
 
 // request makes the bytes of a request.
 func (t *target) request(method, path string, body []byte) []byte {
-	b := fmt.Appendf(nil, "%s %s%s HTTP/1.1\r\nHost: %s\r\n%s\r\n", method, t.base.EscapedPath(), path, t.base.Host,
-		t.auth)
+	b := fmt.Appendf(nil, "%s %s%s HTTP/1.1\r\nHost: %s\r\n", method, t.base.EscapedPath(), path, t.base.Host)
+	if t.auth != "" {
+		b = append(b, t.auth+"\r\n"...)
+	}
 	if body != nil {
 		b = fmt.Appendf(b, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
 	}
