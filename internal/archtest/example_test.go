@@ -51,6 +51,7 @@ var noExample = map[string]string{
 	"sqlitedb":                 "metastore/sqlite shows how a store uses it",
 	"doctor/doctortest":        "it serves tests of checks",
 	"durable/durabletest":      "a suite, which writers run",
+	"trace/otlp":               "it needs a collector",
 	"trustee/backup":           "it needs a store with deposits",
 	"trustee/location":         "it chooses between stores that have tests",
 	"trustee/replica":          "it needs two servers",

@@ -129,15 +129,17 @@ var rules = []rule{
 	{"filestamp", nil, "it reads the state of any file"},
 	{"durable", nil, "durable knows files, and not their content"},
 	{"durable/durabletest", []string{"durable"}, "the suite knows only the package that it tests"},
+	{"trace", []string{""}, "every room may be a step of a traced request, so trace imports the root alone"},
+	{"trace/otlp", []string{"trace"}, "it sends spans, and does not know what they are about"},
 	{"terminal", []string{"", "typo"}, "it shows the output of commands, and does not know what they do"},
 	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"metastore", []string{"", "secret", "owner"}, "a contract imports only the root, secret and owner"},
 	{"authz", []string{"", "secret", "filestamp", "typo"},
 		"a contract imports only the root and secret; authz also follows a file, and finds misspelt words"},
-	{"audit", []string{"", "secret", "durable"},
-		"a contract imports only the root and secret; audit also writes files that must last"},
+	{"audit", []string{"", "secret", "durable", "trace"},
+		"a contract imports only the root and secret; audit also writes files that must last, while a request waits"},
 	{"eek", []string{"", "secret"}, "key arithmetic needs an interface that encrypts blocks, and knows no provider"},
-	{"pkcs11", []string{"", "secret", "durable", "filestamp", "pkcs11/cryptoki", "pkcs11/worker"},
+	{"pkcs11", []string{"", "secret", "durable", "filestamp", "pkcs11/cryptoki", "pkcs11/worker", "trace"},
 		"pkcs11 knows no Hadoop"},
 	{"pkcs11/cryptoki", nil, "it calls a library, and knows no tokens"},
 	{"pkcs11/worker", []string{"secret", "pkcs11/cryptoki"}, "it passes calls on, and knows no tokens"},
@@ -168,7 +170,7 @@ var rules = []rule{
 		"a provider imports contracts and its codec"},
 	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"},
 		"a provider imports contracts and its codec"},
-	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"},
+	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek", "trace"},
 		"a provider imports contracts and its codec"},
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows only the contract"},
@@ -200,7 +202,7 @@ var rules = []rule{
 		"it knows a folder, and the contract of a store"},
 	{"provider/keytrustee", []string{"", "secret", "typo", "provider", "trustee", "hadoopconf", "eek", "durable",
 		"owner", "filestamp"}, "a provider imports contracts and its codec; it marks, locks and watches a folder"},
-	{"keyring", append([]string{"", "secret", "eek", "shares"}, contracts...),
+	{"keyring", append([]string{"", "secret", "eek", "shares", "trace"}, contracts...),
 		"keyring imports contracts, eek, and the semaphore of the sources"},
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
 		"authentication knows no keys and no HTTP statuses"},
@@ -217,7 +219,7 @@ var rules = []rule{
 	{"recovery", []string{"", "typo", "owner", "hadoopconf", "provider", "provider/builtin",
 		"provider/hsm", "metastore", "metastore/*"},
 		"it opens a store and a token, and repairs them together; it knows no server, and prints nothing"},
-	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
+	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares", "trace"}, contracts...),
 		"a face imports keyring; it knows no provider"},
 	{"buildinfo", []string{"console"}, "it shows the version of the build in a log and on the console"},
 	{"console", []string{"", "secret", "metastore", "web"},
@@ -230,7 +232,7 @@ var rules = []rule{
 		"filestamp", "gssapi", "hadoopconf", "heap", "keyring", "keystore", "kmsapi", "libcrypto", "metastore",
 		"metastore/location", "migrate", "migrate/shred", "owner", "pgdb", "namenode", "pkcs11", "provider",
 		"provider/builtin", "provider/hsm", "provider/keytrustee", "provider/kmsclient", "secret", "sqlitedb",
-		"tlskey", "trustee", "typo", "web", "zookeeper"},
+		"tlskey", "trace/otlp", "trustee", "typo", "web", "zookeeper"},
 		"it wires a KMS from its configuration, and may import only what this list names"},
 	{"kms/acls", []string{"", "typo", "authz", "hadoopconf", "kms", "metastore", "metastore/location"},
 		"it answers questions about rules, and prints nothing"},
@@ -336,6 +338,21 @@ var databases = map[string]string{
 	"modernc.org/sqlite/lib":          "sqlitedb",
 	"github.com/jackc/pgx/v5/pgxpool": "pgdb",
 	"github.com/pressly/goose/v3":     "pgdb sqlitedb",
+}
+
+// TestTraces: the types of OpenTelemetry stay in trace, and its SDK in trace/otlp. The others know the spans of trace.
+func TestTraces(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, i := range p.Imports {
+			if !strings.HasPrefix(i, "go.opentelemetry.io/") || p.room() == "trace/otlp" ||
+				p.room() == "internal/otlptest" {
+				continue
+			}
+			if p.room() != "trace" || strings.HasPrefix(i, "go.opentelemetry.io/otel/sdk") {
+				t.Errorf("%s imports %s: spans are made by trace, and sent by trace/otlp", p.ImportPath, i)
+			}
+		}
+	}
 }
 
 // TestDatabases: only the packages of a database import its driver.
