@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"claviger/trace"
 )
 
 // Tee passes each event to several loggers.
@@ -27,10 +29,12 @@ func (t *Tee) Log(ctx context.Context, e Event) {
 }
 
 // Begin calls Begin of the loggers in order, and stops at the first error.
-func (t *Tee) Begin(ctx context.Context, e Event) error {
+func (t *Tee) Begin(ctx context.Context, e Event) (err error) {
 	if !slices.Contains(t.Must, e.Op) {
 		return nil
 	}
+	ctx, span := trace.Start(ctx, "audit")
+	defer span.EndWith(&err)
 	for _, l := range t.Loggers {
 		if g, ok := l.(Guard); ok {
 			if err := g.Begin(ctx, e); err != nil {

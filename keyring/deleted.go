@@ -11,6 +11,7 @@ import (
 	"claviger/authz"
 	"claviger/metastore"
 	"claviger/provider"
+	"claviger/trace"
 )
 
 // DeletedKey is a deleted key that can come back, and when it was last used.
@@ -24,7 +25,9 @@ type DeletedKey struct {
 
 // Deleted returns the deleted keys that can be undeleted and that the caller may manage, in the order of their
 // deletion. Kinds Denied, Unsupported.
-func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, error) {
+func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) (_ []DeletedKey, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Deleted")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetDeletedKeys, nil, authz.Undelete, authz.Purge)
 	if err != nil {
 		return nil, err
@@ -55,8 +58,10 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 // Undelete brings back a deleted key. key is its name, and version the full name of one of its versions. If version is
 // "", Undelete brings back the key of that name that was deleted last, among those that the caller may manage. Kinds
 // Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
-func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) error {
+func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) (err error) {
 	const op = "keyring.Undelete"
+	ctx, span := trace.Start(ctx, op)
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.UndeleteKey, &key, authz.Undelete)
 	if err != nil {
 		return err
@@ -128,8 +133,10 @@ func (r *Ring) PurgeAll(ctx context.Context, c claviger.Caller, key string) erro
 	return r.purge(ctx, c, key, "", true)
 }
 
-func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string, all bool) error {
+func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string, all bool) (err error) {
 	const op = "keyring.Purge"
+	ctx, span := trace.Start(ctx, op)
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.PurgeKey, &key, authz.Purge)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"claviger/audit"
 	"claviger/authz"
 	"claviger/provider"
+	"claviger/trace"
 )
 
 // Version has the facts about a version that an operator may see.
@@ -32,7 +33,9 @@ type Description struct {
 // keys of that name, in the order of their deletion. It needs the rights that Metadata needs. Deleted keys that the
 // caller may not read are left out; if no other key is left, the kind is KeyDenied. Kinds Denied, KeyDenied,
 // KeyNotFound.
-func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
+func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) (_ []Description, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Describe")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {
 		return nil, err

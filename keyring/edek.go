@@ -9,6 +9,7 @@ import (
 	"claviger/authz"
 	"claviger/provider"
 	"claviger/secret"
+	"claviger/trace"
 )
 
 // MaxGenerate is the number of EDEKs that one Generate can make. Hadoop has no such limit, and runs out of memory;
@@ -19,7 +20,9 @@ const MaxGenerate = 100_000
 // need not exist, as in Hadoop. One call to the provider makes the EDEKs that the queue does not hold. With
 // Config.ImpliedLease, none is needed while the version has a lease. Kinds KeyNotFound, and Invalid if n is above
 // MaxGenerate.
-func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
+func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) (_ []claviger.EDEK, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Generate")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
 	if err != nil {
 		return nil, err
@@ -134,7 +137,9 @@ func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDE
 // caller owns the DEK, and wipes it. Kinds VersionNotFound, WrongKey, BadIV, and if a source is called
 // SourceUnreachable and SourceRefused.
 func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
-	e claviger.EDEK) (secret.Bytes, error) {
+	e claviger.EDEK) (_ secret.Bytes, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Decrypt")
+	defer span.EndWith(&err)
 	named := nameIf(hasKey, &key)
 	q, err := r.enter(ctx, &c, audit.DecryptEEK, named, authz.DecryptEEK)
 	if err != nil {

@@ -12,11 +12,14 @@ import (
 	"claviger/metastore"
 	"claviger/provider"
 	"claviger/secret"
+	"claviger/trace"
 )
 
 // Create makes a key. spec.Cipher "" and spec.BitLength 0 mean the defaults. A caller without the GET right does not
 // get the version's material. Kinds Denied, KeyDenied, and those of provider.Writer.
-func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (claviger.KeyVersion, error) {
+func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (_ claviger.KeyVersion, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Create")
+	defer span.EndWith(&err)
 	if err := checkSpec(spec); err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -114,7 +117,9 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 
 // Roll adds a version; material as in Create. The next request through this Ring sees the version.
 func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string,
-	material secret.Bytes) (claviger.KeyVersion, error) {
+	material secret.Bytes) (_ claviger.KeyVersion, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Roll")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
 	if err != nil {
 		return claviger.KeyVersion{}, err
@@ -181,7 +186,9 @@ func (q *request) show(v claviger.KeyVersion) claviger.KeyVersion {
 
 // Delete deletes a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of the key are dropped too; Hadoop waits
 // for the client's invalidation. A file under an EDEK that is sent after the deletion would be lost.
-func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) error {
+func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) (err error) {
+	ctx, span := trace.Start(ctx, "keyring.Delete")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.DeleteKey, &key, authz.Delete)
 	if err != nil {
 		return err
@@ -230,7 +237,9 @@ func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*cla
 
 // Invalidate drops a key from the caches and drains its queue of EDEKs, on every node if nodes share keys. A key that
 // does not exist causes no error: Hadoop's client sends this to every host for a key that it has just deleted.
-func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
+func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) (err error) {
+	ctx, span := trace.Start(ctx, "keyring.Invalidate")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.InvalidateCache, &key, authz.Rollover, authz.Delete)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/trace"
 )
 
 // Migrator takes keys over from the source of a migration into the primary.
@@ -27,8 +28,10 @@ type Migrator interface {
 // MIGRATE, under the ACL name that the key has at the source. The right is needed even if key authorization is off:
 // otherwise any user could migrate. A caller without the right does not learn whether the source has the key. Kinds
 // KeyDenied, Unsupported, and those of Migrator.
-func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]string, error) {
+func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) (_ []string, err error) {
 	const op = "keyring.Migrate"
+	ctx, span := trace.Start(ctx, op)
+	defer span.EndWith(&err)
 	q, err := r.admit(&c, audit.MigrateKey, key)
 	if err != nil {
 		return nil, err

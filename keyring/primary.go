@@ -16,6 +16,7 @@ import (
 type primary struct {
 	provider.Provider
 	crypter
+	scheme string // of the provider's URI
 	// makesEDEKs: fresh EDEKs are made here. Another KMS makes its own.
 	makesEDEKs bool
 	// reuses: a version of another key may get the name of a deleted key's version.
@@ -43,7 +44,7 @@ func newPrimary(p provider.Provider, check eek.SelfCheck, lease time.Duration) (
 		}
 		service.Imply(func(ctx context.Context, version string) error { return leaser.Lease(ctx, version, lease) })
 	}
-	r := primary{Provider: p, crypter: c}
+	r := primary{Provider: p, crypter: c, scheme: schemeOf(p)}
 	_, r.makesEDEKs = p.(provider.BlockEncrypter)
 	_, r.reuses = p.(provider.Pinned)
 	r.soft, _ = p.(provider.SoftDeleter)
@@ -56,7 +57,9 @@ func newPrimary(p provider.Provider, check eek.SelfCheck, lease time.Duration) (
 
 // rollIf adds a version, if may allows that in the same step. If the provider cannot call may there, may is not called.
 func (p *primary) rollIf(ctx context.Context, key string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	may func(*claviger.Metadata) error) (_ claviger.KeyVersion, err error) {
+	ctx, span := p.step(ctx, "provider.Roll")
+	defer span.EndWith(&err)
 	if p.strict == nil {
 		return p.Roll(ctx, key, material)
 	}
@@ -64,7 +67,9 @@ func (p *primary) rollIf(ctx context.Context, key string, material secret.Bytes,
 }
 
 // deleteIf is rollIf for a deletion.
-func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) (err error) {
+	ctx, span := p.step(ctx, "provider.Delete")
+	defer span.EndWith(&err)
 	if p.strict == nil {
 		return p.Delete(ctx, key)
 	}

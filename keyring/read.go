@@ -7,10 +7,13 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/trace"
 )
 
 // Names returns all key names. The key-level rules do not guard names.
-func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
+func (r *Ring) Names(ctx context.Context, c claviger.Caller) (_ []string, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Names")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetKeys, nil, authz.GetKeys)
 	if err != nil {
 		return nil, err
@@ -25,7 +28,9 @@ func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
 
 // KeysMetadata returns one entry for each key, in order, nil for missing keys. If the caller may not read one of the
 // keys, the whole request fails.
-func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []string) ([]*claviger.Metadata, error) {
+func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []string) (_ []*claviger.Metadata, err error) {
+	ctx, span := trace.Start(ctx, "keyring.KeysMetadata")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetKeysMetadata, nil, authz.GetMetadata)
 	if err != nil {
 		return nil, err
@@ -46,7 +51,9 @@ func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []strin
 }
 
 // Metadata returns nil without an error for a missing key.
-func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*claviger.Metadata, error) {
+func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (_ *claviger.Metadata, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Metadata")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {
 		return nil, err
@@ -91,7 +98,9 @@ func (q *request) needVersion(ctx context.Context, v *claviger.KeyVersion, right
 
 // Current returns a key's current version; nil without an error for a missing key, which no rule guards. The rules
 // are those of the key in the same reading. The caller owns the material, and wipes it.
-func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*claviger.KeyVersion, error) {
+func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (_ *claviger.KeyVersion, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Current")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetCurrentKey, &key, authz.Get)
 	if err != nil {
 		return nil, err
@@ -116,7 +125,9 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*cla
 // Version returns the version of that full name; nil without an error for a missing version. As in Hadoop, this is the
 // only case without an audit line. The caller owns the material, and wipes it. A version that only a source knows is
 // returned without its material.
-func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*claviger.KeyVersion, error) {
+func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (_ *claviger.KeyVersion, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Version")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetKeyVersion, nil, authz.Get)
 	if err != nil {
 		return nil, err
@@ -139,7 +150,9 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 
 // Versions returns all versions of a key, oldest first; none for a missing key.
 // The caller owns the materials, and wipes them.
-func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]claviger.KeyVersion, error) {
+func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) (_ []claviger.KeyVersion, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Versions")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.GetKeyVersions, &key, authz.Get)
 	if err != nil {
 		return nil, err

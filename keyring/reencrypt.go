@@ -9,6 +9,7 @@ import (
 	"claviger/audit"
 	"claviger/authz"
 	"claviger/secret"
+	"claviger/trace"
 )
 
 // Reencrypt wraps the DEK of an EDEK under the current version, with the same IV. Kinds: those of Decrypt; Invalid if
@@ -17,7 +18,9 @@ import (
 // The version must belong to the key even with key authorization off, although Hadoop would wrap one key's DEK under
 // another key then.
 func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
-	e claviger.EDEK) (claviger.EDEK, error) {
+	e claviger.EDEK) (_ claviger.EDEK, err error) {
+	ctx, span := trace.Start(ctx, "keyring.Reencrypt")
+	defer span.EndWith(&err)
 	named := nameIf(hasKey, &key)
 	q, err := r.enter(ctx, &c, audit.ReencryptEEK, named, authz.GenerateEEK)
 	if err != nil {
@@ -35,7 +38,9 @@ func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, has
 // ReencryptBatch re-encrypts many EDEKs, in order. An EDEK of the current version is returned unchanged. If one EDEK
 // cannot be re-encrypted, the whole batch fails. For an empty batch the key's rules are not checked, as in Hadoop.
 func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string,
-	es []claviger.EDEK) ([]claviger.EDEK, error) {
+	es []claviger.EDEK) (_ []claviger.EDEK, err error) {
+	ctx, span := trace.Start(ctx, "keyring.ReencryptBatch")
+	defer span.EndWith(&err)
 	q, err := r.enter(ctx, &c, audit.ReencryptEEKBatch, &key, authz.GenerateEEK)
 	if err != nil {
 		return nil, err

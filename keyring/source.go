@@ -37,6 +37,7 @@ var absentSettles = 10 * time.Minute
 type source struct {
 	provider.Provider
 	crypter
+	scheme       string // of the provider's URI
 	remote       bool   // another KMS
 	reencryption bool   // see Source.Reencryption
 	property     string // the property of the configuration that names the source; for messages
@@ -77,8 +78,8 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		return nil, err
 	}
 	src := &source{
-		Provider: s.Provider, crypter: c, reencryption: s.Reencryption, property: "hadoop.kms.key.provider.uri",
-		log: log, timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
+		Provider: s.Provider, crypter: c, scheme: schemeOf(s.Provider), reencryption: s.Reencryption,
+		property: "hadoop.kms.key.provider.uri", log: log, timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
 		keys: newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys),
 	}
 	_, src.remote = c.(remote)

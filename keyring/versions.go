@@ -26,7 +26,7 @@ func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, er
 
 // readMetadata reads a key's metadata without the cache. Kind KeyNotFound, which no cache keeps.
 func (r *Ring) readMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
-	return oneMetadata(ctx, r.primary.Provider, key)
+	return oneMetadata(ctx, &r.primary, key)
 }
 
 func oneMetadata(ctx context.Context, from provider.Reader, key string) (*claviger.Metadata, error) {

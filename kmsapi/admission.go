@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger/shares"
+	"claviger/trace"
 )
 
 // class names the limit that a request counts for. A NameNode that has just
@@ -146,11 +147,19 @@ func (c *call) admit(ctx context.Context, limited class, n int64) (err error) {
 	if l == nil {
 		return nil
 	}
+	defer c.waitSpan(l).EndWith(&err)
 	if c.slots, err = l.acquire(ctx, c.caller.Short, n); err != nil {
 		return err
 	}
 	c.limiter = l
 	return nil
+}
+
+// waitSpan begins the step in which the request waits for slots.
+func (c *call) waitSpan(l *limiter) *trace.Span {
+	s := c.span.Step("admission")
+	s.Word(trace.Class, l.name)
+	return s
 }
 
 // Release and Acquire implement keyring.Slot. A request that waits for a source
@@ -163,11 +172,12 @@ func (c *call) Release() {
 }
 
 // Acquire waits until ctx ends, not only l.wait, because a part of the request's work is done already.
-func (c *call) Acquire(ctx context.Context) error {
+func (c *call) Acquire(ctx context.Context) (err error) {
 	l := c.released
 	if l == nil {
 		return nil
 	}
+	defer c.waitSpan(l).EndWith(&err)
 	granted, own, err := l.shares.Acquire(c.caller.Short, c.slots,
 		func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) })
 	if err != nil {

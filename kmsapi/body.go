@@ -12,7 +12,8 @@ import (
 )
 
 // readBody checks the content type of the body and reads it whole into c.body.
-func (c *call) readBody(ctx context.Context) error {
+func (c *call) readBody(ctx context.Context) (err error) {
+	defer c.span.Step("body").EndWith(&err)
 	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
 	switch strings.ToLower(strings.TrimSpace(media)) {
 	case "application/json":
@@ -34,7 +35,6 @@ func (c *call) readBody(ctx context.Context) error {
 	if c.r.ContentLength < 0 { // otherwise net/http reads no more than the length
 		in = http.MaxBytesReader(c.w, c.r.Body, limit)
 	}
-	var err error
 	if c.body, err = c.readAll(ctx, in); err != nil {
 		return c.unread(err, limit)
 	}

@@ -15,6 +15,7 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/provider"
+	"claviger/trace"
 )
 
 // trail keeps audit events.
@@ -69,6 +70,7 @@ type stack struct {
 	Observe          func(op string, status, edeks int, took time.Duration)
 	Waited           func(class string, took time.Duration, granted bool)
 	Refused          func(reason string)
+	Tracer           *trace.Tracer
 	Server           func(*http.Server)
 	Log              slog.Handler // nil: the log is discarded
 }
@@ -114,7 +116,7 @@ func start(t testing.TB, s stack) string {
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(s.Log), KeyAuthorization: s.KeyAuthorization,
 		Limits: s.Limits, Admission: s.Admission, Limiters: s.Limiters, Operations: s.Operations, NotReady: s.NotReady,
-		Observe: s.Observe, Waited: s.Waited, Refused: s.Refused,
+		Observe: s.Observe, Waited: s.Waited, Refused: s.Refused, Tracer: s.Tracer,
 	})
 	if err != nil {
 		t.Fatal(err)

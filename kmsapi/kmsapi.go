@@ -24,6 +24,7 @@ import (
 	"claviger/audit"
 	"claviger/authn"
 	"claviger/keyring"
+	"claviger/trace"
 )
 
 // Limits bounds one request.
@@ -77,6 +78,8 @@ type Config struct {
 	// Refused, if not nil, is called for each request that was refused before its
 	// operation, with one of Reasons.
 	Refused func(reason string)
+	// Tracer traces requests; nil traces none.
+	Tracer *trace.Tracer
 }
 
 // smallBody is the limit of every body except a batch's, in bytes. A creation
@@ -195,6 +198,7 @@ type call struct {
 	opName         string // replaces the route's own name, if not ""
 	denied         bool   // by the operation-level rules
 	status         int
+	span           *trace.Span // nil if requests are not traced
 }
 
 // op returns the operation's name in metrics.
@@ -215,6 +219,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // run serves the request of a new call.
 func (a *api) run(c *call) {
 	c.caller.RequestID = a.requestID()
+	c.span = a.Tracer.Request(c.r.Header)
 	a.gauges.web.begin()
 	defer func() { a.gauges.web.end(c.status, time.Since(c.began)) }() // done may panic
 	defer c.done()
@@ -248,11 +253,29 @@ func (c *call) done() {
 	a.gauges.count(c.op(), c.status, c.denied, now)
 	a.gauges.ranger.count(c, took)
 	a.Observe(c.op(), c.status, c.edeks, took)
+	c.endSpan()
 	if a.Log.Enabled(r.Context(), slog.LevelDebug) {
 		a.Log.Debug("request",
 			"id", c.caller.RequestID, "user", c.caller.Name, "remote", c.caller.RemoteAddr,
 			"method", r.Method, "path", r.URL.EscapedPath(), "status", c.status, "took", took)
 	}
+}
+
+// endSpan ends the request's span. Only a fault of this node or of a part behind it counts as a failure.
+func (c *call) endSpan() {
+	if c.span == nil {
+		return
+	}
+	c.span.Rename(c.op())
+	c.span.Word(trace.RequestID, c.caller.RequestID)
+	c.span.Number(trace.Status, c.status)
+	if c.edeks > 0 {
+		c.span.Number(trace.EDEKs, c.edeks)
+	}
+	if c.status >= http.StatusInternalServerError {
+		c.span.Fail(strconv.Itoa(c.status))
+	}
+	c.span.End()
 }
 
 // param returns a query parameter's first value. It makes no map, since most requests need one parameter only.

@@ -41,13 +41,19 @@ func (c *call) authenticate(req authn.Request) (anonymous, ok bool) {
 	if c.known {
 		return false, true
 	}
+	login := c.span.Step("authentication")
 	if res, ok := c.Auth.Delegation(c.r.Context(), c.r.Method, req); ok {
+		login.End()
 		c.opName = "delegation_token"
 		c.gauges.tokens.count(res, time.Since(c.began))
 		c.delegation(res)
 		return false, false
 	}
 	res := c.Auth.Authenticate(c.r.Context(), req)
+	if res.Refusal != nil {
+		login.Fail("refused")
+	}
+	login.End()
 	c.authHeaders(res.SetCookie, res.ServerToken)
 	if res.Refusal != nil {
 		c.refuse(res.Refusal)
@@ -187,7 +193,7 @@ func (c *call) readName(pattern, rawName string) (ok bool) {
 // runRoute reads the body, waits for a request slot, and runs the operation.
 func (c *call) runRoute() {
 	ctx := &operationContext{
-		Context:  provider.WithCaller(keyring.WithSlot(c.r.Context(), c), c.caller.Short),
+		Context:  provider.WithCaller(keyring.WithSlot(c.span.In(c.r.Context()), c), c.caller.Short),
 		deadline: time.Now().Add(c.route.deadline), sweeper: &c.sweeper,
 	}
 	defer ctx.end(context.Canceled)

@@ -14,6 +14,7 @@ import (
 
 	"claviger"
 	"claviger/pkcs11/cryptoki"
+	"claviger/trace"
 )
 
 // blockSize is the size of an AES block in bytes.
@@ -25,7 +26,7 @@ const blockSize = 16
 // check is the key's check value. Each C_Encrypt also encrypts the check block, and its result is used only if the
 // check value is right; see proof.go. If check is empty, nothing proves that the result is the key's. The error is of
 // kind KeyNotFound if the token has no such key, and ErrWrongKey if the key has another check value.
-func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error {
+func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) (err error) {
 	const op = "pkcs11.EncryptBlocks"
 	if len(blocks)%blockSize != 0 {
 		return claviger.Errorf(op, claviger.Internal, label, "%d bytes are not whole blocks", len(blocks))
@@ -36,11 +37,13 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, chec
 	if err := ctx.Err(); err != nil {
 		return claviger.E(op, claviger.Unavailable, label, err)
 	}
+	ctx, span := trace.Start(ctx, op)
+	defer span.EndWith(&err)
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	g := t.gathererOf(keyName{string(id), label}, check)
 	w := &waiter{blocks: blocks, in: append(makeInput(len(blocks)), blocks...), since: time.Now(),
-		done: make(chan error, 1)}
+		done: make(chan error, 1), span: span}
 	ctx, cancel = untilStalled(ctx, func() time.Time { return g.lastProgress(w) })
 	defer cancel()
 	g.add(w)
@@ -108,6 +111,7 @@ type waiter struct {
 	state  atomic.Int32
 	done   chan error
 	call   atomic.Pointer[progress] // of the running call; nil while queued
+	span   *trace.Span              // nil if the caller's request is not traced
 }
 
 // finish gives the waiter the encrypted blocks, or err, unless it was abandoned or has its answer already. No running
@@ -393,6 +397,7 @@ func (g *gatherer) serve(batch []part) {
 	hang := hanging{g: g, batch: batch}
 	g.token.doHere(op, keySubject(g.name.label), call, func(l *login, s p11.SessionHandle) error {
 		var err error
+		span := spanOf(batch)
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, keyUse{g.name, g.check, call}, in)
 		ended := time.Now()
@@ -401,6 +406,7 @@ func (g *gatherer) serve(batch []part) {
 		}
 		g.token.report(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since),
 			Took: ended.Sub(begun), Err: err})
+		endSpan(span, len(batch), len(in)/blockSize, err)
 		return err
 	}, func(err error) {
 		// The gatherer of a key that is missing is dropped before its waiters get that answer.

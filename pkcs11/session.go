@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/pkcs11/worker"
+	"claviger/trace"
 )
 
 // Pauses between resets for a lost token. A pause is twice the pause before, unless calmPeriod passed without a
@@ -142,7 +143,9 @@ func (t *Token) doWithKey(ctx context.Context, op, label string, f func(*login, 
 // doAndNotify does the same as do, records the operation in p, and calls onEnd when f has returned for the last time.
 // If ctx ends first, doAndNotify returns before that. The memory that f uses may be cleared in onEnd, and not earlier.
 func (t *Token) doAndNotify(ctx context.Context, op string, s subject, p *progress,
-	f func(*login, p11.SessionHandle) error, onEnd func(error)) error {
+	f func(*login, p11.SessionHandle) error, onEnd func(error)) (err error) {
+	ctx, span := trace.Start(ctx, op)
+	defer span.EndWith(&err)
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	leave, err := t.takeSlotFor(ctx, op, s)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/trace"
 )
 
 const (
@@ -236,7 +238,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // attempt sends the request to one host. It logs in first if there is no cookie, and once again if the host rejects the
 // cookie.
-func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *failure) {
+func (p *Provider) attempt(ctx context.Context, h *host, r request) (_ []byte, f *failure) {
+	ctx, span := trace.StartClient(ctx, r.op)
+	defer func() { h.endSpan(span, f) }()
 	ctx, cancel := context.WithTimeout(ctx, p.opt.Timeout)
 	defer cancel()
 	cookie := h.cookie.Load()
@@ -260,6 +264,21 @@ func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *fa
 	}
 }
 
+// endSpan ends the step of an attempt.
+func (h *host) endSpan(span *trace.Span, f *failure) {
+	if span == nil {
+		return
+	}
+	if u, err := url.Parse(h.base); err == nil {
+		span.Word(trace.ServerAddress, u.Hostname())
+		if port, err := strconv.Atoi(u.Port()); err == nil {
+			span.Number(trace.ServerPort, port)
+		}
+	}
+	err := f.orNil()
+	span.EndWith(&err)
+}
+
 // send sends the request. stale is true if the host rejected the cookie, and so did not execute the request.
 func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) (body []byte, f *failure, stale bool) {
 	connected := false // if false, the request cannot have reached the host
@@ -269,6 +288,7 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	if err != nil {
 		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false
 	}
+	trace.Inject(ctx, req.Header)
 	resp, err := p.client.Do(req)
 	if f := selfFailure(h, r, err); f != nil {
 		return nil, f, false
@@ -277,6 +297,7 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 		return nil, &failure{err: explain(h, err), untouched: !connected}, false
 	}
 	defer drain(resp)
+	trace.Of(ctx).Number(trace.Status, resp.StatusCode)
 	if resp.StatusCode != r.status {
 		return nil, p.refused(ctx, h, r, resp), staleCookie(resp)
 	}
