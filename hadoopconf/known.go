@@ -424,4 +424,11 @@ var KMS = []Known{
 		"users and groups (an ACL) that may not decrypt EDEKs, unless kms-acls.xml sets " +
 			"hadoop.kms.blacklist.DECRYPT_EEK; blank: nobody"},
 	{"claviger.metrics.enabled", "true", "serve /metrics"},
+	{"claviger.trace.endpoint", "",
+		"URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces of requests, as in " +
+			"http://127.0.0.1:4318; without a path, /v1/traces is added; https is checked as for a source KMS; " +
+			"empty: no traces"},
+	{"claviger.trace.ratio", "0.01",
+		"the part of the requests that is traced, as in 0.01 for one of a hundred; a request with a traceparent " +
+			"header is traced if its caller traces it"},
 }

@@ -249,6 +249,9 @@ var Values = map[string]Value{
 	"claviger.migration.versions": {
 		Type: "one of", Bounds: "auto, all or current",
 	},
-	"claviger.metrics.enabled":                         {Type: "bool"},
+	"claviger.metrics.enabled": {Type: "bool"},
+	"claviger.trace.ratio": {
+		Type: "number", Bounds: "0 to 1",
+	},
 	"hadoop.security.group.mapping.providers.combined": {Type: "bool"},
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"strings"
 
 	"claviger/authn"
 	"claviger/hadoopconf"
@@ -116,7 +117,8 @@ func (r *reader) authentication(log *slog.Logger) {
 	}
 	_, err = ClientKerberos(r.conf)
 	r.keep(err)
-	if _, ok := r.conf.Get(hadoopconf.SourceURI); ok {
+	_, ok := r.conf.Get(hadoopconf.SourceURI)
+	if ok || strings.HasPrefix(r.conf.String(traceEndpoint), "https:") {
 		service := &Service{Conf: r.conf, Log: log}
 		_, err = service.ClientTLS(provider.Env{})
 		r.keep(err)

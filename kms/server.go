@@ -24,6 +24,7 @@ import (
 	"claviger/provider/hsm"
 	"claviger/secret"
 	"claviger/tlskey"
+	"claviger/trace/otlp"
 	"claviger/web"
 )
 
@@ -99,6 +100,7 @@ type server struct {
 	// agreement compares this node with the others; nil if there can be no other node.
 	agreement *agreement
 	clocks    *clockWatch
+	traces    *otlp.Exporter // nil if no request is traced
 	// waiting is the reason why KMS requests are not served yet; "" if they are.
 	waiting atomic.Pointer[string]
 	// skipped means that the migration at start was skipped.
@@ -191,9 +193,15 @@ func (s *server) makeHandlers(addr net.Addr, connections *web.Connections) (err 
 		StoreName: s.svc.storeName,
 		NotReady:  func() string { return *s.waiting.Load() },
 	}
+	if s.traces != nil {
+		cfg.Tracer = s.traces.Tracer()
+	}
 	var metrics *console.Metrics
 	if s.set.metrics {
 		metrics = s.metrics(connections)
+		if s.traces != nil {
+			traceMetrics(metrics, s.traces)
+		}
 		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
 		cfg.Observe, cfg.Waited, cfg.Refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}

@@ -28,6 +28,7 @@ type settings struct {
 	audit         auditSettings
 	operations    operationSettings
 	ring          keyring.Config // without the parts that are opened later
+	trace         traceSettings
 }
 
 // reader reads properties and keeps the errors, so that the code need not check an error after each property.
@@ -131,6 +132,7 @@ func (r *reader) settings() settings {
 	r.newKeys(&s.ring)
 	s.audit = r.audit()
 	s.operations = r.operations()
+	s.trace = r.trace()
 	r.keep(conf.CheckRules())
 	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok &&
 		!strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {

@@ -131,6 +131,9 @@ func (s *server) open(ctx context.Context) error {
 	}
 	s.closers = append(s.closers, trail.Close)
 	s.svc, s.auth, s.shared, s.trail, s.policy = svc, auth, shared, trail, policy
+	if err := s.openTraces(); err != nil {
+		return err
+	}
 	if err := s.openRing(); err != nil {
 		return err
 	}
