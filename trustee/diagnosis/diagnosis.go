@@ -4,11 +4,9 @@ package diagnosis
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"claviger"
@@ -83,21 +81,20 @@ func (s *service) secrets(context.Context) []doctor.Finding {
 	return s.options.Secrets(host.SecretFiles(s.folder))
 }
 
-func (s *service) certificate(context.Context) []doctor.Finding {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(s.folder.Path, trustee.TLSCert),
-		filepath.Join(s.folder.Path, trustee.TLSKey))
+func (s *service) certificate(ctx context.Context) []doctor.Finding {
+	leaf, err := host.InspectCertificate(ctx, s.folder.Path, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return doctor.Error(err, "make a certificate: claviger trustee init --confdir "+shellword.Quote(s.folder.Path))
 	}
 	now := time.Now()
-	if pair.Leaf.NotAfter.Before(now) || pair.Leaf.NotBefore.After(now) {
-		return doctor.Fail("the certificate is valid from "+pair.Leaf.NotBefore.UTC().Format(time.RFC3339)+" to "+
-			pair.Leaf.NotAfter.UTC().Format(time.RFC3339)+" only", "")
+	if leaf.NotAfter.Before(now) || leaf.NotBefore.After(now) {
+		return doctor.Fail("the certificate is valid from "+leaf.NotBefore.UTC().Format(time.RFC3339)+" to "+
+			leaf.NotAfter.UTC().Format(time.RFC3339)+" only", "")
 	}
-	if err := web.CheckExpiry(func() (*x509.Certificate, error) { return pair.Leaf, nil }, now); err != nil {
+	if err := web.CheckExpiry(func() (*x509.Certificate, error) { return leaf, nil }, now); err != nil {
 		return doctor.Warn(err.Error(), "")
 	}
-	return doctor.Pass("%s, until %s", pair.Leaf.Subject, pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
+	return doctor.Pass("%s, until %s", leaf.Subject, leaf.NotAfter.UTC().Format(time.DateOnly))
 }
 
 func (s *service) store(ctx context.Context) []doctor.Finding {

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 	"claviger/pgdb"
 	"claviger/secret"
 	"claviger/sqlitedb"
+	"claviger/tlskey"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -77,7 +77,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer release()
-	ownTLS, err := serverTLS(c.Folder, log)
+	ownTLS, err := serverTLS(c.Folder, false, log)
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func Run(ctx context.Context, c Config) (err error) {
 type running struct {
 	folder      *trustee.Folder
 	store       server.Store
-	tls         *web.TLS
+	tls         *ownTLS
 	keeper      *keyhsm.Client // or nil
 	wrapped     *server.Wrapped
 	replica     *replica.Replica // nil if there is no pair
@@ -157,26 +157,6 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity},
 		Log: c.Log,
 	}).Run(ctx)
-}
-
-// serverTLS reads the certificate, and reads it again when its files change.
-func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
-	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
-	for _, file := range []string{cert, key} {
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing: a copy of a folder without .ssl, as rsync --exclude .ssl makes it, "+
-				"needs its own certificate for this host; claviger trustee init makes one", file)
-		}
-	}
-	load := func() ([]tls.Certificate, error) {
-		c, err := tls.LoadX509KeyPair(cert, key)
-		return []tls.Certificate{c}, err
-	}
-	t, err := web.FollowCertificate([]string{cert, key}, load, log)
-	if err != nil {
-		return nil, fmt.Errorf("%s and %s: %w", cert, key, err)
-	}
-	return t, nil
 }
 
 // openKeeper returns the client of the Key HSM, or nil if no Key HSM is configured. It requests the status
@@ -232,6 +212,9 @@ func checkWrapped(ctx context.Context, c Config, store server.Store, keeper *key
 func SecretFiles(folder *trustee.Folder) []secret.File {
 	key := secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), Kind: "private key"}
 	list := append(trustee.SecretFiles(folder.Path), key)
+	if uris, ok, _ := tlskey.ReadURIs(key.Path); ok {
+		list = append(list, tlskey.SecretFiles(uris)...)
+	}
 	if folder.Store != "" {
 		return append(list, pgdb.SecretFiles(folder.Store)...)
 	}

@@ -149,7 +149,7 @@ func TestCheckKeyHSM(t *testing.T) {
 	s := newSite(t, true)
 	c, stopHSM := newKeyHSM(t, softhsmtest.New(t), "").trust(s).start()
 	c = s.config(c)
-	served, err := serverTLS(s.dir, c.Log)
+	served, err := serverTLS(s.dir, false, c.Log)
 	if err != nil {
 		t.Fatal(err)
 	}

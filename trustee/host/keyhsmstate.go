@@ -26,7 +26,7 @@ type KeyHSMState struct {
 // InspectKeyHSM asks the Key HSM of a configuration as a start does, and opens one deposit of each pair. It changes
 // nothing. store is nil if its deposits are not to be read.
 func InspectKeyHSM(ctx context.Context, c Config, store server.Store) (state KeyHSMState, err error) {
-	own, err := serverTLS(c.Folder, c.Log)
+	own, err := serverTLS(c.Folder, true, c.Log)
 	if err != nil {
 		return state, err
 	}

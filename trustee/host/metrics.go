@@ -131,6 +131,7 @@ func (r *running) checks() []console.Check {
 			return err
 		}})
 	}
+	checks = append(checks, r.tls.keyChecks()...)
 	return append(checks, console.Check{Name: "wrapped deposits", Run: r.wrapped.Check},
 		console.ConnectionCheck(r.connections), r.secrets.Check())
 }

@@ -102,7 +102,7 @@ func TestFiguresWithoutStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closePeer()
-	served, err := serverTLS(s.dir, slog.New(slog.DiscardHandler))
+	served, err := serverTLS(s.dir, false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
