@@ -1,6 +1,7 @@
 package pages
 
 import (
+	"io/fs"
 	"os"
 	"regexp"
 	"strings"
@@ -36,5 +37,33 @@ func TestCures(t *testing.T) {
 	}
 	if c := cureOf("no such check"); c != nil {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestPagesNamed: each page of docs, and each section, that the console names exists.
+func TestPagesNamed(t *testing.T) {
+	names := regexp.MustCompile(`docs/([a-z/-]+\.md)(?:, section “([^”{]*)”)?`)
+	named := 0
+	err := fs.WalkDir(os.DirFS("."), ".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for _, m := range names.FindAllStringSubmatch(string(text), -1) {
+			named++
+			page, err := os.ReadFile("../../docs/" + m[1])
+			if err != nil {
+				t.Errorf("%s: %v", file, err)
+			} else if m[2] != "" && !strings.Contains(string(page), "\n## "+m[2]+"\n") {
+				t.Errorf("%s: docs/%s has no section %s", file, m[1], m[2])
+			}
+		}
+		return nil
+	})
+	if err != nil || named < 3 {
+		t.Fatalf("%d pages are named, %v", named, err)
 	}
 }

@@ -445,6 +445,10 @@ var starts = map[string]func(*site) []string{
 		s.set("hadoop.kms.ssl.enabled", "true")
 		return s.start()
 	},
+	"console-simple": func(s *site) []string {
+		s.set("claviger.console.listen", ":9601")
+		return s.start()
+	},
 	"port-in-use": func(s *site) []string {
 		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
 		if err != nil {
