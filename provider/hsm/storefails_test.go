@@ -472,3 +472,30 @@ func TestBindings(t *testing.T) {
 	b = other
 	want(hsm.Serve, 0, true)
 }
+
+// TestPrunableFails: whichever call of the token fails, orphans are not left out of the list without an error.
+func TestPrunableFails(t *testing.T) {
+	b := newSite(t)
+	b.create(t, "k")
+	b.create(t, "orphan")
+	b.forget(t, "orphan")
+	b.access = hsm.Destroy
+	p := b.mustOpen(t)
+	for _, call := range []string{"FindObjectsInit", "GetAttributeValue"} {
+		for skip, failed := 0, true; failed; skip++ {
+			b.meter.Reset()
+			b.meter.Fail(call, skip, nil)
+			b.meter.Fail(call, 1000, errKilled)
+			list, err := p.Prunable(t.Context(), 0)
+			failed = b.meter.Count(call) > skip
+			b.meter.Heal()
+			if (err != nil) != failed || err == nil && len(list.Orphans) != 1 {
+				t.Errorf("%s fails after %d calls: %+v, %v", call, skip, list.Orphans, err)
+			}
+			if !failed && skip < 2 {
+				t.Errorf("only %d calls of %s", skip, call)
+			}
+		}
+	}
+	mustClose(t, p)
+}
