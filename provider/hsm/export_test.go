@@ -9,6 +9,9 @@ import (
 	"claviger/metastore"
 )
 
+// ErrMismatch is the error for a check value that differs.
+var ErrMismatch = errMismatch
+
 // Token has the methods of *pkcs11.Token that a provider uses.
 type Token = token
 
