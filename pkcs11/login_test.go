@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -412,4 +413,25 @@ func TestPINResultOfAnotherCall(t *testing.T) {
 		m.Fail("OpenSession", 1, p11.Error(code))
 		eventually(t, func() error { return encryptWith(t, tok, 1) })
 	}
+}
+
+// TestTrialEnds: callers that wait for the trial of their PIN go on when it ends.
+func TestTrialEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tried, of := newPINTrials(), trial{module: "/a.so", pin: secret.Bytes("1")}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		goOn, ended := make(chan struct{}), make(chan error, 2)
+		for range 2 {
+			go func() {
+				ended <- tried.try(ctx, of, func(bool) (bool, error) { <-goOn; return true, nil })
+			}()
+		}
+		synctest.Wait() // one caller tries the PIN, and the other one waits
+		close(goOn)
+		synctest.Wait()
+		if n := len(ended); n != 2 {
+			t.Errorf("%d of 2 callers have ended", n)
+		}
+	})
 }
