@@ -15,18 +15,17 @@ import (
 
 // The demo's HDFS exists as fsimages only. They have the zones, and the files with their EDEKs' versions.
 const (
-	snapshotName = "s1"
-	snapshotID   = 1
-	firstINode   = imagetest.Root + 1
-	// soundImage is the file of the image without the snapshot.
-	soundImage = "fsimage_without_snapshot"
+	snapshotName         = "s1"
+	snapshotID           = 1
+	firstINode           = imagetest.Root + 1
+	imageWithoutSnapshot = "fsimage_without_snapshot"
 )
 
 // times are when a zone's re-encryption was submitted and completed.
 type times struct{ submitted, completed time.Time }
 
-// stepVerdict asks for a verdict by an image in which a snapshot holds a file whose EDEK needs the source, and by
-// one without the snapshot.
+// stepVerdict asks for two verdicts: with an image in which a snapshot holds a file whose EDEK needs the source, and
+// with an image without the snapshot.
 func (r *run) stepVerdict(ctx context.Context) error {
 	hdfs, err := r.conf("hdfs", map[string]properties{"hdfs-site.xml": {}})
 	if err != nil {
@@ -50,7 +49,7 @@ func (r *run) stepVerdict(ctx context.Context) error {
 	r.printf("the administrator deletes the snapshot, and the NameNode saves its namespace again:")
 	r.deleted.dek.Wipe()
 	r.deleted = file{}
-	image = filepath.Join(hdfs, soundImage)
+	image = filepath.Join(hdfs, imageWithoutSnapshot)
 	if err := r.writeImage(image); err != nil {
 		return err
 	}
@@ -65,7 +64,7 @@ func (r *run) stepEvidence(ctx context.Context) error {
 		return err
 	}
 	if _, err := r.cli(ctx, 0, "migrate", "report", "--conf", filepath.Join(r.Dir, "hsm"), "--hdfs-conf", hdfs,
-		"--image", filepath.Join(hdfs, soundImage), "--out", report, "--key", key); err != nil {
+		"--image", filepath.Join(hdfs, imageWithoutSnapshot), "--out", report, "--key", key); err != nil {
 		return err
 	}
 	verify := func(exit int) error {

@@ -35,7 +35,7 @@ func TestLearnedIsPruned(t *testing.T) {
 	}
 }
 
-// TestDataLimitOfOneKey: a key that the token refuses because of the length of the data, also of one block, does not
+// TestDataLimitOfOneKey: a key that the token refuses because of the length of the data, even for one block, does not
 // make the calls with other keys smaller. A key that is destroyed leaves nothing behind.
 func TestDataLimitOfOneKey(t *testing.T) {
 	tok, m := openBroken(t, p11.CKR_DATA_LEN_RANGE, nil, "k@1")
