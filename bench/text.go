@@ -28,7 +28,7 @@ func (r *Report) text(w io.Writer) {
 	r.remarks(w)
 }
 
-// figure is a number that may be unknown, which 0 means.
+// figure returns the text of a number. 0 means that the number is unknown.
 func figure(x float64) string {
 	if x == 0 {
 		return "-"
@@ -50,7 +50,7 @@ func (k Knee) text() string {
 	return text
 }
 
-// remarks writes what qualifies the figures.
+// remarks writes which figures are doubtful, the failures, and how the figures were measured.
 func (r *Report) remarks(w io.Writer) {
 	for _, m := range r.Measurements {
 		if m.Doubtful {

@@ -90,8 +90,8 @@ func TestImpliedIsRandom(t *testing.T) {
 	}
 }
 
-// TestKnownGenerator: an attacker who knows what the generator returns knows the DEKs of Generate. Of Implied the
-// attacker knows the EDEKs, and each key has other DEKs for them.
+// TestKnownGenerator: an attacker who knows what the generator returns knows the DEKs of Generate. With Implied the
+// attacker knows only the EDEKs: their DEKs depend on the key.
 func TestKnownGenerator(t *testing.T) {
 	const dekLen, n = 32, 10
 	known := bytes.Repeat([]byte("not random at all; "), 100)

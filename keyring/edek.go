@@ -187,7 +187,7 @@ func nameIf(given bool, key *string) *string {
 func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *claviger.KeyVersion,
 	e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
-		if err := r.belongs(ctx, e.Version, v.Key, named); err != nil {
+		if err := r.needBelongs(ctx, e.Version, v.Key, named); err != nil {
 			return nil, err
 		}
 		if err := q.needVersion(ctx, v, authz.KeyDecryptEEK); err != nil {
@@ -225,10 +225,10 @@ func (r *Ring) drainUnusable(err error, key string) {
 	}
 }
 
-// belongs returns nil if the version belongs to the key that the request names, otherwise Hadoop's error.
+// needBelongs returns nil if the version belongs to the key that the request names, otherwise Hadoop's error.
 //
 // If a source ignores case, it has one key under many spellings. They mean one key here too.
-func (r *Ring) belongs(ctx context.Context, version, owner string, named *string) error {
+func (r *Ring) needBelongs(ctx context.Context, version, owner string, named *string) error {
 	if named != nil && *named == owner {
 		return nil
 	}

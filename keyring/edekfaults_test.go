@@ -193,7 +193,7 @@ func TestForeignDEKIsWipedAfterFaults(t *testing.T) {
 	}
 }
 
-// TestSpellingNotKnown: if the journal cannot say which key a spelling means, no EDEK is opened for it.
+// TestSpellingNotKnown: if the journal cannot say which key has a name in another spelling, no EDEK is opened for it.
 func TestSpellingNotKnown(t *testing.T) {
 	for fail, want := range []error{nil, errInjected, errInjected} { // of the key in the request, and of the EDEK's key
 		c := &calls{fail: fail, once: true}

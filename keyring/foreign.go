@@ -22,7 +22,7 @@ func (r *Ring) mayBeForeign(err error, v claviger.VersionRef) bool {
 func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v claviger.VersionRef,
 	e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
-		if err := r.belongs(ctx, v.Name(), v.Key, named); err != nil {
+		if err := r.needBelongs(ctx, v.Name(), v.Key, named); err != nil {
 			return nil, err
 		}
 		if err := q.needOwnKey(ctx, v.Key, authz.KeyDecryptEEK); err != nil {

@@ -115,7 +115,7 @@ func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	return here, err
 }
 
-// resolve is alias from the cache only. It costs nothing while no alias was found yet.
+// resolve returns the same as alias, but it uses the cache alone. It costs nothing while no alias was found yet.
 func (r *Ring) resolve(name string) string {
 	if r.aliased.Load() {
 		if here, ok := r.aliases.get(name); ok {
@@ -125,7 +125,7 @@ func (r *Ring) resolve(name string) string {
 	return name
 }
 
-// metadataHere is metadata of the key that a spelling means here.
+// metadataHere returns the metadata of the key here that has the name, or that has it in another spelling.
 func (r *Ring) metadataHere(ctx context.Context, name string) (*claviger.Metadata, error) {
 	name = r.resolve(name)
 	m, err := r.metadata(ctx, name)
@@ -139,7 +139,8 @@ func (r *Ring) metadataHere(ctx context.Context, name string) (*claviger.Metadat
 	return r.metadata(ctx, here)
 }
 
-// nameHere returns the name here of the key that a spelling means, or the name itself if there is no such key.
+// nameHere returns the name of the key here that has the name, or that has it in another spelling. If there is no such
+// key, it returns the name itself.
 func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 	m, err := r.metadataHere(ctx, name)
 	if m == nil || err != nil {
@@ -148,8 +149,8 @@ func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 	return m.Name, nil
 }
 
-// newest returns the current version of the key that a spelling means here, as new as the store that nodes share.
-// Kind KeyNotFound.
+// newest returns the current version of the key here that has the name, or that has it in another spelling. The version
+// is as new as the store that nodes share. Kind KeyNotFound.
 func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	var none claviger.KeyVersion
 	name = r.resolve(name)

@@ -115,8 +115,8 @@ func TestOtherSpellings(t *testing.T) {
 	wantKind(t, err, claviger.KeyNotFound)
 }
 
-// TestOtherSpellingsOfOthers: each operation checks the rules of the key that a spelling means, and does nothing to it
-// for a user without rights, with and without the spelling in the cache.
+// TestOtherSpellingsOfOthers: each operation checks the rules of the key that has the name in another spelling, and
+// does nothing to it for a user without rights, with and without the spelling in the cache.
 func TestOtherSpellingsOfOthers(t *testing.T) {
 	l, nn := newFoldingRing(t), caller("nn")
 	if _, err := l.Generate(t.Context(), nn, "K", 1); err != nil {

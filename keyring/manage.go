@@ -244,7 +244,7 @@ func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) (e
 	if err != nil {
 		return err
 	}
-	// The rules are those of the key that the spelling means.
+	// The rules are those of the key that has the name in another spelling.
 	here, err := r.nameHere(ctx, key)
 	if err != nil {
 		return err

@@ -107,7 +107,7 @@ func TestCreateForgetsTheKeyBefore(t *testing.T) {
 	}
 }
 
-// TestUnreadAliases: while it is not known which key a spelling means, an
+// TestUnreadAliases: while it is not known which key has a name in another spelling, an
 // operation on it fails, and does not say that there is no such key.
 func TestUnreadAliases(t *testing.T) {
 	l := newTestRing(t, func(c *Config) { c.History = &journal{fail: errInjected} })

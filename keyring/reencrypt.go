@@ -225,7 +225,7 @@ func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *b
 			}
 			owner, b.foreign[version] = ref.Key, ref
 		}
-		if err := r.belongs(ctx, version, owner, named); err != nil {
+		if err := r.needBelongs(ctx, version, owner, named); err != nil {
 			return err
 		}
 	}

@@ -192,8 +192,8 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	return claviger.E("keyring.history", kind, name, &HistoryError{why})
 }
 
-// deletedVersion reports whether a deleted key of that name has the version of that full name. It returns false if that
-// is not known.
+// deletedVersion reports whether a deleted key with this name has the version with this full name. It returns false if
+// that is not known.
 func (r *Ring) deletedVersion(ctx context.Context, key, version string) bool {
 	keys, err := r.primary.deletedOf(ctx, key, version)
 	return err == nil && len(keys) > 0

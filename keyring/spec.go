@@ -23,7 +23,7 @@ const (
 func checkSpec(spec provider.Spec) error {
 	const op = "keyring.Create"
 	tooLong := func(what string, got, most int) error {
-		return claviger.Errorf(op, claviger.Invalid, "", "%s has %d bytes, and may have %d", what, got, most)
+		return claviger.Errorf(op, claviger.Invalid, "", "%s has %d bytes, and may have at most %d", what, got, most)
 	}
 	if why := claviger.BadName(spec.Name); why != "" {
 		return claviger.Errorf(op, claviger.Invalid, "", "the name of the key %s", why)
@@ -38,7 +38,7 @@ func checkSpec(spec provider.Spec) error {
 	case spec.Description != nil && len(*spec.Description) > maxDescription:
 		return tooLong("the description", len(*spec.Description), maxDescription)
 	case len(spec.Attributes) > maxAttributes:
-		return claviger.Errorf(op, claviger.Invalid, "", "the key has %d attributes, and may have %d",
+		return claviger.Errorf(op, claviger.Invalid, "", "the key has %d attributes, and may have at most %d",
 			len(spec.Attributes), maxAttributes)
 	}
 	all := 0
@@ -55,7 +55,7 @@ func checkSpec(spec provider.Spec) error {
 		all += len(name) + len(value)
 	}
 	if all > maxAllAttributes {
-		return tooLong("all attributes together", all, maxAllAttributes)
+		return tooLong("the sum of all attributes", all, maxAllAttributes)
 	}
 	if why := claviger.BadName(spec.Attributes[claviger.ACLNameAttribute]); why != "" &&
 		spec.Attributes[claviger.ACLNameAttribute] != "" {

@@ -107,8 +107,8 @@ func (k *brittleKept) Keep(list []metastore.Use) error {
 	return k.err
 }
 
-// TestUsesAreKeptOnce: uses that cannot be written are kept again until that
-// succeeds, and then once. While they are not kept, a write says so.
+// TestUsesAreKeptOnce: if uses can neither be written nor kept, each write tries
+// to keep them again, until that has succeeded once. While they are not kept, a write says so.
 func TestUsesAreKeptOnce(t *testing.T) {
 	errKept := errors.New("disk full")
 	var logged strings.Builder
@@ -138,8 +138,8 @@ func TestUsesAreKeptOnce(t *testing.T) {
 	}
 }
 
-// TestSinceWhenUsesAreNotWritten: the condition has the time of the first failing
-// write, and is an error of the Ring.
+// TestSinceWhenUsesAreNotWritten: CheckUses returns an error while uses are not
+// written. The error has the time of the first failing write.
 func TestSinceWhenUsesAreNotWritten(t *testing.T) {
 	l := newTestRing(t, nil)
 	l.usage.store = &closedStore{err: claviger.E("test", claviger.Unavailable, "", errInjected)}

@@ -121,7 +121,7 @@ func fromHSM(site *hadoopconf.Conf, cfg tlskey.Config, use keyUse, log *slog.Log
 	return &servedTLS{t, keys}, nil
 }
 
-// withoutKeys reads certificates that are not used.
+// withoutKeys reads the certificates without their private keys, for a caller that makes no handshake.
 func withoutKeys(path string) (list []tls.Certificate, err error) {
 	chains, err := keystore.Chains(path)
 	for _, chain := range chains {
@@ -142,7 +142,7 @@ func logTimes(file string, list []tls.Certificate, log *slog.Logger) {
 // tlsKeyHolds is how long readiness reuses a successful test signature.
 const tlsKeyHolds = 10 * time.Second
 
-// tlsKeyChecks is about the private keys of TLS in an HSM.
+// tlsKeyChecks returns the check that the private keys of TLS in an HSM can sign; none if there are no such keys.
 func (s *server) tlsKeyChecks() []console.Check {
 	keys := s.tlsKeys
 	if keys == nil {

@@ -21,11 +21,11 @@ type DeletedKeys interface {
 	// DeletedKeys returns the deleted keys of these names, in the order in which they were
 	// deleted. Without names it returns all deleted keys.
 	DeletedKeys(ctx context.Context, names ...string) ([]DeletedKey, error)
-	// Undelete brings back the deleted key of that name that has a version with that ID.
+	// Undelete brings back the deleted key that has this name and a version with this ID.
 	// Kinds KeyNotFound if there is no such key; KeyExists if a live key has the name;
 	// Unavailable as in SoftDelete.
 	Undelete(ctx context.Context, key, id string) error
-	// Discard removes the deleted keys of that name that have a version with one of these
+	// Discard removes the deleted keys that have this name and a version with one of these
 	// IDs. Like Keys.Remove it writes an intent of Op "delete" with the refs of all their
 	// versions. Kinds KeyNotFound if there is no such key; Unavailable if a step of another
 	// Op is unfinished.
@@ -47,7 +47,7 @@ type LastUses interface {
 	// LastUses returns one time per version, in order; zero if no use is known. since is when
 	// the recording of uses began: older versions may have been used before that.
 	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
-	// NeverUsed reports whether it is certain that no version of that full name was ever used
+	// NeverUsed reports whether it is certain that no version with this full name was ever used
 	// here: Begin has given its number, and RecordUses has recorded no use. The store remembers
 	// this after the version is destroyed. The result is false if nothing is known: for a
 	// version that no Begin of this store numbered, or that is older than this record.

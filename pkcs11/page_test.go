@@ -27,7 +27,7 @@ func readVendorPage(t *testing.T, name string) string {
 	return string(text)
 }
 
-// tableOn returns the lines of the table of a page that begins with that line, without the line and the rule below it.
+// tableOn returns the rows of the table with this header on a page, without the header and the rule below it.
 func tableOn(t *testing.T, page, header string) []string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page, "\n"+header+"\n")

@@ -228,11 +228,11 @@ type SoftDeleter interface {
 	// Deleted returns the keys of these names that can be undeleted, in the order of their deletion. Without names it
 	// returns all deleted keys.
 	Deleted(ctx context.Context, names ...string) ([]Deleted, error)
-	// Undelete brings back the deleted key of that name that has the version with that full name. All of the key's
+	// Undelete brings back the deleted key that has this name and the version with this full name. All of the key's
 	// versions can be used again. Kinds KeyNotFound if there is no such deleted key, KeyExists if a key of that name
 	// exists now. That key must be deleted first; two keys are never merged.
 	Undelete(ctx context.Context, key, version string) error
-	// Purge destroys the deleted keys of that name that have a version with one of these full names. All other keys of
+	// Purge destroys the deleted keys that have this name and a version with one of these full names. All other keys of
 	// that name stay. Purge also finishes an interrupted purge of that name; a call without versions does only that.
 	// Kind KeyNotFound if there was nothing to do.
 	Purge(ctx context.Context, key string, versions ...string) error

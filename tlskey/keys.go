@@ -58,7 +58,7 @@ type Keys struct {
 
 	// served has the signers of the certificates that were loaded last.
 	served  atomic.Pointer[[]*Signer]
-	refused atomic.Pointer[error] // why the last file with certificates was not taken; nil: it was
+	refused atomic.Pointer[error] // why the last file with certificates was refused; nil if it was accepted
 
 	made, failed atomic.Uint64
 
@@ -205,7 +205,8 @@ func (k *Keys) findKeys(ctx context.Context, t *token, tok *pkcs11.Token) error 
 	return nil
 }
 
-// openLater opens a token that did not answer, until ctx ends. Then it tries the certificates.
+// openLater tries to open a token that did not answer, until it succeeds or ctx ends. When the token is open, it checks
+// the certificates.
 func (k *Keys) openLater(ctx context.Context, t *token) {
 	t.cfg.Serving = true
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {

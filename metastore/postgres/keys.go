@@ -156,7 +156,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 	return nil
 }
 
-// ByVersion returns the version of that full name and its key.
+// ByVersion returns the version with this full name, and its key.
 func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
 	const op = "metastore/postgres.ByVersion"
 	if err := s.db.Usable(op); err != nil {

@@ -111,7 +111,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 	return k, rows.Err()
 }
 
-// ByVersion returns the version of that full name and its key.
+// ByVersion returns the version with this full name, and its key.
 func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
 	const op = "metastore/sqlite.ByVersion"
 	if err := s.usable(op); err != nil {

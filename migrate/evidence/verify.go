@@ -24,7 +24,7 @@ type Verification struct {
 	Bytes    int    `json:"bytes"`
 	Key      string `json:"publicKey"` // fingerprint of the key that the caller trusts
 	Verified bool   `json:"verified"`
-	// Findings are the reasons why the file is not what the holder of the key has signed.
+	// Findings are the reasons why the file is not verified.
 	Findings []string `json:"findings"`
 
 	Members []Member        `json:"members"`
@@ -36,13 +36,13 @@ type Verification struct {
 	Target  string          `json:"target,omitempty"`
 	// Verdict is the outcome of the verdict in the file; "" if the file has none.
 	Verdict migrate.Outcome `json:"verdict"`
-	// Accepted is what the operator has accepted for the verdict, without a measurement.
+	// Accepted lists the facts that the operator has accepted for the verdict, without a measurement.
 	Accepted []string `json:"accepted,omitempty"`
 	// Lacks are the parts that the file does not have.
 	Lacks []Part `json:"lacks"`
 }
 
-// Verify reads an evidence file, and finds out whether it is what the holder of the private key has signed. The error
+// Verify reads an evidence file, and verifies its signature and its content. The error
 // is only for files that cannot be read, and for a report of a format that this build does not know.
 func Verify(path string, key ed25519.PublicKey) (*Verification, error) {
 	data, err := readFile(path)
@@ -104,7 +104,7 @@ func readFile(path string) ([]byte, error) {
 	return data, err
 }
 
-func (v *Verification) find(format string, args ...any) {
+func (v *Verification) addFinding(format string, args ...any) {
 	v.Findings = append(v.Findings, fmt.Sprintf(format, args...))
 }
 
@@ -129,29 +129,29 @@ func (v *Verification) manifest(files []file, key ed25519.PublicKey) (*Manifest,
 	err := json.Unmarshal(text, m) // for messages; nothing is trusted without the signature
 	switch {
 	case text == nil:
-		v.find("member %s is missing", manifestName)
+		v.addFinding("member %s is missing", manifestName)
 		return nil, nil //nolint:nilnil // the finding says it
 	case signature == nil:
-		v.find("member %s is missing: nothing shows who made the report", signatureName)
+		v.addFinding("member %s is missing: nothing shows who made the report", signatureName)
 	case !signed && err == nil && m.Signer != v.Key:
-		v.find("the report names another key, %s: another key has signed it, or it was changed",
+		v.addFinding("the report names another key, %s: another key has signed it, or it was changed",
 			claviger.Printable(m.Signer))
 	case !signed:
-		v.find("the signature is not that of this manifest by this key: the manifest, the signature, or the key " +
-			"differs")
+		v.addFinding("the signature is not that of this manifest by this key: the manifest, the signature, or the " +
+			"key differs")
 	}
 	switch {
 	case signed && err == nil && m.Format != manifestFormat:
 		return nil, errOtherFormat
 	case err != nil:
-		v.find("%s is not the JSON that claviger writes: %v", manifestName, err)
+		v.addFinding("%s is not the JSON that claviger writes: %v", manifestName, err)
 		return nil, nil //nolint:nilnil // the finding says it
 	}
 	if err := decode(text, new(Manifest)); err != nil {
-		v.find("%s %v", manifestName, err)
+		v.addFinding("%s %v", manifestName, err)
 	}
 	if m.Signer != v.Key && signed {
-		v.find("the manifest is signed by this key and names another key, %s", claviger.Printable(m.Signer))
+		v.addFinding("the manifest is signed by this key and names another key, %s", claviger.Printable(m.Signer))
 	}
 	return m, nil
 }
@@ -163,23 +163,23 @@ func (v *Verification) members(m *Manifest, files []file) {
 		data := content(files, of.Name)
 		switch {
 		case listed[of.Name]:
-			v.find("the manifest names %q twice", of.Name)
+			v.addFinding("the manifest names %q twice", of.Name)
 		case data == nil:
-			v.find("member %q of the manifest is missing", of.Name)
+			v.addFinding("member %q of the manifest is missing", of.Name)
 		case len(data) != of.Bytes || digest(data) != of.SHA256:
-			v.find("member %s was changed: it has %d bytes with the digest %s, and the manifest says %d and %s",
+			v.addFinding("member %s was changed: it has %d bytes with the digest %s, and the manifest says %d and %s",
 				of.Name, len(data), digest(data), of.Bytes, claviger.Printable(of.SHA256))
 		}
 		listed[of.Name] = true
 	}
 	for _, f := range files {
 		if !listed[f.name] {
-			v.find("member %s is not in the manifest", f.name)
+			v.addFinding("member %s is not in the manifest", f.name)
 		}
 	}
 	for _, name := range []string{pageName, aboutName} {
 		if !listed[name] {
-			v.find("the manifest does not name %s", name)
+			v.addFinding("the manifest does not name %s", name)
 		}
 	}
 }
@@ -194,32 +194,32 @@ func (v *Verification) report(m *Manifest, files []file) (*Report, error) {
 	}
 	r := new(Report)
 	for _, fault := range r.decode(files) {
-		v.find("%v", fault)
+		v.addFinding("%v", fault)
 	}
 	if len(v.Findings) > 0 {
 		return r, nil
 	}
 	if !slices.Equal(m.Members, manifestOf(&r.About, files[2:]).Members) {
-		v.find("%s does not name the members in their order", manifestName)
+		v.addFinding("%s does not name the members in their order", manifestName)
 	}
 	if !m.Made.Equal(r.About.Made) || m.Host != r.About.Host || m.Signer != r.About.Signer {
-		v.find("%s and %s name another time, host or key", manifestName, aboutName)
+		v.addFinding("%s and %s name another time, host or key", manifestName, aboutName)
 	}
 	if r.Verdict != nil {
 		if err := r.Verdict.Consistent(); err != nil {
-			v.find("verdict.json: %v", err)
+			v.addFinding("verdict.json: %v", err)
 		}
 	}
 	claims := r.About.Parts
 	if err := r.listParts(); err != nil || !slices.Equal(claims, r.About.Parts) {
-		v.find("%s does not name the parts that the report has", aboutName)
+		v.addFinding("%s does not name the parts that the report has", aboutName)
 		return r, nil //nolint:nilerr // the finding says it
 	}
 	page, err := r.page()
 	if err != nil {
-		v.find("the page cannot be made from the JSON files: %v", err)
+		v.addFinding("the page cannot be made from the JSON files: %v", err)
 	} else if !bytes.Equal(page, content(files, pageName)) {
-		v.find("%s does not show what the JSON files say", pageName)
+		v.addFinding("%s does not show what the JSON files say", pageName)
 	}
 	return r, nil
 }

@@ -64,8 +64,9 @@ func TestOneKeyHangsAtStart(t *testing.T) {
 	fault.Heal()
 }
 
-// TestVersionsNotVerified: a start goes on without a version that cannot be verified only if another version is right,
-// the token has the recorded serial number, or none is recorded, and the token answers.
+// TestVersionsNotVerified: a start goes on without a version that cannot be verified only if three conditions hold:
+// another version is right; the token has the recorded serial number, or no serial number is recorded; and the token
+// answers.
 func TestVersionsNotVerified(t *testing.T) {
 	b := newSite(t)
 	p := b.mustOpen(t)

@@ -356,7 +356,7 @@ func withVersion(docs []*keyDoc, versions ...string) []*keyDoc {
 	})
 }
 
-// Purge destroys the deleted keys of that name that have one of the versions.
+// Purge destroys the deleted keys that have this name and one of the versions.
 func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "keytrustee.Purge"
 	if err := p.ready(ctx, op, name); err != nil {

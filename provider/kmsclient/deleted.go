@@ -38,7 +38,7 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	return list, nil
 }
 
-// Undelete brings back the deleted key of that name that has the version with that full name. If version is "", it
+// Undelete brings back the deleted key that has this name and the version with this full name. If version is "", it
 // brings back the key that was deleted last, among those that the user may manage. Kinds KeyNotFound, KeyExists,
 // Denied, KeyDenied.
 func (p *Provider) Undelete(ctx context.Context, key, version string) error {
@@ -50,7 +50,7 @@ func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	return err
 }
 
-// Purge destroys the deleted key of that name that has the version with that full name. If version is "", it destroys
+// Purge destroys the deleted key that has this name and the version with this full name. If version is "", it destroys
 // all deleted keys of that name that the user may manage. Kinds KeyNotFound, Denied, KeyDenied; Invalid if the keys
 // were used recently.
 func (p *Provider) Purge(ctx context.Context, key, version string) error {

@@ -67,7 +67,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	return claviger.E(op, claviger.KeyNotFound, name, nil)
 }
 
-// Purge wipes the deleted keys of that name that have one of the versions.
+// Purge wipes the deleted keys that have this name and one of the versions.
 func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "memory.Purge"
 	p.mu.Lock()

@@ -91,7 +91,7 @@ func TestEachCallFails(t *testing.T) {
 			return err
 		}, true},
 		"logged": {func(ctx context.Context, f *failing) error {
-			_, err := logged(ctx, f, nil)
+			_, err := logStore(ctx, f, nil)
 			return err
 		}, false},
 		"holdsRecords": {func(ctx context.Context, f *failing) error {
@@ -160,7 +160,7 @@ func TestLogged(t *testing.T) {
 		server.RolePassive: "standby=true"} {
 		f := newFailing(t, role)
 		var log bytes.Buffer
-		s, err := logged(t.Context(), f, slog.New(slog.NewTextHandler(&log, nil)))
+		s, err := logStore(t.Context(), f, slog.New(slog.NewTextHandler(&log, nil)))
 		if err != nil || s != server.Store(f) || !strings.Contains(log.String(), standby) ||
 			!strings.Contains(log.String(), failingURI) {
 			t.Errorf("%s: %v, log %q", role, err, &log)

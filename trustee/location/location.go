@@ -78,12 +78,12 @@ func Open(ctx context.Context, f *trustee.Folder, log *slog.Logger) (server.Stor
 	if err != nil {
 		return nil, err
 	}
-	return logged(ctx, store, log)
+	return logStore(ctx, store, log)
 }
 
-// logged returns a database that was opened, and logs its URI and role. log may be nil. After an error the
+// logStore returns a database that was opened, and logs its URI and role. log may be nil. After an error the
 // database is closed.
-func logged(ctx context.Context, store database, log *slog.Logger) (server.Store, error) {
+func logStore(ctx context.Context, store database, log *slog.Logger) (server.Store, error) {
 	role, err := store.Role(ctx)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())

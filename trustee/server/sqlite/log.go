@@ -26,12 +26,12 @@ const (
 
 var _ replica.Logged = (*Store)(nil)
 
-// rower is a connection or a transaction.
-type rower interface {
+// rowQuerier is a connection or a transaction.
+type rowQuerier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-func readPosition(ctx context.Context, q rower) (st replica.Position, err error) {
+func readPosition(ctx context.Context, q rowQuerier) (st replica.Position, err error) {
 	err = q.QueryRowContext(ctx, "SELECT role, epoch, alone, unshared, seq, made, digest FROM standing").
 		Scan(&st.Role, &st.Epoch, &st.Alone, &st.Unshared, &st.Head.Seq, &st.Head.Epoch, &st.Head.Digest)
 	return st, err
@@ -106,12 +106,12 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 		if err != nil {
 			return err
 		}
-		return logged(ctx, tx, &st, e, shared)
+		return addToLog(ctx, tx, &st, e, shared)
 	})
 }
 
-// logged adds an entry to the log.
-func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Entry, shared bool) error {
+// addToLog adds an entry to the log.
+func addToLog(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Entry, shared bool) error {
 	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq,
 		e.Epoch, e.Digest, []byte(e.Change)); err != nil {
 		return err
@@ -219,7 +219,7 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 			if as == server.RolePassive {
 				st.Unshared = 0 // the active server has every change before e
 			}
-			if err := logged(ctx, tx, &st, e, true); err != nil {
+			if err := addToLog(ctx, tx, &st, e, true); err != nil {
 				return err
 			}
 		}

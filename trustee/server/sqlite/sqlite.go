@@ -29,7 +29,7 @@ const (
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
 	// busyTimeout is how long a write waits for another process's write. It is several times longer
-	// than the guard of a server takes, so that orgtool can write beside a busy server.
+	// than a change of a server waits for its peer, so that orgtool can write beside a busy server.
 	busyTimeout = 15 * time.Second
 )
 
