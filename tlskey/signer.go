@@ -185,7 +185,7 @@ func (k *Keys) Last() (last Signature, ok bool) {
 	return last, len(*served) > 0
 }
 
-// Refused returns why the newest file with certificates was not taken; nil if it was.
+// Refused returns why the newest file with certificates was refused; nil if it was accepted.
 func (k *Keys) Refused() error {
 	if err := k.refused.Load(); err != nil {
 		return *err

@@ -65,7 +65,7 @@ func (s *site) groupsUser(ctx context.Context) []doctor.Finding {
 	switch {
 	case errors.As(a.err, &unknown):
 		return doctor.Warn(fmt.Sprintf("the directory does not know user %s", shown), "name a user of the cluster by "+
-			"--as-user; if it is one, "+s.searchCure("userbase", "search.filter.user"))
+			"--as-user; if this user is one, "+s.searchCure("userbase", "search.filter.user"))
 	case a.err != nil:
 		return doctor.Error(fmt.Errorf("groups of %s: %w", shown, a.err), authn.LDAPCure(a.err))
 	case len(a.groups) == 0:

@@ -38,7 +38,7 @@ func (v *values) mostWrong(h *Holdings) bool {
 		2*(len(h.Lost)*v.compared+(h.Versions-len(h.Lost))*len(v.wrong)) > h.Versions*v.compared
 }
 
-// compareValues compares the check values of a sample of versions that the token holds by h.
+// compareValues compares the check values of a sample of versions that the token holds according to h.
 func (p *Provider) compareValues(ctx context.Context, h *Holdings) (found values, err error) {
 	names, err := p.store.Names(ctx)
 	if err != nil {
