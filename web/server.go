@@ -70,12 +70,14 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Running is a server that listens and serves.
 type Running struct {
-	server  *Server
-	http    *http.Server
-	addr    net.Addr
-	handler atomic.Pointer[http.Handler]
-	ended   chan struct{} // closed when Serve has returned
-	err     error         // of Serve; read it after ended is closed
+	server   *Server
+	http     *http.Server
+	addr     net.Addr
+	listener *refusingListener
+	handler  atomic.Pointer[http.Handler]
+	drained  atomic.Int64  // when the last request came since drain began, in nanoseconds since 1970; 0 before that
+	ended    chan struct{} // closed when Serve has returned
+	err      error         // of Serve; read it after ended is closed
 }
 
 // Start listens, and serves in the background until Stop. ctx limits only the start.
@@ -84,11 +86,12 @@ func (s *Server) Start(ctx context.Context) (*Running, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.AddressName, err)
 	}
-	r := &Running{server: s, addr: listener.Addr(), ended: make(chan struct{})}
+	r := &Running{server: s, addr: listener.Addr(), listener: newRefusingListener(listener),
+		ended: make(chan struct{})}
 	r.Handle(s.Handler)
 	r.http = s.httpServer(r)
 	s.Connections.Watch(r.http)
-	listener = s.Connections.Bound(listener)
+	listener = s.Connections.Bound(r.listener)
 	if s.TLS != nil {
 		listener = tls.NewListener(listener, s.TLS)
 	}
@@ -135,6 +138,7 @@ func (r *Running) Handle(h http.Handler) { r.handler.Store(&h) }
 
 // ServeHTTP answers by the handler that was set last.
 func (r *Running) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	r.lastAnswer(w)
 	(*r.handler.Load()).ServeHTTP(w, q)
 }
 
@@ -208,6 +212,7 @@ func (r *Running) shutdown() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stop)
 	defer cancel()
+	r.drain()
 	if err := r.http.Shutdown(ctx); err != nil {
 		about := []any{"limit", stop, "err", err}
 		if name := r.server.Limits.StopName; name != "" {
