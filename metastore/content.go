@@ -22,6 +22,8 @@ const (
 	SettingProbe = "probe.write"
 	// SettingBackup marks a file that was written as a backup, with the time (RFC 3339).
 	SettingBackup = "backup.made"
+	// SettingOldest is the oldest schema version whose programs work with the store's schema.
+	SettingOldest = "schema.oldest"
 )
 
 // Table is a table that all stores have. It is copied row by row, with the numbers that the store gave to the rows,
@@ -73,7 +75,7 @@ type Movable interface {
 // RemoveOwnSettings removes the settings of the store itself from the content.
 func (c *Content) RemoveOwnSettings() {
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool {
-		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup}, row[0])
+		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup, SettingOldest}, row[0])
 	})
 }
 

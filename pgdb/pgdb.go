@@ -143,10 +143,16 @@ type Schema struct {
 	Parts string
 	// Lock keeps other processes from migrating at the same time.
 	Lock func(ctx context.Context) (unlock func(), err error)
+	// Oldest returns the oldest version whose programs work with the schema that the database has, 0 if none is
+	// recorded. If it is nil, no program works with a newer schema.
+	Oldest func(ctx context.Context) (version int64, err error)
+	// Record records what Oldest returns after the upgrade. It is called before an upgrade, so that programs that do
+	// not work with the new schema stop before it is there; and after the tables of an empty database were made.
+	Record func(ctx context.Context) error
 }
 
-// Migrate upgrades the schema. It refuses, with kind Unavailable, a schema that is newer than this
-// program or lacks constraints or indexes.
+// Migrate upgrades the schema. It refuses, with kind Unavailable, a schema that lacks constraints or indexes, or that
+// is too new for this program: see Schema.Oldest.
 func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	const op = "pgdb.Migrate"
 	version, err := d.version(ctx, s.Table)
@@ -154,10 +160,7 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 		return err
 	}
 	if version > s.Version {
-		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program knows "+
-			"versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the "+
-			"dump that was taken before the upgrade",
-			d.cfg.What, d.uri, version, s.Version)
+		return d.newer(ctx, s, version)
 	}
 	if version == s.Version {
 		return d.needParts(ctx, s)
@@ -184,10 +187,43 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	if err != nil {
 		return d.Fail(op, "", err)
 	}
+	record := s.Record
+	if record == nil {
+		record = func(context.Context) error { return nil }
+	}
+	if version > 0 {
+		if err := record(ctx); err != nil {
+			return err
+		}
+	}
 	if _, err := p.Up(ctx); err != nil {
 		return d.Fail(op, "", fmt.Errorf("upgrade of the schema: %w", err))
 	}
+	if version == 0 {
+		if err := record(ctx); err != nil {
+			return err
+		}
+	}
 	return d.needParts(ctx, s)
+}
+
+// newer accepts a schema that is newer than this program, if this program works with it.
+func (d *DB) newer(ctx context.Context, s Schema, version int64) error {
+	if s.Oldest != nil {
+		oldest, err := s.Oldest(ctx)
+		if err != nil {
+			return err
+		}
+		if oldest > 0 && oldest <= s.Version {
+			d.cfg.Log.Warn("a newer claviger has upgraded the schema; this program works with it, until this node is "+
+				"upgraded too", d.cfg.What, d.uri, "schema", version, "known", s.Version)
+			return d.needParts(ctx, s)
+		}
+	}
+	return claviger.Errorf("pgdb.Migrate", claviger.Unavailable, "", "%s %s has schema version %d, this program knows "+
+		"versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the "+
+		"dump that was taken before the upgrade",
+		d.cfg.What, d.uri, version, s.Version)
 }
 
 // needParts returns an error if a database lacks parts of its schema. An interrupted restore leaves such a database,

@@ -28,6 +28,9 @@ func (s *Store) Content(ctx context.Context) (c *metastore.Content, err error) {
 	var lost []changeRecord
 	// All queries of a repeatable-read transaction see the same moment.
 	err = s.db.Update(ctx, op, "", pgx.RepeatableRead, func(ctx context.Context, tx pgx.Tx) (err error) {
+		if err := s.requireOwnSchema(ctx, tx, op); err != nil {
+			return err
+		}
 		rows, _ := tx.Query(ctx, selectLost) // the rows carry the error
 		if lost, err = pgx.CollectRows(rows, scanChange); err == nil {
 			c, err = contentOf(ctx, tx)
@@ -119,6 +122,9 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 		return err
 	}
 	return s.db.Update(ctx, op, "", pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.requireOwnSchema(ctx, tx, op); err != nil {
+			return err
+		}
 		has, err := contentOf(ctx, tx)
 		if err != nil {
 			return err

@@ -36,25 +36,28 @@ func (s *Store) write(ctx context.Context, op, key, statement string, args ...an
 	return rows, nil
 }
 
-// fence returns an error if another process has an exclusive claim (see Claim), or if the store was moved.
+// fence returns an error if another process has an exclusive claim (see Claim), if the store was moved, or if a newer
+// program has upgraded it and does not work beside this one.
 //
 // The claim of a node is a session. The session ends if the database restarts, if the node stops for a while, or if the
 // network fails; then another process may get an exclusive claim. So each change takes the lock of the claims again, in
 // its own transaction.
 func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 	free := s.exclusive.Load() // the exclusive claim is this process's own
-	var moved string
-	batch := &pgx.Batch{} // both queries in one round trip
+	var moved, oldest string
+	batch := &pgx.Batch{} // all queries in one round trip
 	if !free {
 		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`,
 			claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
 	}
-	batch.Queue(`SELECT value FROM setting WHERE name = $1`, metastore.SettingMoved).QueryRow(func(row pgx.Row) error {
-		if err := row.Scan(&moved); !errors.Is(err, pgx.ErrNoRows) {
-			return err
-		}
-		return nil
-	})
+	for name, value := range map[string]*string{metastore.SettingMoved: &moved, metastore.SettingOldest: &oldest} {
+		batch.Queue(`SELECT value FROM setting WHERE name = $1`, name).QueryRow(func(row pgx.Row) error {
+			if err := row.Scan(value); !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
+			return nil
+		})
+	}
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return err
 	}
@@ -63,7 +66,7 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 			"other process to change it", errFenced, s.db.URI())
 	}
 	if moved == "" {
-		return nil
+		return s.tooNew(op, key, oldest)
 	}
 	m, err := metastore.ParseMoved(moved)
 	if err != nil {

@@ -313,7 +313,7 @@ func TestOpenRefuses(t *testing.T) {
 	server.Exec(t, "postgres", `DROP ROLE IF EXISTS guarded`, `CREATE ROLE guarded LOGIN PASSWORD 'pillow'`)
 	newer := emptyStore(t)
 	openConfig(t, postgres.Config{URI: newer})
-	exec(t, newer, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
+	nextSchema(t, newer, 99)
 	for _, c := range []struct {
 		name, uri string
 		kind      claviger.Kind

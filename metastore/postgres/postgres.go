@@ -30,6 +30,12 @@ var parts string
 // schemaVersion is the number of the newest file in migrations.
 const schemaVersion = 8
 
+// oldestSchema is the oldest schema version whose programs work with the tables of schemaVersion. Their nodes go on
+// while one node after the other is upgraded, and may be restarted. A migration that only adds tables, indexes, and
+// columns with a default keeps the number, if older programs may ignore what it adds. Any other migration sets it to
+// schemaVersion: then all nodes must be stopped for the upgrade.
+const oldestSchema = 8
+
 // ErrEmpty is the error of a ReadOnly store in a database that has no metastore yet.
 var ErrEmpty = pgdb.ErrEmpty
 
@@ -108,7 +114,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s.remember(before.Changes...)
 	s.alive, s.end = context.WithCancel(context.Background())
 	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version",
-		Parts: parts, Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
+		Parts: parts, Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") },
+		Oldest: s.oldestSchema, Record: s.recordOldest})
 	if err != nil {
 		_ = s.Close() // the first error matters
 		return nil, err

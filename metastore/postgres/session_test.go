@@ -103,7 +103,7 @@ func wantSessions(t *testing.T, uri string, limit int, when string) {
 func TestOpenEndsSessions(t *testing.T) {
 	uri := emptyStore(t)
 	openOnce(t, uri)
-	exec(t, uri, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
+	nextSchema(t, uri, 99)
 	if _, err := postgres.Open(t.Context(), postgres.Config{URI: uri}); err == nil {
 		t.Fatal("Open accepts a newer schema")
 	}

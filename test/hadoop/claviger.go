@@ -20,13 +20,19 @@ var binary = sync.OnceValues(func() (string, error) {
 	if bin := os.Getenv("CLAVIGER_BIN"); bin != "" {
 		return bin, nil
 	}
+	return build("claviger", nil)
+})
+
+// build builds the program. name is that of the file. overlay has files that replace those of the checkout, by their
+// paths in the checkout.
+func build(name string, overlay map[string]string) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
 	// Each checkout has its own name, so that one does not test the program of another.
 	dir := filepath.Join(cache, "claviger", fmt.Sprintf("bin-%x", sha256.Sum256([]byte(Root())))[:20])
-	bin := filepath.Join(dir, "claviger")
+	bin := filepath.Join(dir, name)
 	args := []string{"build", "-buildvcs=false"}
 	if raceDetector {
 		bin += "-race"
@@ -44,6 +50,13 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", err
 	}
+	if overlay != nil {
+		file, err := writeOverlay(dir, overlay)
+		if err != nil {
+			return "", err
+		}
+		args = append(args, "-overlay", file)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", append(args, "-o", bin, "./cmd/claviger")...)
@@ -52,7 +65,7 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	return bin, nil
-})
+}
 
 // Binary returns the path of the program, built from this checkout, with the race detector if the test has it.
 // CLAVIGER_BIN names another program to test.
@@ -90,9 +103,10 @@ func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
 
 // ClavigerOptions are the options of StartClaviger.
 type ClavigerOptions struct {
-	Conf string   // configuration folder
-	Port int      // 0 is any free port
-	Env  []string // added to the environment of the test
+	Conf   string   // configuration folder
+	Port   int      // 0 is any free port
+	Env    []string // added to the environment of the test
+	Binary string   // "" is Binary
 }
 
 // startChecked is like Start, for a process of our program. A data race in the process fails the test.
@@ -112,7 +126,10 @@ func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	t.Helper()
 	Require(t)
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port",
+	if o.Binary == "" {
+		o.Binary = Binary(t)
+	}
+	cmd := exec.CommandContext(context.Background(), o.Binary, "kms", "--conf", o.Conf, "--http-port",
 		fmt.Sprint(o.Port), "--ready-file", ready)
 	cmd.Env = append(cleanEnv(), o.Env...)
 	p := startChecked(t, "claviger", cmd)

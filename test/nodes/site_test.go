@@ -19,9 +19,10 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
 // site is what the nodes share: a database, a token and a configuration.
 type site struct {
-	conf  string
-	hsm   hadoop.HSM
-	store string // URI
+	conf   string
+	hsm    hadoop.HSM
+	store  string // URI
+	binary string // "" is this release
 }
 
 func newSite(t *testing.T, more hadoop.Conf) *site {
@@ -60,7 +61,10 @@ func (s *site) start(t *testing.T) *node {
 func (s *site) startAt(t *testing.T, port int) *node {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port",
+	if s.binary == "" {
+		s.binary = hadoop.Binary(t)
+	}
+	cmd := exec.CommandContext(context.Background(), s.binary, "kms", "--conf", s.conf, "--http-port",
 		fmt.Sprint(port), "--ready-file", ready)
 	cmd.Env = append(os.Environ(), s.hsm.Env...)
 	n := &node{Process: hadoop.Start(t, "claviger", cmd)}
