@@ -41,6 +41,7 @@ type node struct {
 	s           *site
 	name, audit string
 	conf        string // folder
+	binary      string // "" is this release
 }
 
 // newSite starts both nodes with further properties.
@@ -92,7 +93,7 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 // start starts a node, also after it has ended.
 func (n *node) start() {
 	n.s.t.Helper()
-	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port,
+	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port, Binary: n.binary,
 		Env: append(n.s.kdc.Env(), n.s.hsm.Env...)})
 }
 

@@ -39,7 +39,7 @@ func TestTwoNodes(t *testing.T) {
 		s.keys(shell)
 		l := s.load(job)
 		l.killNodes(shell)
-		l.restartNodes()
+		l.upgradeNodes(shell)
 		l.waitForExpiry()
 		l.end()
 		s.tokens(job)
@@ -231,15 +231,23 @@ func (l load) killNodes(shell *hadoop.Client) {
 	}
 }
 
-// restartNodes stops and starts one node after the other, like an operator at an update.
-func (l load) restartNodes() {
+// upgradeNodes upgrades one node after the other to a release with another schema of the metastore, as docs/install.md
+// says. Keys are made while both releases serve, and both open their EDEKs.
+func (l load) upgradeNodes(shell *hadoop.Client) {
 	l.t.Helper()
+	next, _ := hadoop.NextBinary(l.t)
 	for _, n := range l.nodes {
 		if status := n.Stop(); status != 0 {
 			l.t.Errorf("%s ended with status %d", n.name, status)
 		}
 		l.useWithOneNode()
+		n.binary = next
 		l.restart(n)
+		made := "made-beside-" + n.name
+		shell.KeyShell("create", made, "-size", "128")
+		for _, other := range l.nodes {
+			l.must(l.job.Send("open", "alice", hadoop.ProviderURI(other.base()), made), "opened 16")
+		}
 	}
 }
 
