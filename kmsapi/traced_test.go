@@ -80,7 +80,7 @@ func describe(t *testing.T, spans *tracetest.SpanRecorder) string {
 	words = append(words, list[0].Name())
 	for _, kv := range list[0].Attributes() {
 		if string(kv.Key) == string(trace.Status) {
-			words = append(words, kv.Value.Emit())
+			words = append(words, kv.Value.String())
 		}
 	}
 	if list[0].Status().Code == codes.Error {

@@ -65,7 +65,7 @@ func TestTraced(t *testing.T) {
 		attributes := attribute.NewSet(span.Attributes()...)
 		port, _ := attributes.Value("server.port")
 		address, _ := attributes.Value("server.address")
-		if address.AsString()+":"+port.Emit() != u.Host {
+		if address.AsString()+":"+port.String() != u.Host {
 			t.Errorf("%v, want %s", span.Attributes(), u.Host)
 		}
 	}
