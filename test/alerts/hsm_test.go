@@ -37,7 +37,7 @@ func heal(p *plant) { p.kms[0].module.Heal() }
 var hsmFaults = []fault{
 	{phase: phase{name: "each encryption fails",
 		alerts:  []string{"ClavigerNotReady", "ClavigerHSMFails", "ClavigerErrors"},
-		allowed: []string{"ClavigerCheckFails"}},
+		allowed: []string{"ClavigerCheckFails", "ClavigerHSMLost"}}, // the server looks for the HSM again and again
 		shows: `claviger_ready\{for="decrypt"\} 0`, begin: func(p *plant) {
 			p.kms[0].module.Order(faultmodule.EncryptInit, faultmodule.Order{Action: faultmodule.Fail,
 				Value: p11.CKR_DEVICE_ERROR, Times: faultmodule.Always})
