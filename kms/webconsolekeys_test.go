@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"claviger/kms/kmstest"
+	"slices"
+	"sync"
 )
 
 // post sends a form to the console, as a page of the console does. site is the value of Sec-Fetch-Site.
@@ -141,6 +143,29 @@ func TestConsoleRoll(t *testing.T) {
 	}
 	if lines := s.audited(`UNAUTHORIZED\[op=MANAGEMENT.*user=alice`); len(lines) == 0 {
 		t.Error("a refused roll left no audit line")
+	}
+}
+
+// TestConsoleRollTogether: copies of one form that arrive together, as by a double click, roll the key once.
+func TestConsoleRollTogether(t *testing.T) {
+	s := startConsole(t, map[string]string{"hadoop.kms.key.authorization.enable": "true"}, keyRules()...)
+	s.makeKey("carol", `{"name":"alpha"}`)
+	carol := s.as("carol")
+	var done sync.WaitGroup
+	var statuses [8]int
+	for i := range statuses {
+		done.Go(func() {
+			statuses[i] = s.post(carol, "/keys/roll?key=alpha&expect=alpha%400", "same-origin",
+				url.Values{"typed": {"alpha"}}).status
+		})
+	}
+	done.Wait()
+	slices.Sort(statuses[:])
+	if statuses[0] != http.StatusSeeOther || statuses[1] != http.StatusConflict {
+		t.Errorf("answers %d", statuses)
+	}
+	if lines := s.audited(`OK\[op=ROLL_NEW_VERSION.*user=carol`); len(lines) != 1 {
+		t.Errorf("audited %q", lines)
 	}
 }
 

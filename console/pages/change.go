@@ -1,6 +1,7 @@
 package pages
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -76,12 +77,18 @@ func (s *session) form() (key string, ok bool) {
 }
 
 // roll makes a new version of a key. The form names the current version, so that a form that is sent twice rolls the
-// key once.
+// key once, also if both requests arrive together.
 func (s *session) roll() {
 	key, ok := s.form()
 	if !ok {
 		return
 	}
+	end, err := s.rolls.begin(s.r.Context(), key)
+	if err != nil {
+		s.failed(key, err)
+		return
+	}
+	defer end()
 	list, err := s.describe(key)
 	if err != nil {
 		s.failed(key, err)
@@ -108,6 +115,49 @@ func (s *session) roll() {
 		return
 	}
 	s.changed(key, "The key was rolled: its current version is "+claviger.Printable(made.Version)+".")
+}
+
+// rolls are the keys that forms of this console are rolling now.
+type rolls struct {
+	mu   sync.Mutex
+	keys map[string]chan struct{} // closed at the end of the roll
+}
+
+// begin waits until no other form rolls the key. Call end after the roll.
+func (r *rolls) begin(ctx context.Context, key string) (end func(), err error) {
+	for {
+		other := r.enter(key)
+		if other == nil {
+			return func() { r.leave(key) }, nil
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, claviger.E("pages.roll", claviger.Unavailable, key, ctx.Err())
+		}
+	}
+}
+
+// enter adds a key. If the key is there already, enter returns the channel that is closed at the end of that roll.
+func (r *rolls) enter(key string) (other <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if other, ok := r.keys[key]; ok {
+		return other
+	}
+	if r.keys == nil {
+		r.keys = map[string]chan struct{}{}
+	}
+	r.keys[key] = make(chan struct{})
+	return nil
+}
+
+// leave removes a key.
+func (r *rolls) leave(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.keys[key])
+	delete(r.keys, key)
 }
 
 // isCurrent reports whether a version is the newest one of the key that exists now.

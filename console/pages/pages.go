@@ -91,6 +91,7 @@ type pages struct {
 	protection http.CrossOriginProtection
 	templates  map[string]*template.Template
 	results    results
+	rolls      rolls
 	journal    *journal
 }
 
