@@ -138,7 +138,7 @@ func copyFolder(t *testing.T, from, to string) {
 var trusteeFaults = []fault{{
 	phase: phase{name: "the passive trustee is down",
 		alerts: []string{"ClavigerTrusteeDown", "ClavigerTrusteeNotSynced", "ClavigerNoChanges"}},
-	shows: `(?m)^claviger_trustee_synced 0$`,
+	shows: `(?s)claviger_ready\{for="write"\} 0.*\nclaviger_trustee_synced 0\n`, // in the order of /metrics
 	begin: func(p *plant) { p.trustees[1].end() },
 	mend:  func(p *plant) { p.trustees[1].start() },
 }}
