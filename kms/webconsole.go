@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func (r *reader) consoleListen() string {
 		return ""
 	}
 	host, port, err := net.SplitHostPort(address)
-	if _, unknown := net.LookupPort("tcp", port); err != nil || port == "" || unknown != nil {
+	if _, badPort := strconv.ParseUint(port, 10, 16); err != nil || badPort != nil {
 		r.keep(r.conf.Refuse(consoleListenName, "it must be HOST:PORT, as in 127.0.0.1:9601"))
 		return ""
 	}
