@@ -27,6 +27,16 @@ func queryValue(raw string, match func(name string) bool) (value string, ok bool
 	return "", false
 }
 
+// NamesUser reports whether a query names a user, or has a credential: user.name, delegation or doAs.
+func NamesUser(rawQuery string) bool {
+	found := false
+	queryValue(rawQuery, func(name string) bool {
+		found = found || name == "user.name" || name == "delegation" || strings.EqualFold(name, "doAs")
+		return found
+	})
+	return found
+}
+
 // formDecode replaces '+' by a blank, and decodes all complete escapes.
 func formDecode(s string) string {
 	if !strings.ContainsAny(s, "+%") {

@@ -35,3 +35,15 @@ func TestQueryValue(t *testing.T) {
 		try(p, 3)
 	}
 }
+
+// TestNamesUser: user.name, delegation and doAs are found wherever Authenticate finds them, and nothing else is.
+func TestNamesUser(t *testing.T) {
+	for query, want := range map[string]bool{
+		"": false, "user.name=a": true, "x=1;user%2Ename=a": true, "user.name": true, "a=b&delegation=t": true,
+		"dOaS=b": true, "key=user.name": false, "user=a&op=doas": false, "Delegation=t": false,
+	} {
+		if NamesUser(query) != want {
+			t.Errorf("%q: %t", query, !want)
+		}
+	}
+}

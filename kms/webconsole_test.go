@@ -192,6 +192,43 @@ func TestConsoleSignIn(t *testing.T) {
 	s.send(browser(t), req).wants(t, http.StatusForbidden, "admits only this host", "!any keys in the HSM")
 }
 
+// TestConsoleOtherSites: a page of another site cannot sign the browser in, and cannot make it read a page in a user's
+// name. It may have a link to the console.
+func TestConsoleOtherSites(t *testing.T) {
+	s := startConsole(t, nil)
+	for _, c := range []struct {
+		site, mode, dest, path string
+		want                   int
+	}{
+		{"cross-site", "no-cors", "image", "/keys?user.name=victim", http.StatusForbidden},
+		{"same-site", "no-cors", "script", "/keys?user.name=victim", http.StatusForbidden}, // another port of localhost
+		{"cross-site", "navigate", "document", "/keys?user.name=victim", http.StatusForbidden},
+		{"cross-site", "navigate", "document", "/keys?a=b;user%2Ename=victim", http.StatusForbidden},
+		{"cross-site", "navigate", "document", "/keys?delegation=victim", http.StatusForbidden},
+		{"cross-site", "navigate", "document", "/keys?DoAs=victim", http.StatusForbidden},
+		{"cross-site", "navigate", "iframe", "/keys", http.StatusForbidden},
+		{"cross-site", "navigate", "document", "/keys", http.StatusUnauthorized},
+		{"same-origin", "navigate", "document", "/keys?user.name=alice", http.StatusOK},
+		{"none", "navigate", "document", "/keys?user.name=alice", http.StatusOK},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.console+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Sec-Fetch-Site", c.site)
+		req.Header.Set("Sec-Fetch-Mode", c.mode)
+		req.Header.Set("Sec-Fetch-Dest", c.dest)
+		p := s.send(browser(t), req)
+		p.wants(t, c.want)
+		if cookie := p.header.Get("Set-Cookie"); strings.Contains(cookie, "victim") {
+			t.Errorf("%s %s %s: %s", c.site, c.dest, c.path, cookie)
+		}
+	}
+	if lines := s.audited(`user=`); strings.Contains(strings.Join(lines, "\n"), "victim") {
+		t.Errorf("audited %q", lines)
+	}
+}
+
 // TestConsoleTLS: the console has the certificate of the KMS, and a cookie for https alone.
 func TestConsoleTLS(t *testing.T) {
 	dir := t.TempDir()

@@ -101,3 +101,16 @@ func fromLoopback(r *http.Request) bool {
 	address, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return strings.EqualFold(host, "localhost") || err == nil && address.Unmap().IsLoopback()
 }
+
+// fromOtherSite reports whether a page of another site caused a request, as far as the browser says so. Links to pages
+// are not refused, unless they name a user or have a credential: such a link would sign the browser in.
+func fromOtherSite(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site": // same-site: another port or another host of the domain
+	default:
+		return false
+	}
+	link := r.Method == http.MethodGet && r.Header.Get("Sec-Fetch-Mode") == "navigate" &&
+		r.Header.Get("Sec-Fetch-Dest") == "document"
+	return !link || authn.NamesUser(r.URL.RawQuery)
+}

@@ -158,13 +158,15 @@ func parse() map[string]*template.Template {
 var headers = map[string]string{
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
 		"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-	"Cache-Control":              "no-store",
-	"Referrer-Policy":            "no-referrer",
-	"X-Content-Type-Options":     "nosniff",
-	"Cross-Origin-Opener-Policy": "same-origin",
+	"Cache-Control":                "no-store",
+	"Referrer-Policy":              "no-referrer",
+	"X-Content-Type-Options":       "nosniff",
+	"Cross-Origin-Opener-Policy":   "same-origin",
+	"Cross-Origin-Resource-Policy": "same-origin",
 }
 
-// guarded adds the headers, and refuses requests from other hosts if LoopbackOnly is set.
+// guarded adds the headers, and refuses requests that pages of other sites cause, and requests from other hosts if
+// LoopbackOnly is set.
 func (p *pages) guarded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for name, value := range headers {
@@ -174,6 +176,11 @@ func (p *pages) guarded(next http.Handler) http.Handler {
 			http.Error(w, "The console admits only this host, because hadoop.kms.authentication.type is simple and "+
 				"proves no user's name. Open it on the server's host as http://localhost:PORT/, or through ssh -L.",
 				http.StatusForbidden)
+			return
+		}
+		if fromOtherSite(r) {
+			http.Error(w, "A page of another site caused this request, so the console refuses it. Type the URL of the "+
+				"console into the browser.", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
