@@ -62,7 +62,7 @@ func sorted[T any](rows []T, o order, compare func(a, b T) int) {
 func link(path string, q url.Values, pairs ...string) string {
 	all := url.Values{}
 	for name, values := range q {
-		if name != "user.name" && name != "result" { // they belong to one request
+		if name != "user.name" && name != "delegation" && name != "result" { // they belong to one request
 			all[name] = values
 		}
 	}

@@ -14,7 +14,7 @@ func TestColumns(t *testing.T) {
 	for _, c := range []struct{ query, sort, href string }{
 		{"", "ascending", "/keys?sort=-name"},
 		{"sort=-name&filter=a b", "descending", "/keys?filter=a+b&sort=name"},
-		{"sort=created&from=51&user.name=eve&result=x", "", "/keys?sort=name"},
+		{"sort=created&from=51&user.name=eve&delegation=t&result=x", "", "/keys?sort=name"},
 		{"sort=bogus", "ascending", "/keys?sort=-name"},
 	} {
 		q, err := url.ParseQuery(c.query)
