@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
@@ -167,6 +168,27 @@ func TestConsoleRollTogether(t *testing.T) {
 	if lines := s.audited(`OK\[op=ROLL_NEW_VERSION.*user=carol`); len(lines) != 1 {
 		t.Errorf("audited %q", lines)
 	}
+}
+
+// TestConsoleLongTables: a page has 50 rows of the deleted keys, and 50 of the versions of a key, with links to the
+// others.
+func TestConsoleLongTables(t *testing.T) {
+	s := startConsole(t, map[string]string{"hadoop.kms.key.authorization.enable": "true",
+		"claviger.delete.soft": "true"}, keyRules()...)
+	s.makeKey("carol", `{"name":"alpha"}`)
+	for i := range 51 {
+		s.rest(http.MethodPost, "/v1/key/alpha", "carol", "{}", http.StatusOK)
+		s.makeKey("carol", fmt.Sprintf(`{"name":"gone%d"}`, i))
+		s.rest(http.MethodDelete, fmt.Sprintf("/v1/key/gone%d", i), "carol", "", http.StatusOK)
+	}
+	carol := s.as("carol")
+	s.get(carol, "/keys").wants(t, http.StatusOK, "you may manage 1 to 50 of 51", ">gone50<", "!>gone0<",
+		`<nav aria-label="Deleted keys">`, "/keys?deleted=51")
+	s.get(carol, "/keys?deleted=51").wants(t, http.StatusOK, "you may manage 51 to 51 of 51", ">gone0<", "!>gone1<")
+	s.get(carol, "/keys?key=alpha").wants(t, http.StatusOK, "Versions 1 to 50 of 52", ">alpha@51<", "!>alpha@1<",
+		`<nav aria-label="Versions">`, "expect=alpha%4051", "/keys?key=alpha&amp;versions=51")
+	s.get(carol, "/keys?key=alpha&versions=51").wants(t, http.StatusOK, "Versions 51 to 52 of 52", ">alpha@1<",
+		"!>alpha@2<", "expect=alpha%4051")
 }
 
 // TestConsoleUndelete: a deleted key is on the shelf of those who may bring it back, and they can.

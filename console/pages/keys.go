@@ -24,6 +24,8 @@ type keysBody struct {
 	Problem string // why there is no list
 	Note    string
 	Deleted []deletedRow
+	// DeletedPart is the part of the deleted keys that the page shows.
+	DeletedPart part
 	// DeletedProblem is the reason why there is no list of deleted keys.
 	DeletedProblem string
 }
@@ -154,6 +156,8 @@ func (s *session) listDeleted(b *keysBody) {
 			Versions: len(k.Versions), Deleted: millis(k.Deleted), LastUse: millis(k.LastUse)})
 	}
 	slices.SortStableFunc(b.Deleted, func(a, c deletedRow) int { return c.Deleted.Compare(a.Deleted) })
+	b.DeletedPart = partBy("/keys", s.r.URL.Query(), "deleted", "Deleted keys", len(b.Deleted))
+	b.Deleted = rows(b.Deleted, b.DeletedPart)
 }
 
 // keyBody is the body of the page Keys for one key.
@@ -172,7 +176,8 @@ type keyView struct {
 	kmswire.KeyDescription
 	Current           string // name of the newest version
 	CurrentSince      time.Time
-	Versions          []versionView // newest first
+	Versions          []versionView // newest first; those that the page shows
+	Part              part
 	CreatedAt, GoneAt time.Time
 	Since             time.Time // when the record of uses began
 	Notes             []Fact    // attributes and description
@@ -209,6 +214,8 @@ func (s *session) showKey(status int, name string, c change) {
 	}
 	for _, d := range list {
 		v := describeKey(d)
+		v.Part = partBy("/keys", s.r.URL.Query(), "versions", "Versions", len(v.Versions))
+		v.Versions = rows(v.Versions, v.Part)
 		if d.Deleted == 0 {
 			b.Live = &v
 		} else {

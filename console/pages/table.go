@@ -79,22 +79,26 @@ func link(path string, q url.Values, pairs ...string) string {
 
 // part is the part of a long table that a page shows.
 type part struct {
+	Of             string // what the rows are
 	From, To, All  int    // rows are counted from 1
 	Earlier, Later string // links; "" if there are no such rows
 }
 
 // partOf returns the part that the parameter from of the URL begins.
-func partOf(path string, q url.Values, all int) part {
-	from, err := strconv.Atoi(q.Get("from"))
+func partOf(path string, q url.Values, all int) part { return partBy(path, q, "from", "Rows", all) }
+
+// partBy returns the part that a parameter of the URL begins. of says what the rows are.
+func partBy(path string, q url.Values, parameter, of string, all int) part {
+	from, err := strconv.Atoi(q.Get(parameter))
 	if err != nil || from < 1 || from > all {
 		from = 1
 	}
-	p := part{From: min(from, all), To: min(from+rowsAtOnce-1, all), All: all}
+	p := part{Of: of, From: min(from, all), To: min(from+rowsAtOnce-1, all), All: all}
 	if from > 1 {
-		p.Earlier = link(path, q, "from", strconv.Itoa(max(1, from-rowsAtOnce)))
+		p.Earlier = link(path, q, parameter, strconv.Itoa(max(1, from-rowsAtOnce)))
 	}
 	if p.To < all {
-		p.Later = link(path, q, "from", strconv.Itoa(from+rowsAtOnce))
+		p.Later = link(path, q, parameter, strconv.Itoa(from+rowsAtOnce))
 	}
 	return p
 }
