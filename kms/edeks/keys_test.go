@@ -118,16 +118,23 @@ func TestKeysUnknown(t *testing.T) {
 	kmstest.WriteSite(t, broken, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@/none"})
 	file := write(t, keyTree())
 	for dir, want := range map[string]string{
-		"":                                    "name the configuration folder of the KMS by --conf",
-		bare:                                  "hadoop.kms.key.provider.uri is not set there",
-		broken:                                "/none",
-		filepath.Join(t.TempDir(), "nothing"): "does not exist",
+		"":     "name the configuration folder of the KMS by --conf",
+		bare:   "hadoop.kms.key.provider.uri is not set there",
+		broken: "/none",
 	} {
 		out, err := run(Options{Conf: dir}, file)
 		if err != nil || !strings.Contains(out, "theirs@4") || strings.Contains(out, "Warning") ||
 			!strings.Contains(out, "Whether the keys exist was not checked: ") || !strings.Contains(out, want) {
 			t.Errorf("%q: %v, want %q in\n%s", dir, err, want, out)
 		}
+	}
+}
+
+// TestMissingConf: a folder of --conf that does not exist is an error before the count, which may take long.
+func TestMissingConf(t *testing.T) {
+	out, err := run(Options{Conf: filepath.Join(t.TempDir(), "nothing")}, write(t, keyTree()))
+	if err == nil || !strings.Contains(err.Error(), "does not exist; name it with --conf") || out != "" {
+		t.Errorf("%v, want an error that names --conf, and no output:\n%s", err, out)
 	}
 }
 
