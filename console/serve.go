@@ -22,8 +22,7 @@ func Serve(ctx context.Context, name, address string, cfg Config) (stop func() e
 	}
 	server := &web.Server{
 		Address: address, AddressName: name,
-		Connections: web.NewConnections(
-			web.ConnectionLimits{Total: maxConnections, TotalName: "a fixed limit"}, cfg.Log),
+		Connections: web.NewConnections(web.FixedLimits(maxConnections), cfg.Log),
 		Limits: web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: 10 * time.Second,
 			Answer: 30 * time.Second, Idle: 2 * time.Minute}, // no Stop: an answer to Prometheus may be cut off
 		Handler: New(cfg, http.NotFoundHandler()), Log: cfg.Log,

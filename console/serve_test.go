@@ -3,6 +3,7 @@ package console
 import (
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -46,6 +47,39 @@ func TestServe(t *testing.T) {
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestServeManyConnections: the connections of one address leave room for others.
+func TestServeManyConnections(t *testing.T) {
+	var text logtest.Buffer
+	log := slog.New(slog.NewTextHandler(&text, nil))
+	stop, err := Serve(t.Context(), "--metrics-listen", "127.0.0.1:0",
+		Config{Log: log, Metrics: NewServiceMetrics("test")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := metricsURL.FindStringSubmatch(text.String())[1]
+	address, _, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	other := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.2")}}
+	for range maxConnections {
+		conn, err := other.DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if !strings.Contains(text.String(), `it has reached its limit" property="a fixed limit" address=127.0.0.2`) {
+		t.Error(&text)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestServeNowhere: the error names the flag.

@@ -58,9 +58,8 @@ func (s *server) serveWebConsole(ctx context.Context, e *endpoint) (end func() e
 	limits.Stop = 0 // a page that is cut off is read again
 	server := &web.Server{
 		Address: s.set.consoleListen, AddressName: consoleListenName,
-		Connections: web.NewConnections(
-			web.ConnectionLimits{Total: consoleConnections, TotalName: "a fixed limit"}, s.log),
-		Limits: limits, Headers: s.set.web.headers, Handler: s.webConsole(e), Log: s.log,
+		Connections: web.NewConnections(web.FixedLimits(consoleConnections), s.log),
+		Limits:      limits, Headers: s.set.web.headers, Handler: s.webConsole(e), Log: s.log,
 	}
 	if e.tls != nil {
 		server.TLS = e.tls.Config

@@ -229,6 +229,20 @@ func TestConsoleOtherSites(t *testing.T) {
 	}
 }
 
+// TestConsoleManyConnections: the connections of one address to the console leave room for others.
+func TestConsoleManyConnections(t *testing.T) {
+	s := startConsole(t, nil)
+	other := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.2")}}
+	for range consoleConnections {
+		conn, err := other.DialContext(t.Context(), "tcp", strings.TrimPrefix(s.console, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+	}
+	s.get(s.as("alice"), "/").wants(t, http.StatusOK)
+}
+
 // TestConsoleTLS: the console has the certificate of the KMS, and a cookie for https alone.
 func TestConsoleTLS(t *testing.T) {
 	dir := t.TempDir()

@@ -47,6 +47,15 @@ func PerAddress(value int64, set bool, total int64) (int64, error) {
 	return value, nil
 }
 
+// FixedLimits are the limits of a port for operators, which no property changes: one address has at most half of the
+// connections, except addresses of this host.
+func FixedLimits(total int64) ConnectionLimits {
+	half, _ := PerAddress(0, false, total) // an error is for values that are set
+	own, _ := ParseAddresses(Loopback)     // the list is correct
+	const name = "a fixed limit"
+	return ConnectionLimits{Total: total, PerAddress: half, Unlimited: own, TotalName: name, PerAddressName: name}
+}
+
 // ParseAddresses reads a list of addresses and networks that are separated by commas.
 func ParseAddresses(list string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
@@ -224,9 +233,12 @@ func (c *Connections) enter(a netip.Addr) bool {
 	case a.IsValid() && c.byAddress[a] >= c.share():
 		n := c.refusedAddress.Add(1)
 		if c.addressRefusal.record(a) {
-			c.log.Warn("connections of one address are refused: it has reached its limit. If many clients come "+
-				"from this address, for instance through a balancer, add it to "+c.UnlimitedName,
-				"property", c.PerAddressName, "address", a, "open", c.byAddress[a], "refused so far", n)
+			text := "connections of one address are refused: it has reached its limit"
+			if c.UnlimitedName != "" {
+				text += ". If many clients come from this address, for instance through a balancer, add it to " +
+					c.UnlimitedName
+			}
+			c.log.Warn(text, "property", c.PerAddressName, "address", a, "open", c.byAddress[a], "refused so far", n)
 		}
 		return false
 	}
