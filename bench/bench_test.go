@@ -160,7 +160,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// newProxy makes a server in front of a KMS, which is not started. see gets each request, change each answer.
+// newProxy returns a proxy of the KMS at base. The caller starts the proxy. see gets each request, change each answer.
 func newProxy(t *testing.T, base string, see func(*http.Request), change func(*http.Response) error) *httptest.Server {
 	t.Helper()
 	to, err := url.Parse(strings.TrimSuffix(base, "/kms"))
@@ -185,10 +185,10 @@ var material = regexp.MustCompile(`"material"\s*:\s*"(.)`)
 // TestWrongDEK: a KMS that answers a decrypt with another DEK, once, fails the command.
 func TestWrongDEK(t *testing.T) {
 	for what, args := range map[string][]string{"decrypt": {"--load", loadDecrypt}, "batch": {"--load", loadBatch},
-		"generate":               {"--load", loadGenerate},
-		"in a warm-up":           {"--warm-up", "100ms"},
-		"in a sweep's warm-up":   {"--sweep", "--warm-up", "100ms"},
-		"in a sweep without one": {"--sweep"}} {
+		"generate":                     {"--load", loadGenerate},
+		"in a warm-up":                 {"--warm-up", "100ms"},
+		"in a sweep's warm-up":         {"--sweep", "--warm-up", "100ms"},
+		"in a sweep without a warm-up": {"--sweep"}} {
 		t.Run(what, func(t *testing.T) {
 			var n atomic.Int64
 			proxy := newProxy(t, serveKMS(t), nil, func(r *http.Response) error {
@@ -219,8 +219,8 @@ func TestWrongDEK(t *testing.T) {
 	}
 }
 
-// TestFailures: failed requests are counted with their reason, and too many of them end the load. The key is removed
-// also then.
+// TestFailures: failed requests are counted with their reason, and too many of them end the load. Even then
+// the key is removed.
 func TestFailures(t *testing.T) {
 	base := serveKMS(t)
 	var begun, every atomic.Int64
@@ -286,8 +286,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestCommandLine: a command line that makes no sense, or that names a host that is not meant, is refused before any
-// request.
+// TestCommandLine: a wrong command line, or another host without --i-mean-it, is refused before any request.
 func TestCommandLine(t *testing.T) {
 	for _, args := range [][]string{
 		{"https://kms.example.com:9600/kms"}, {"http://192.0.2.7:9600/kms"}, {"ftp://localhost/kms"},
@@ -311,8 +310,9 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// TestMiddle: the median round is chosen by work, and ratios are made pair by pair.
-func TestMiddle(t *testing.T) {
+// TestMedianRound: the median round is chosen by the requests per CPU-second. The ratio compares the rounds of two
+// servers pair by pair.
+func TestMedianRound(t *testing.T) {
 	of := func(work ...float64) (rounds []*Measurement) {
 		for _, w := range work {
 			rounds = append(rounds, &Measurement{PerCPUSecond: w})

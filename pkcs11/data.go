@@ -26,9 +26,9 @@ const MaxData = 4 << 10
 // maxDataObjects is the largest number of data objects that ListData reads for one application.
 const maxDataObjects = 64
 
-// noData are the results of a token that does not store data objects, or not this data object. CloudHSM stores
+// dataRefusals are the errors of a token that stores no data objects, or not this data object. CloudHSM stores
 // only keys; on other tokens a policy may forbid data objects.
-var noData = []uint{
+var dataRefusals = []uint{
 	p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_TYPE_INVALID,
 	p11.CKR_ATTRIBUTE_READ_ONLY,
 	p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_ACTION_PROHIBITED,
@@ -38,7 +38,7 @@ var noData = []uint{
 
 // refusesData reports whether err is a token's refusal of data objects.
 func refusesData(err error) bool {
-	return slices.ContainsFunc(noData, func(code uint) bool { return errors.Is(err, p11.Error(code)) })
+	return slices.ContainsFunc(dataRefusals, func(code uint) bool { return errors.Is(err, p11.Error(code)) })
 }
 
 // ListData returns the data objects of an application. A value longer than MaxData is cut to MaxData bytes. The
@@ -58,7 +58,7 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 			return err
 		}
 		if len(found) > maxDataObjects {
-			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: look at "+
+			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: list "+
 				"them with the HSM's own tool", len(found), application)
 		}
 		objects, err := t.readFound(ctx, s, found, match, p11.CKA_LABEL, p11.CKA_VALUE)
@@ -106,8 +106,8 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 				_ = t.destroy(s, made, same.shown()) // the token may not have it
 			}
 			return claviger.Errorf(op, claviger.Unavailable, "", "the token said that it had made data object %q, "+
-				"and does not show it as it was written; the object that was there before is kept; has the token, or "+
-				"the disk under it, no room?", d.Label)
+				"and does not show it as it was written; the object that was there before is kept; check whether the "+
+				"token, or the disk under it, is full", d.Label)
 		}
 		for _, w := range old { // the handles that oldData read may be those of other objects by now
 			if err := t.destroyObjects(s, w); err != nil {
@@ -118,8 +118,8 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 	})
 }
 
-// oldData returns what PutData destroys later: the data objects with the application and label of d, by their values.
-// Another process may add an object with that label meanwhile, which stays.
+// oldData returns the data objects with the application and label of d, by their values; PutData destroys them later.
+// PutData does not destroy an object with that label that another process adds meanwhile.
 func (t *Token) oldData(ctx context.Context, s p11.SessionHandle, d Data) ([]*target, error) {
 	found, err := t.readObjects(ctx, s, dataTemplate(d.Application, &d.Label), p11.CKA_VALUE)
 	if err != nil {
@@ -137,16 +137,16 @@ func (t *Token) oldData(ctx context.Context, s p11.SessionHandle, d Data) ([]*ta
 		if i < 0 {
 			old = append(old, dataTarget(d, 1))
 		} else {
-			old[i].most++
+			old[i].limit++
 		}
 	}
 	return old, nil
 }
 
-// dataTarget returns the target for the data objects that are equal to d, at most most of them.
-func dataTarget(d Data, most int) *target {
+// dataTarget returns the target for the data objects that are equal to d, at most limit of them.
+func dataTarget(d Data, limit int) *target {
 	return &target{name: fmt.Sprintf("data object %q", d.Label), match: dataTemplate(d.Application, &d.Label),
-		value: append([]byte{}, d.Value...), most: most}
+		value: append([]byte{}, d.Value...), limit: limit}
 }
 
 // keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
@@ -169,7 +169,8 @@ func (t *Token) keepsData(ctx context.Context, l *login, used p11.SessionHandle,
 
 // DestroyData destroys the data objects with that application and label. If there is none, it returns nil.
 func (t *Token) DestroyData(ctx context.Context, application, label string) error {
-	w := &target{name: fmt.Sprintf("data object %q", label), match: dataTemplate(application, &label), most: allObjects}
+	w := &target{name: fmt.Sprintf("data object %q", label), match: dataTemplate(application, &label),
+		limit: allObjects}
 	return t.do(ctx, "pkcs11.DestroyData", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		w.login = l

@@ -120,7 +120,7 @@ func TestDataOnAFullDisk(t *testing.T) {
 	m.Reset()
 	err := tok.PutData(t.Context(), d)
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"store a"`) ||
-		!strings.Contains(err.Error(), "no room") {
+		!strings.Contains(err.Error(), "is full") {
 		t.Errorf("%v", err)
 	}
 	if m.Count("CreateObject") != 1 {

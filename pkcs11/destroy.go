@@ -22,7 +22,7 @@ type target struct {
 	name  string           // for messages
 	match []*p11.Attribute // a search finds the objects by these; each object must show all of them
 	value []byte           // CKA_VALUE of a data object; nil: any
-	most  int              // the largest number of objects to destroy
+	limit int              // the largest number of objects to destroy
 	login *login           // if not nil, a search that finds nothing is repeated in another session of this login
 
 	destroyed bool // whether an object was destroyed, and the objects were not searched since
@@ -30,7 +30,7 @@ type target struct {
 	count     int  // the number of objects that were destroyed
 }
 
-// allObjects as target.most destroys all objects that match.
+// allObjects as target.limit destroys all objects that match.
 const allObjects = 1 << 30
 
 // destroyTries is how often the objects are searched again because handles changed.
@@ -63,11 +63,11 @@ func (t *Token) destroyObjects(s p11.SessionHandle, w *target) error {
 			return err
 		}
 		w.destroyed = false
-		if w.most <= 0 || len(found) == 0 {
+		if w.limit <= 0 || len(found) == 0 {
 			return nil
 		}
-		n, err := t.destroyEach(s, w, found[:min(w.most, len(found))])
-		w.destroyed, w.remaining, w.most, w.count = n > 0, len(found)-n, w.most-n, w.count+n
+		n, err := t.destroyEach(s, w, found[:min(w.limit, len(found))])
+		w.destroyed, w.remaining, w.limit, w.count = n > 0, len(found)-n, w.limit-n, w.count+n
 		changed := errors.Is(err, errOtherObject) || isOneOf(err, p11.CKR_OBJECT_HANDLE_INVALID)
 		switch {
 		case err == nil:

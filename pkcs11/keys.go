@@ -155,7 +155,7 @@ func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, id []b
 			label, k.Bits, k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Encrypt, k.Decrypt)
 	}
 	if err != nil {
-		return errors.Join(err, t.destroyObjects(s, &target{name: "key " + label, match: match, most: 1}))
+		return errors.Join(err, t.destroyObjects(s, &target{name: "key " + label, match: match, limit: 1}))
 	}
 	return nil
 }
@@ -273,7 +273,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 // Destroy destroys the key with that id and label, and all copies of it, for ever. If there is none, it returns nil.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	w := &target{name: fmt.Sprintf("key %q with CKA_ID %x", label, id), match: keyTemplate(id, &label),
-		most: allObjects}
+		limit: allObjects}
 	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		name := keyName{string(id), label}

@@ -68,7 +68,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		}
 		if tried && len(found) == 0 && len(public) == 1 {
 			// The library ended when the first try had made one half of the pair.
-			half := &target{name: "the public key of " + label, match: publicMatch(id), most: 1}
+			half := &target{name: "the public key of " + label, match: publicMatch(id), limit: 1}
 			if err := t.destroyObjects(s, half); err != nil {
 				return err
 			}
@@ -154,8 +154,8 @@ func (t *Token) checkNewPair(s p11.SessionHandle, private p11.ObjectHandle, id [
 	}
 	// The handles may be those of other objects by now, so the pair is searched by its id.
 	return errors.Join(err,
-		t.destroyObjects(s, &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}),
-		t.destroyObjects(s, &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}))
+		t.destroyObjects(s, &target{name: "the private key of " + label, match: privateMatch(id, &label), limit: 1}),
+		t.destroyObjects(s, &target{name: "the public key of " + label, match: publicMatch(id), limit: allObjects}))
 }
 
 // FindPair returns the pair whose private key has that CKA_ID, or nil if there is none. If there are several, it
@@ -196,8 +196,8 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 
 // DestroyPair destroys both keys of the pair with that id and label, for ever. If there is none, it returns nil.
 func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
-	private := &target{name: "the private key of " + label, match: privateMatch(id, &label), most: 1}
-	public := &target{name: "the public key of " + label, match: publicMatch(id), most: allObjects}
+	private := &target{name: "the private key of " + label, match: privateMatch(id, &label), limit: 1}
+	public := &target{name: "the public key of " + label, match: publicMatch(id), limit: allObjects}
 	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		l.handles.Delete(pairName{string(id), label})

@@ -16,7 +16,7 @@ import (
 	"claviger"
 )
 
-// PrivateKeyName names a private key of a token. What is set must match, and one key alone may match.
+// PrivateKeyName names a private key of a token. Each field that is set must match, and exactly one key may match.
 type PrivateKeyName struct {
 	Label string // CKA_LABEL
 	ID    []byte // CKA_ID
@@ -34,7 +34,7 @@ func (n PrivateKeyName) String() string {
 	return strings.Join(parts, " and ")
 }
 
-// signerName names a private key that signs in login.handles, beside the keyNames of AES keys.
+// signerName is the name of a signing key in the map login.handles, which also has the keyNames of AES keys.
 type signerName keyName
 
 func (n PrivateKeyName) cached() signerName { return signerName{string(n.ID), n.Label} }
@@ -61,14 +61,15 @@ type SigningKey struct {
 	ID    []byte // CKA_ID
 	Label string // CKA_LABEL
 	Kind  string // such as "RSA of 2048 bits" or "ECDSA on P-256"
-	// Public is an *rsa.PublicKey or an *ecdsa.PublicKey. Of an ECDSA key, only the public key object with the same
-	// CKA_ID shows it, which a user without the PIN may replace. It is nil if there is no such object.
+	// Public is an *rsa.PublicKey or an *ecdsa.PublicKey. The public key of an ECDSA key comes from the
+	// public key object with the same CKA_ID. A user without the PIN can replace that object. Public is nil if there is
+	// no such object.
 	Public crypto.PublicKey
 	// The token's attributes for the uses of the key. Extractable is true if the token does not report it.
 	Sensitive, Extractable, Sign bool
 }
 
-// SigningKey returns the key of that name. The error is of kind KeyNotFound if there is none.
+// SigningKey returns the key of that name. The error is of kind KeyNotFound if no key has that name.
 func (t *Token) SigningKey(ctx context.Context, name PrivateKeyName) (SigningKey, error) {
 	var k SigningKey
 	err := t.do(ctx, "pkcs11.SigningKey", func(l *login, s p11.SessionHandle) error {
@@ -101,8 +102,8 @@ func (t *Token) signingHandle(l *login, s p11.SessionHandle, name PrivateKeyName
 		return 0, t.markEmpty(s, &t.signers, claviger.Errorf(op, claviger.KeyNotFound, "",
 			"the token %s holds no private key with %v", l.found, name))
 	case len(found) > 1:
-		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d private keys on the token %s have %v; none is used "+
-			"until one alone has: name the right one by its id too, or destroy or relabel the others", len(found),
+		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d private keys on the token %s have %v, so "+
+			"none of them is used: name the right key by its id too, or destroy or relabel the others", len(found),
 			l.found, name)
 	}
 	t.signers.seen.Store(true)
@@ -161,7 +162,7 @@ func (t *Token) describeSigningKey(s p11.SessionHandle, o p11.ObjectHandle) (Sig
 		"used; it must be RSA, or ECDSA on P-256, P-384 or P-521", keyType)
 }
 
-// number reads a CK_ULONG. Its size and byte order are those of this machine, and of the library.
+// number reads a CK_ULONG. Its size and byte order are those of this machine.
 func number(value []byte) uint {
 	switch len(value) {
 	case 8:

@@ -9,7 +9,8 @@ import (
 	"claviger/console"
 )
 
-// TestColumns: the head of a column sorts by it, the second time in the other direction, and keeps the filter.
+// TestColumns: the head of a column links to the table sorted by that column, then to the reverse order. The link keeps
+// the filter.
 func TestColumns(t *testing.T) {
 	for _, c := range []struct{ query, sort, href string }{
 		{"", "ascending", "/keys?sort=-name"},
@@ -28,7 +29,7 @@ func TestColumns(t *testing.T) {
 	}
 }
 
-// TestParts: a long table is shown in parts, and a wrong beginning is the first row.
+// TestParts: a long table is shown in parts. A wrong parameter from shows the first part.
 func TestParts(t *testing.T) {
 	list := make([]int, 120)
 	for i := range list {
@@ -54,7 +55,7 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// TestTexts: durations and rates as people read them.
+// TestTexts: durations, rates, times and names have the form that people read.
 func TestTexts(t *testing.T) {
 	for got, want := range map[string]string{
 		span(0): "now", span(time.Second): "1 second", span(119 * time.Minute): "1 hour",
@@ -99,7 +100,7 @@ func TestCharts(t *testing.T) {
 	}
 }
 
-// TestResults: the text about a change is shown once, and to its user alone.
+// TestResults: the text about a change is shown once, and only to the user who made the change.
 func TestResults(t *testing.T) {
 	var r results
 	id := r.put("done", "alice")
@@ -116,6 +117,6 @@ func TestResults(t *testing.T) {
 		r.put("x", "alice")
 	}
 	if len(r.all) > maxResults {
-		t.Errorf("%d texts are kept", len(r.all))
+		t.Errorf("%d texts are stored", len(r.all))
 	}
 }

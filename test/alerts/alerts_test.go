@@ -9,90 +9,90 @@ import (
 	"claviger/test/hadoop"
 )
 
-// fault is something that goes wrong in a plant, and what mends it.
+// fault breaks a part of a deployment, and repairs it.
 type fault struct {
 	phase
-	begin func(p *plant)
-	shows string // a pattern of /metrics of the first server once the fault is there
-	look  func(p *plant)
-	mend  func(p *plant)
-	after func(p *plant) // once the plant is well again
-	lasts bool           // the plant is not well until long after mend: no phase without alerts follows
+	begin   func(d *deployment)
+	symptom string // the test waits until /metrics of the first server matches it; "": no wait
+	check   func(d *deployment)
+	repair  func(d *deployment)
+	after   func(d *deployment) // runs when the deployment is healthy again
+	lasts   bool                // alerts fire long after repair: no healthy phase follows
 }
 
-// scenario is a plant, and the faults that it has one after the other.
+// scenario is a deployment, and its faults in their order.
 type scenario struct {
-	plant  func(t *testing.T) *plant
-	faults []fault
+	deployment func(t *testing.T) *deployment
+	faults     []fault
 }
 
 var scenarios = map[string]scenario{
-	"HSM":          {hsmPlant("alerts-hsm"), hsmFaults},
-	"queue":        {hsmPlant("alerts-queue"), queueFaults},
-	"lost keys":    {lostKeysPlant, lostKeysFaults},
-	"audit":        {auditPlant, auditFaults},
-	"rules":        {keystorePlant, rulesFaults},
-	"certificates": {tlsPlant, certificateFaults},
-	"connections":  {connectionsPlant, connectionsFaults},
-	"slots":        {slotsPlant, slotsFaults},
-	"source":       {sourcePlant, sourceFaults},
-	"down":         {twoPlant, downFaults},
-	"trustee":      {trusteePlant, trusteeFaults},
+	"HSM":          {hsmDeployment("alerts-hsm"), hsmFaults},
+	"queue":        {hsmDeployment("alerts-queue"), queueFaults},
+	"lost keys":    {lostKeysDeployment, lostKeysFaults},
+	"audit":        {auditDeployment, auditFaults},
+	"rules":        {keystoreDeployment, rulesFaults},
+	"certificates": {tlsDeployment, certificateFaults},
+	"connections":  {connectionsDeployment, connectionsFaults},
+	"slots":        {slotsDeployment, slotsFaults},
+	"source":       {sourceDeployment, sourceFaults},
+	"down":         {twoNodeDeployment, downFaults},
+	"trustee":      {trusteeDeployment, trusteeFaults},
 }
 
-// TestAlerts: each alert fires while a real server has its fault, and none fires on servers that are well and under
-// load, before the fault and after it.
+// TestAlerts: each alert fires while a real server has its fault. No alert fires on healthy servers under load, before
+// the fault and after it.
 func TestAlerts(t *testing.T) {
 	needsPromtool(t)
-	hadoop.Binary(t) // before all servers run, and use the processors
+	hadoop.Binary(t) // builds the program now: running servers would slow the build
 	for name, s := range scenarios {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := s.plant(t)
-			p.untilWell()
-			p.recordWell("well")
-			p.wasLoaded()
+			d := s.deployment(t)
+			d.untilHealthy()
+			d.recordHealthy("healthy")
+			d.checkLoad()
 			if name == "HSM" {
-				p.limitsAreBounds()
+				d.checkPercentileLimits()
 			}
 			for _, f := range s.faults {
-				f.happens(p)
+				f.run(d)
 			}
-			p.play()
+			d.play()
 		})
 	}
 }
 
-// happens provokes a fault, reads the figures, and mends it.
-func (f fault) happens(p *plant) {
-	p.t.Helper()
-	f.begin(p)
-	if f.shows != "" {
-		p.until(p.servers[0], f.shows)
+// run provokes a fault, records the metrics, and repairs the fault.
+func (f fault) run(d *deployment) {
+	d.t.Helper()
+	f.begin(d)
+	if f.symptom != "" {
+		d.until(d.servers[0], f.symptom)
 	}
-	p.record(f.phase)
-	if f.look != nil {
-		f.look(p)
+	d.record(f.phase)
+	if f.check != nil {
+		f.check(d)
 	}
-	if f.mend(p); f.lasts {
+	if f.repair(d); f.lasts {
 		return
 	}
-	p.untilWell()
-	p.recordWell("well after: " + f.name)
+	d.untilHealthy()
+	d.recordHealthy("healthy after: " + f.name)
 	if f.after != nil {
-		f.after(p)
+		f.after(d)
 	}
 }
 
-// wasLoaded fails the test if a KMS has served no load in the first phase, which would prove nothing.
-func (p *plant) wasLoaded() {
-	p.t.Helper()
-	for i, n := range p.kms {
-		read := p.phases[0].ofServers[p.servers[i].name]
+// checkLoad fails the test if a KMS served no load in the first phase: without load, silent alerts prove nothing.
+func (d *deployment) checkLoad() {
+	d.t.Helper()
+	for i, n := range d.kms {
+		read := d.phases[0].byServer[d.servers[i].name]
 		for _, op := range []string{"generate_eek", "decrypt_eek"} {
 			series := `claviger_kms_request_seconds_count{op="` + op + `",status="200"}`
 			if n.stopLoad != nil && read[len(read)-1].values[series] <= read[0].values[series] {
-				p.t.Errorf("%s: %s does not grow: %v", p.servers[i].name, series, read)
+				d.t.Errorf("%s: %s does not grow: %v", d.servers[i].name, series, read)
 			}
 		}
 	}
@@ -100,22 +100,22 @@ func (p *plant) wasLoaded() {
 
 var percentileLimit = regexp.MustCompile(`histogram_quantile\(.*?(claviger_\w+_bucket).* > ([0-9.]+)`)
 
-// limitsAreBounds fails the test unless each limit of a percentile is a bound of its buckets. Within a bucket
-// Prometheus guesses, so an alert would fire far below its limit.
-func (p *plant) limitsAreBounds() {
-	p.t.Helper()
+// checkPercentileLimits fails the test unless each limit of a percentile in the rules is a bound of a bucket.
+// Prometheus interpolates within a bucket, so an alert with another limit would fire far below the limit.
+func (d *deployment) checkPercentileLimits() {
+	d.t.Helper()
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
-		p.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	limits := percentileLimit.FindAllStringSubmatch(string(rules), -1)
 	if len(limits) < 3 {
-		p.t.Errorf("only %d limits of percentiles", len(limits))
+		d.t.Errorf("only %d limits of percentiles", len(limits))
 	}
-	text, err := p.servers[0].metrics()
+	text, err := d.servers[0].metrics()
 	for _, m := range limits {
 		if err != nil || !regexp.MustCompile(m[1]+`\{.*le="`+regexp.QuoteMeta(m[2])+`"`).MatchString(text) {
-			p.t.Errorf("%s is not a bound of the buckets of %s (%v)", m[2], m[1], err)
+			d.t.Errorf("%s is not a bound of the buckets of %s (%v)", m[2], m[1], err)
 		}
 	}
 }

@@ -17,58 +17,58 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// hsmPlant is a KMS on a token of that label.
-func hsmPlant(label string) func(t *testing.T) *plant {
-	return func(t *testing.T) *plant {
+// hsmDeployment makes a KMS on a token with that label.
+func hsmDeployment(label string) func(t *testing.T) *deployment {
+	return func(t *testing.T) *deployment {
 		t.Helper()
-		return newPlant(t, newHSMNode(t, label, map[string]string{
+		return newDeployment(t, newHSMNode(t, label, map[string]string{
 			"hadoop.security.kms.encrypted.key.cache.size":             "10",
-			"hadoop.security.kms.encrypted.key.cache.num.fill.threads": "1"})).loaded()
+			"hadoop.security.kms.encrypted.key.cache.num.fill.threads": "1"})).withLoad()
 	}
 }
 
-// delayed delays each encryption of the HSM.
-func delayed(d time.Duration) func(p *plant) {
-	return func(p *plant) { p.kms[0].module.Delay(faultmodule.Encrypt, d) }
+// delayEncrypt delays each encryption of the HSM.
+func delayEncrypt(length time.Duration) func(d *deployment) {
+	return func(d *deployment) { d.kms[0].module.Delay(faultmodule.Encrypt, length) }
 }
 
-func heal(p *plant) { p.kms[0].module.Heal() }
+func heal(d *deployment) { d.kms[0].module.Heal() }
 
 var hsmFaults = []fault{
 	{phase: phase{name: "each encryption fails",
 		alerts:  []string{"ClavigerNotReady", "ClavigerHSMFails", "ClavigerErrors"},
-		allowed: []string{"ClavigerCheckFails", "ClavigerHSMLost"}}, // the server looks for the HSM again and again
-		shows: `claviger_ready\{for="decrypt"\} 0`, begin: func(p *plant) {
-			p.kms[0].module.Order(faultmodule.EncryptInit, faultmodule.Order{Action: faultmodule.Fail,
+		allowed: []string{"ClavigerCheckFails", "ClavigerHSMLost"}}, // the server logs in repeatedly
+		symptom: `claviger_ready\{for="decrypt"\} 0`, begin: func(d *deployment) {
+			d.kms[0].module.Order(faultmodule.EncryptInit, faultmodule.Order{Action: faultmodule.Fail,
 				Value: p11.CKR_DEVICE_ERROR, Times: faultmodule.Always})
-		}, look: func(p *plant) {
-			p.readyz("provider", "CKR_DEVICE_ERROR")
-			p.shows("ClavigerHSMFails", "claviger hsm inspect --conf", 1, "CKR_DEVICE_ERROR", "hsm", "inspect",
-				"--conf", p.kms[0].dir)
-		}, mend: heal},
+		}, check: func(d *deployment) {
+			d.checkReadyz("provider", "CKR_DEVICE_ERROR")
+			d.checkCommand("ClavigerHSMFails", "claviger hsm inspect --conf", 1, "CKR_DEVICE_ERROR", "hsm", "inspect",
+				"--conf", d.kms[0].dir)
+		}, repair: heal},
 	{phase: phase{name: "an encryption takes 60 ms", alerts: []string{"ClavigerHSMSlow"},
 		allowed: []string{"ClavigerQueueDry"}},
-		begin: delayed(60 * time.Millisecond), mend: heal},
+		begin: delayEncrypt(60 * time.Millisecond), repair: heal},
 	{phase: phase{name: "an encryption takes 300 ms", pause: 700 * time.Millisecond,
 		alerts: []string{"ClavigerHSMSlow", "ClavigerSlow"}, allowed: []string{"ClavigerQueueDry"}},
-		begin: delayed(300 * time.Millisecond), mend: heal},
+		begin: delayEncrypt(300 * time.Millisecond), repair: heal},
 	{phase: phase{name: "an encryption takes 2.05 s", pause: 2500 * time.Millisecond,
 		alerts:  []string{"ClavigerHSMSlow", "ClavigerSlow", "ClavigerVerySlow"},
 		allowed: []string{"ClavigerQueueDry"}},
-		begin: delayed(2050 * time.Millisecond), mend: heal},
+		begin: delayEncrypt(2050 * time.Millisecond), repair: heal},
 }
 
 var queueFaults = []fault{
 	{phase: phase{name: "logins are lost", pause: time.Second, alerts: []string{"ClavigerHSMLost"},
 		allowed: []string{"ClavigerErrors", "ClavigerHSMFails"}}, begin: loseLogins,
-		mend: func(p *plant) { p.endFault() }},
+		repair: func(d *deployment) { d.endFault() }},
 	{phase: phase{name: "no EDEK is ready", alerts: []string{"ClavigerQueueDry"},
 		allowed: []string{"ClavigerNoChanges", "ClavigerCheckFails"}},
-		shows: `claviger_edek_queue_ready 0`, begin: hangRefill, mend: heal},
+		symptom: `claviger_edek_queue_ready 0`, begin: hangRefill, repair: heal},
 }
 
-// during runs f again and again until the fault ends.
-func (p *plant) during(f func(ctx context.Context)) {
+// untilFaultEnds calls f repeatedly, in a goroutine, until the fault ends.
+func (d *deployment) untilFaultEnds(f func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -76,82 +76,82 @@ func (p *plant) during(f func(ctx context.Context)) {
 			f(ctx)
 		}
 	})
-	before := p.endFault
-	p.endFault = func() {
+	before := d.endFault
+	d.endFault = func() {
 		cancel()
 		running.Wait()
-		if p.endFault = before; before != nil {
+		if d.endFault = before; before != nil {
 			before()
 		}
 	}
 }
 
-// loseLogins logs the library out again and again.
-func loseLogins(p *plant) {
-	p.during(func(context.Context) {
-		p.kms[0].module.LogOut()
+// loseLogins logs the library out every 300 ms.
+func loseLogins(d *deployment) {
+	d.untilFaultEnds(func(context.Context) {
+		d.kms[0].module.LogOut()
 		time.Sleep(300 * time.Millisecond) // the pace of the fault
 	})
 }
 
 // hangRefill makes the refill of one key hang, so that nothing refills the queues.
-func hangRefill(p *plant) {
-	n := p.kms[0]
+func hangRefill(d *deployment) {
+	n := d.kms[0]
 	n.create("stuck")
-	if _, err := n.generate(p.t.Context(), "stuck", 1); err != nil {
-		p.t.Fatal(err)
+	if _, err := n.generate(d.t.Context(), "stuck", 1); err != nil {
+		d.t.Fatal(err)
 	}
 	n.module.HangKey("stuck@0")
-	for range 12 { // until the queue of the key is empty: then a request hangs, too
-		ctx, cancel := context.WithTimeout(p.t.Context(), 500*time.Millisecond)
+	for range 12 { // until the queue of the key is empty, and a request hangs
+		ctx, cancel := context.WithTimeout(d.t.Context(), 500*time.Millisecond)
 		_, err := n.generate(ctx, "stuck", 1)
 		cancel()
 		if err != nil {
 			return
 		}
 	}
-	p.t.Error("a key that hangs gives EDEKs")
+	d.t.Error("the key stuck hangs, but requests for its EDEKs still succeed")
 }
 
-func lostKeysPlant(t *testing.T) *plant {
+func lostKeysDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newPlant(t, newHSMNode(t, "alerts-lost", nil)).loaded()
+	return newDeployment(t, newHSMNode(t, "alerts-lost", nil)).withLoad()
 }
 
 var lostKeysFaults = []fault{{
-	phase: phase{name: "the token has lost a key", alerts: []string{"ClavigerKeysMissing", "ClavigerNoChanges"}},
-	shows: `claviger_hsm_lost_keys 1`, begin: loseKey, look: func(p *plant) {
-		p.readyz("keys in the HSM", "lost@0")
-		p.shows("ClavigerKeysMissing", "claviger metastore verify --conf", 3, "MISSING +lost@0", "metastore", "verify",
-			"--conf", p.kms[0].dir)
-	}, mend: func(p *plant) { p.endFault() },
+	phase:   phase{name: "the token has lost a key", alerts: []string{"ClavigerKeysMissing", "ClavigerNoChanges"}},
+	symptom: `claviger_hsm_lost_keys 1`, begin: loseKey, check: func(d *deployment) {
+		d.checkReadyz("keys in the HSM", "lost@0")
+		d.checkCommand("ClavigerKeysMissing", "claviger metastore verify --conf", 3, "MISSING +lost@0", "metastore",
+			"verify", "--conf", d.kms[0].dir)
+	}, repair: func(d *deployment) { d.endFault() },
 }}
 
-// loseKey makes a key, and takes its object from the token while the KMS does not run.
-func loseKey(p *plant) {
-	n := p.kms[0]
-	before := objects(p.t, n.token)
+// loseKey makes a key, stops the KMS, moves the files of the key out of the token, and starts the KMS.
+func loseKey(d *deployment) {
+	n := d.kms[0]
+	before := objects(d.t, n.token)
 	n.create("lost")
 	var gone []string
-	for _, path := range objects(p.t, n.token) {
+	for _, path := range objects(d.t, n.token) {
 		if !strings.Contains(strings.Join(before, " "), path) {
 			gone = append(gone, path)
 		}
 	}
 	if len(gone) == 0 {
-		p.t.Fatal("the key has no file")
+		d.t.Fatal("the key has no file")
 	}
 	move := func(from, to string) {
 		n.end()
 		for _, path := range gone {
 			if err := os.Rename(path+from, path+to); err != nil {
-				p.t.Fatal(err)
+				d.t.Fatal(err)
 			}
 		}
 		n.start()
 	}
 	move("", ".gone")
-	p.endFault = func() { move(".gone", "") }
+	d.endFault = func() { move(".gone", "") }
 }
 
 // objects lists the files of a token's objects.
@@ -176,32 +176,32 @@ func objects(t *testing.T, token softhsm.Token) (paths []string) {
 	return paths
 }
 
-func slotsPlant(t *testing.T) *plant {
+func slotsDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newPlant(t, newHSMNode(t, "alerts-slots", map[string]string{
-		"claviger.kms.max.concurrent.decrypts": "1", "claviger.kms.max.wait": "10ms"})).loaded()
+	return newDeployment(t, newHSMNode(t, "alerts-slots", map[string]string{
+		"claviger.kms.max.concurrent.decrypts": "1", "claviger.kms.max.wait": "10ms"})).withLoad()
 }
 
 var slotsFaults = []fault{{
 	phase: phase{name: "decrypts get no slot", alerts: []string{"ClavigerOverload"},
 		allowed: []string{"ClavigerErrors", "ClavigerCheckFails"}},
-	shows: `claviger_kms_slot_refused_total\{class="decrypt"\} [1-9]`, lasts: true,
-	begin: func(p *plant) {
-		n := p.kms[0]
-		made, err := n.generate(p.t.Context(), "zone", 1)
+	symptom: `claviger_kms_slot_refused_total\{class="decrypt"\} [1-9]`, lasts: true,
+	begin: func(d *deployment) {
+		n := d.kms[0]
+		made, err := n.generate(d.t.Context(), "zone", 1)
 		if err != nil {
-			p.t.Fatal(err)
+			d.t.Fatal(err)
 		}
 		n.module.Delay(faultmodule.Encrypt, 150*time.Millisecond)
 		for range 6 {
-			p.during(func(ctx context.Context) { n.decrypt(ctx, made[0]) })
+			d.untilFaultEnds(func(ctx context.Context) { n.decrypt(ctx, made[0]) })
 		}
 	},
-	mend: func(p *plant) { p.endFault(); heal(p) },
+	repair: func(d *deployment) { d.endFault(); heal(d) },
 }}
 
-// sourcePlant is a KMS that has taken over a key of a keystore file, which is still its source.
-func sourcePlant(t *testing.T) *plant {
+// sourceDeployment makes a KMS that has taken over a key of a keystore file. The file is still its source.
+func sourceDeployment(t *testing.T) *deployment {
 	t.Helper()
 	old := newNode(t, nil)
 	old.start()
@@ -214,25 +214,25 @@ func sourcePlant(t *testing.T) *plant {
 	source := "jceks://file@" + filepath.Join(old.dir, "kms.keystore")
 	n := newHSMNode(t, "alerts-source", map[string]string{"hadoop.kms.key.provider.reencryption.source.uri": source,
 		"cloudera.hsmkp.initiatemigration": "true",
-		"claviger.console.details":         "10.1.0.7"}) // Prometheus reads no names of versions
-	p := newPlant(t, n).loaded()
+		"claviger.console.details":         "10.1.0.7"}) // without this, /metrics names the versions
+	d := newDeployment(t, n).withLoad()
 	if status := n.decrypt(t.Context(), made[0]); status != http.StatusOK {
 		t.Fatalf("the source's EDEK: %d", status)
 	}
-	p.ofSource = made[0]
-	return p
+	d.sourceEDEK = made[0]
+	return d
 }
 
 var sourceFaults = []fault{{
 	phase: phase{name: "a client needs a source that is not configured", at: 10 * time.Minute,
 		alerts: []string{"ClavigerSourceUsed"}, allowed: []string{"ClavigerCheckFails"}},
-	shows: `claviger_source_edeks_total\{op="unserved"\} 1`,
-	begin: func(p *plant) {
-		n := p.kms[0]
+	symptom: `claviger_source_edeks_total\{op="unserved"\} 1`,
+	begin: func(d *deployment) {
+		n := d.kms[0]
 		site := filepath.Join(n.dir, "kms-site.xml")
 		before, err := os.ReadFile(site)
 		if err != nil {
-			p.t.Fatal(err)
+			d.t.Fatal(err)
 		}
 		n.end()
 		var lines []string
@@ -241,19 +241,19 @@ var sourceFaults = []fault{{
 				lines = append(lines, line)
 			}
 		}
-		kmstest.WriteFile(p.t, site, strings.Join(lines, ""))
+		kmstest.WriteFile(d.t, site, strings.Join(lines, ""))
 		n.start()
-		if status := n.decrypt(p.t.Context(), p.ofSource); status != http.StatusServiceUnavailable {
-			p.t.Errorf("the source's EDEK: %d", status)
+		if status := n.decrypt(d.t.Context(), d.sourceEDEK); status != http.StatusServiceUnavailable {
+			d.t.Errorf("the source's EDEK: %d", status)
 		}
-		p.endFault = func() {
+		d.endFault = func() {
 			n.end()
-			kmstest.WriteFile(p.t, site, string(before))
+			kmstest.WriteFile(d.t, site, string(before))
 			n.start()
-			if status := n.decrypt(p.t.Context(), p.ofSource); status != http.StatusOK {
-				p.t.Errorf("the source's EDEK with the source again: %d", status)
+			if status := n.decrypt(d.t.Context(), d.sourceEDEK); status != http.StatusOK {
+				d.t.Errorf("the source's EDEK with the source again: %d", status)
 			}
 		}
 	},
-	mend: func(p *plant) { p.endFault() },
+	repair: func(d *deployment) { d.endFault() },
 }}

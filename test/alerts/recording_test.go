@@ -21,16 +21,17 @@ const (
 	runbooks  = "../../docs/runbooks/*.md"
 )
 
-// A phase lasts 90 minutes for the rules, longer than each rule's range and wait together. In truth it takes a second.
-// Each figure goes on as it went in that second: a counter grows at its pace, and the values of a gauge repeat.
+// The test reads the metrics of a phase for about a second, and stretches them to 90 minutes for promtool. 90 minutes
+// are longer than the range and the wait of any rule. A counter keeps the pace of that second; a gauge repeats its
+// values.
 const (
-	step    = 30 * time.Second // between two samples
+	step    = 30 * time.Second // between two stretched samples
 	samples = 180              // of a phase
-	scrapes = 3                // of a phase, in truth
+	scrapes = 3                // real reads of /metrics in a phase
 	pause   = 250 * time.Millisecond
 )
 
-// scrape is what /metrics of a server said at one moment. values is nil if the server did not answer.
+// scrape holds the values of /metrics of a server at one moment. values is nil if the server did not answer.
 type scrape struct {
 	at     time.Time
 	values map[string]float64 // by series, as name{label="value"}
@@ -38,22 +39,22 @@ type scrape struct {
 
 // phase is a time in which the servers are healthy or have a fault.
 type phase struct {
-	name      string
-	at        time.Duration // since the begin of the phase, when alerts must fire; 0: its end
-	pause     time.Duration // between two scrapes, if it is not pause
-	alerts    []string      // those that must fire then; others must not
-	allowed   []string      // those that may fire as well
-	ofServers map[string][]scrape
+	name     string
+	at       time.Duration // when alerts must fire, counted from the begin of the phase; 0: at its end
+	pause    time.Duration // between two scrapes; 0: the constant pause
+	alerts   []string      // must fire; no others may, except allowed
+	allowed  []string      // may fire as well
+	byServer map[string][]scrape
 }
 
-// recording is what the servers of a plant have said.
+// recording holds the metrics of all phases of a deployment.
 type recording struct {
 	t      *testing.T
 	kinds  map[string]string // counter, gauge or histogram, by the name of the metric
 	phases []phase
 }
 
-// parse returns the series of an answer of /metrics, but only those of metrics that a rule or a page names.
+// parse returns the series in a text of /metrics whose metric a rule or a runbook names.
 func (r *recording) parse(text string) map[string]float64 {
 	r.t.Helper()
 	values := map[string]float64{}
@@ -65,7 +66,7 @@ func (r *recording) parse(text string) map[string]float64 {
 			continue
 		}
 		at := strings.LastIndexByte(line, ' ')
-		if strings.HasPrefix(line, "#") || at < 0 || !used()[metricOf(line[:at])] {
+		if strings.HasPrefix(line, "#") || at < 0 || !usedMetrics()[metricOf(line[:at])] {
 			continue
 		}
 		v, err := strconv.ParseFloat(line[at+1:], 64)
@@ -77,7 +78,7 @@ func (r *recording) parse(text string) map[string]float64 {
 	return values
 }
 
-// metricOf returns the name of the metric of a series, as a query names it.
+// metricOf returns the name of the metric of a series: the part before the labels.
 func metricOf(series string) string {
 	name, _, _ := strings.Cut(series, "{")
 	return name
@@ -85,8 +86,8 @@ func metricOf(series string) string {
 
 var metricName = regexp.MustCompile(`claviger_[a-z_]+`)
 
-// used has the metrics that a rule or a page of the runbooks names.
-var used = func() func() map[string]bool {
+// usedMetrics has the metrics that a rule or a page of the runbooks names.
+var usedMetrics = func() func() map[string]bool {
 	var names map[string]bool
 	return func() map[string]bool {
 		if names == nil {
@@ -114,10 +115,10 @@ func (r *recording) isCounter(series string) bool {
 	return r.kinds[name] == "counter"
 }
 
-// inRulesTime returns the value of a gauge that was read in phase i, at a time since the begin of that phase. Values
-// that are times in truth become times of the rules: what will be keeps its distance, and what was is at the begin of
-// the phase that was read next.
-func (r *recording) inRulesTime(series string, v float64, i int, read scrape, at time.Duration) float64 {
+// stretched returns the value of a gauge that was read in phase i, for the stretched time at after the begin of the
+// phase. A value that is a time is converted: a time of expiry keeps its distance from the sample; a time of last use
+// moves to the phase in which it was.
+func (r *recording) stretched(series string, v float64, i int, read scrape, at time.Duration) float64 {
 	begin := func(i int) float64 { return (time.Duration(i*samples) * step).Seconds() }
 	seconds := func(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 	switch name := metricOf(series); {
@@ -125,7 +126,7 @@ func (r *recording) inRulesTime(series string, v float64, i int, read scrape, at
 		return v - seconds(read.at) + begin(i) + at.Seconds()
 	case strings.HasSuffix(name, "_last_use_seconds"):
 		for k, p := range r.phases {
-			if list := p.ofServers[r.servers()[0]]; v <= seconds(list[len(list)-1].at) {
+			if list := p.byServer[r.servers()[0]]; v <= seconds(list[len(list)-1].at) {
 				return v - seconds(list[0].at) + begin(k)
 			}
 		}
@@ -133,37 +134,37 @@ func (r *recording) inRulesTime(series string, v float64, i int, read scrape, at
 	return v
 }
 
-// counted is the state of a counter between two phases.
-type counted struct {
-	sum  float64 // in the rules' time
-	last float64 // in truth
+// counterState is the state of a counter between two phases.
+type counterState struct {
+	sum  float64 // in the stretched time
+	last float64 // as read
 	any  bool
 }
 
 // values returns the samples of a series in all phases, in promtool's notation.
 func (r *recording) values(server, series string) string {
 	var list []string
-	var state counted
+	var state counterState
 	for i := range r.phases {
-		read := r.phases[i].ofServers[server]
+		read := r.phases[i].byServer[server]
 		switch {
 		case series == "up":
 			list = append(list, repeat(read, func(s scrape, _ time.Duration) (float64, bool) {
 				return map[bool]float64{true: 1}[s.values != nil], true
 			})...)
 		case r.isCounter(series):
-			list = append(list, state.goOn(read, series)...)
+			list = append(list, state.extend(read, series)...)
 		default:
 			list = append(list, repeat(read, func(s scrape, at time.Duration) (float64, bool) {
 				v, ok := s.values[series]
-				return r.inRulesTime(series, v, i, s, at), ok
+				return r.stretched(series, v, i, s, at), ok
 			})...)
 		}
 	}
 	return strings.Join(list, " ")
 }
 
-// repeat returns the samples of a gauge in one phase. of returns the value of a scrape at a time of the phase.
+// repeat returns the stretched samples of a gauge in one phase. of returns the value for one sample.
 func repeat(read []scrape, of func(s scrape, at time.Duration) (float64, bool)) (list []string) {
 	for k := range samples {
 		v, ok := of(read[k%len(read)], time.Duration(k)*step)
@@ -172,8 +173,8 @@ func repeat(read []scrape, of func(s scrape, at time.Duration) (float64, bool)) 
 	return list
 }
 
-// goOn returns the samples of a counter in one phase.
-func (c *counted) goOn(read []scrape, series string) (list []string) {
+// extend returns the samples of a counter in one phase.
+func (c *counterState) extend(read []scrape, series string) (list []string) {
 	read = slices.DeleteFunc(slices.Clone(read), func(s scrape) bool { _, ok := s.values[series]; return !ok })
 	if len(read) == 0 {
 		return slices.Repeat([]string{"_"}, samples)
@@ -207,7 +208,7 @@ func sample(v float64, ok bool) string {
 }
 
 // servers returns the names of all servers, sorted.
-func (r *recording) servers() []string { return slices.Sorted(maps.Keys(r.phases[0].ofServers)) }
+func (r *recording) servers() []string { return slices.Sorted(maps.Keys(r.phases[0].byServer)) }
 
 // inputs returns the series of all servers as promtool reads them.
 func (r *recording) inputs() string {
@@ -217,7 +218,7 @@ func (r *recording) inputs() string {
 		labels := fmt.Sprintf(`job="%s",instance="%s"`, job, instance)
 		all := map[string]bool{"up": true}
 		for _, p := range r.phases {
-			for _, s := range p.ofServers[server] {
+			for _, s := range p.byServer[server] {
 				for series := range s.values {
 					all[series] = true
 				}
@@ -234,8 +235,8 @@ func (r *recording) inputs() string {
 	return b.String()
 }
 
-// expectations returns what must fire at the end of each phase, and that each query of the pages of these alerts finds
-// something then.
+// expectations returns promtool's tests of each phase: the alerts that must fire, and that each query in the runbooks
+// of these alerts has a result.
 func (r *recording) expectations() string {
 	var b strings.Builder
 	for i, p := range r.phases {
@@ -297,7 +298,7 @@ var (
 	codeSpan  = regexp.MustCompile("`([^`\n]*claviger_[^`\n]*)`")
 )
 
-// pageOf returns the text of the page of an alert.
+// pageOf returns the text of the runbook of an alert.
 func pageOf(t *testing.T, alert string) string {
 	t.Helper()
 	rules, err := os.ReadFile(rulesFile)
@@ -317,7 +318,7 @@ func pageOf(t *testing.T, alert string) string {
 	return ""
 }
 
-// queries returns the queries in the page of an alert, but for those of metrics that these servers do not have.
+// queries returns the queries in the runbook of an alert, except queries of metrics that these servers do not have.
 func (r *recording) queries(alert string) (list []string) {
 	r.t.Helper()
 	for _, m := range codeSpan.FindAllStringSubmatch(pageOf(r.t, alert), -1) {
@@ -334,7 +335,7 @@ func (r *recording) queries(alert string) (list []string) {
 
 // slow counts the requests and encryptions of a phase that took longer than the rules allow.
 func (p *phase) slow() (n float64) {
-	for _, read := range p.ofServers {
+	for _, read := range p.byServer {
 		for _, limit := range []struct{ metric, labels, le string }{
 			{"claviger_hsm_function_seconds_bucket", `function="C_Encrypt"`, "0.03"},
 			{"claviger_kms_request_seconds_bucket", `op="generate_eek"`, "0.2"},

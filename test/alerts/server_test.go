@@ -15,101 +15,103 @@ import (
 	"claviger/kms/kmstest"
 )
 
-func keystorePlant(t *testing.T) *plant {
+func keystoreDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newPlant(t, newNode(t, nil)).loaded()
+	return newDeployment(t, newNode(t, nil)).withLoad()
 }
 
 var rulesFaults = []fault{
 	{phase: phase{name: "kms-acls.xml is broken", alerts: []string{"ClavigerRulesBroken"}},
-		shows: `claviger_check_ok\{check="acls",informational="true"\} 0`, begin: halved("kms-acls.xml"),
-		look: func(p *plant) {
-			p.readyz("acls", "kms-acls.xml")
-			p.shows("ClavigerRulesBroken", "claviger acl check --conf", 3, "kms-acls.xml:3: malformed XML", "acl",
-				"check", "--conf", p.kms[0].dir)
-		}, mend: putBack},
+		symptom: `claviger_check_ok\{check="acls",informational="true"\} 0`,
+		begin:   truncated("kms-acls.xml"),
+		check: func(d *deployment) {
+			d.checkReadyz("acls", "kms-acls.xml")
+			d.checkCommand("ClavigerRulesBroken", "claviger acl check --conf", 3, "kms-acls.xml:3: malformed XML",
+				"acl", "check", "--conf", d.kms[0].dir)
+		}, repair: endFault},
 	{phase: phase{name: "kms-site.xml is broken", alerts: []string{"ClavigerCheckFails"}},
-		shows: `claviger_check_ok\{check="configuration",informational="true"\} 0`, begin: halved("kms-site.xml"),
-		look: func(p *plant) { p.readyz("configuration", "kms-site.xml") }, mend: putBack},
+		symptom: `claviger_check_ok\{check="configuration",informational="true"\} 0`,
+		begin:   truncated("kms-site.xml"),
+		check:   func(d *deployment) { d.checkReadyz("configuration", "kms-site.xml") }, repair: endFault},
 }
 
-// halved removes the second half of a file of the configuration.
-func halved(name string) func(p *plant) {
-	return func(p *plant) {
-		path := filepath.Join(p.kms[0].dir, name)
+// truncated removes the second half of a file of the configuration.
+func truncated(name string) func(d *deployment) {
+	return func(d *deployment) {
+		path := filepath.Join(d.kms[0].dir, name)
 		text, err := os.ReadFile(path)
 		if err != nil {
-			p.t.Fatal(err)
+			d.t.Fatal(err)
 		}
-		kmstest.WriteFile(p.t, path, string(text[:len(text)/2]))
-		p.endFault = func() { kmstest.WriteFile(p.t, path, string(text)) }
+		kmstest.WriteFile(d.t, path, string(text[:len(text)/2]))
+		d.endFault = func() { kmstest.WriteFile(d.t, path, string(text)) }
 	}
 }
 
-func putBack(p *plant) { p.endFault() }
+func endFault(d *deployment) { d.endFault() }
 
-// auditPlant has its audit log on a small file system.
-func auditPlant(t *testing.T) *plant {
+// auditDeployment makes a KMS whose audit log is on a small file system.
+func auditDeployment(t *testing.T) *deployment {
 	t.Helper()
 	dir := t.TempDir()
 	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=256k"); err != nil {
 		t.Skipf("no file system of a small size can be mounted here: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-	p := newPlant(t, newNode(t, map[string]string{"claviger.audit.json.file": filepath.Join(dir, "audit.json"),
-		"claviger.audit.file": filepath.Join(dir, "audit.log")})).loaded()
-	p.auditDir, p.kms[0].losesRecords = dir, true
-	return p
+	d := newDeployment(t, newNode(t, map[string]string{"claviger.audit.json.file": filepath.Join(dir, "audit.json"),
+		"claviger.audit.file": filepath.Join(dir, "audit.log")})).withLoad()
+	d.auditDir, d.kms[0].losesRecords = dir, true
+	return d
 }
 
 var auditFaults = []fault{{
 	phase: phase{name: "the disk of the audit log is full",
 		alerts: []string{"ClavigerAuditFails", "ClavigerNoChanges"}},
-	shows: `claviger_check_ok\{check="audit",informational="false"\} 0`,
-	begin: func(p *plant) {
-		f, err := os.Create(filepath.Join(p.auditDir, "filler")) //nolint:gosec // a file of a test
+	symptom: `claviger_check_ok\{check="audit",informational="false"\} 0`,
+	begin: func(d *deployment) {
+		f, err := os.Create(filepath.Join(d.auditDir, "filler")) //nolint:gosec // a file of a test
 		if err != nil {
-			p.t.Fatal(err)
+			d.t.Fatal(err)
 		}
 		for err == nil {
 			_, err = f.Write(make([]byte, 4096))
 		}
 		_ = f.Close() // the file system is full
-		p.during(func(ctx context.Context) {
-			_, _, _ = p.kms[0].request(ctx, http.MethodPost, "/kms/v1/keys?user.name=u", map[string]any{"name": "late"})
+		d.untilFaultEnds(func(ctx context.Context) {
+			_, _, _ = d.kms[0].request(ctx, http.MethodPost, "/kms/v1/keys?user.name=u", map[string]any{"name": "late"})
 			time.Sleep(100 * time.Millisecond) // the pace of the requests
 		})
 	},
-	look: func(p *plant) { p.readyz("audit", "no space left on device") },
-	mend: func(p *plant) {
-		p.endFault()
-		if err := os.Remove(filepath.Join(p.auditDir, "filler")); err != nil {
-			p.t.Fatal(err)
+	check: func(d *deployment) { d.checkReadyz("audit", "no space left on device") },
+	repair: func(d *deployment) {
+		d.endFault()
+		if err := os.Remove(filepath.Join(d.auditDir, "filler")); err != nil {
+			d.t.Fatal(err)
 		}
 	},
-	after: func(p *plant) {
-		p.kms[0].stopLoad()
-		p.kms[0].end()
-		p.kms[0].start()
-		p.kms[0].end()
-		p.shows("ClavigerAuditFails", "claviger audit verify", 0, "an unbroken chain", "audit", "verify",
-			filepath.Join(p.auditDir, "audit.json"))
+	after: func(d *deployment) {
+		d.kms[0].stopLoad()
+		d.kms[0].end()
+		d.kms[0].start()
+		d.kms[0].end()
+		d.checkCommand("ClavigerAuditFails", "claviger audit verify", 0, "an unbroken chain", "audit", "verify",
+			filepath.Join(d.auditDir, "audit.json"))
 	},
 }}
 
 const day = 24 * time.Hour
 
-func tlsPlant(t *testing.T) *plant {
+func tlsDeployment(t *testing.T) *deployment {
 	t.Helper()
 	n := newNode(t, map[string]string{"hadoop.kms.ssl.enabled": "true"})
 	n.withTLS(time.Now().Add(90 * day))
-	return newPlant(t, n).loaded()
+	return newDeployment(t, n).withLoad()
 }
 
-// endsIn starts the KMS again with a certificate that ends then.
-func endsIn(left time.Duration) func(p *plant) {
-	return func(p *plant) {
-		n := p.kms[0]
+// restartWithCertificate starts the KMS again with a certificate that expires after left.
+func restartWithCertificate(left time.Duration) func(d *deployment) {
+	return func(d *deployment) {
+		n := d.kms[0]
 		n.end()
 		n.certificate(time.Now().Add(left))
 		n.start()
@@ -119,23 +121,25 @@ func endsIn(left time.Duration) func(p *plant) {
 var certificateFaults = []fault{
 	{phase: phase{name: "the certificate ends in 20 days", alerts: []string{"ClavigerCertificateEnds"},
 		allowed: []string{"ClavigerCheckFails"}}, lasts: true,
-		shows: `claviger_check_ok\{check="certificates",informational="true"\} 0`, begin: endsIn(20 * day),
-		mend: func(*plant) {}},
+		symptom: `claviger_check_ok\{check="certificates",informational="true"\} 0`,
+		begin:   restartWithCertificate(20 * day),
+		repair:  func(*deployment) {}},
 	{phase: phase{name: "the certificate ends in 2 days",
 		alerts:  []string{"ClavigerCertificateEnds", "ClavigerCertificateEndsSoon"},
 		allowed: []string{"ClavigerCheckFails"}},
-		shows: `claviger_check_ok\{check="certificates",informational="true"\} 0`, begin: endsIn(2 * day),
-		look: func(p *plant) {
-			p.readyz("certificates", time.Now().Add(2*day).UTC().Format(time.DateOnly))
-			p.shows("ClavigerCertificateEndsSoon", "--only D-tls-expiry", 0, "days left: 1", "doctor", "--conf",
-				p.kms[0].dir, "--only", "D-tls-expiry")
+		symptom: `claviger_check_ok\{check="certificates",informational="true"\} 0`,
+		begin:   restartWithCertificate(2 * day),
+		check: func(d *deployment) {
+			d.checkReadyz("certificates", time.Now().Add(2*day).UTC().Format(time.DateOnly))
+			d.checkCommand("ClavigerCertificateEndsSoon", "--only D-tls-expiry", 0, "days left: 1", "doctor", "--conf",
+				d.kms[0].dir, "--only", "D-tls-expiry")
 		},
-		mend: func(p *plant) { p.kms[0].certificate(time.Now().Add(90 * day)) }},
+		repair: func(d *deployment) { d.kms[0].certificate(time.Now().Add(90 * day)) }},
 }
 
-func connectionsPlant(t *testing.T) *plant {
+func connectionsDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newPlant(t, newNode(t, map[string]string{"claviger.http.max.connections": "40"})).loaded()
+	return newDeployment(t, newNode(t, map[string]string{"claviger.http.max.connections": "40"})).withLoad()
 }
 
 // connect opens a connection to the KMS, and sends nothing.
@@ -153,50 +157,50 @@ func (n *node) connect() net.Conn {
 
 var connectionsFaults = []fault{
 	{phase: phase{name: "most connections are in use", alerts: []string{"ClavigerOverload"}},
-		shows: `claviger_http_connections 3[3-9]`,
-		begin: func(p *plant) {
+		symptom: `claviger_http_connections 3[3-9]`,
+		begin: func(d *deployment) {
 			var open []net.Conn
 			for range 32 {
-				open = append(open, p.kms[0].connect())
+				open = append(open, d.kms[0].connect())
 			}
-			p.endFault = func() {
+			d.endFault = func() {
 				for _, c := range open {
 					_ = c.Close() // it has sent nothing
 				}
 			}
 		},
-		mend: func(p *plant) { p.endFault() }},
+		repair: func(d *deployment) { d.endFault() }},
 	{phase: phase{name: "connections are refused", alerts: []string{"ClavigerOverload"},
 		allowed: []string{"ClavigerCheckFails"}},
-		shows: `claviger_http_connections_refused_total [1-9]`, lasts: true,
-		begin: func(p *plant) {
-			p.during(func(context.Context) {
-				c := p.kms[0].connect()
+		symptom: `claviger_http_connections_refused_total [1-9]`, lasts: true,
+		begin: func(d *deployment) {
+			d.untilFaultEnds(func(context.Context) {
+				c := d.kms[0].connect()
 				_ = c.SetReadDeadline(time.Now().Add(2 * time.Millisecond)) // an open connection has one
 				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					_ = c.Close() // refused; the others are closed by the server, after claviger.http.head.timeout
 				}
 			})
 		},
-		mend: func(p *plant) { p.endFault() }},
+		repair: func(d *deployment) { d.endFault() }},
 }
 
-func twoPlant(t *testing.T) *plant {
+func twoNodeDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newPlant(t, newNode(t, nil), newNode(t, nil)).loaded()
+	return newDeployment(t, newNode(t, nil), newNode(t, nil)).withLoad()
 }
 
 var downFaults = []fault{
 	{phase: phase{name: "one KMS of two is down", alerts: []string{"ClavigerDown"}},
-		begin: func(p *plant) { p.kms[0].end() }, mend: func(p *plant) { p.kms[0].start() }},
+		begin: func(d *deployment) { d.kms[0].end() }, repair: func(d *deployment) { d.kms[0].start() }},
 	{phase: phase{name: "both are down", alerts: []string{"ClavigerDown", "ClavigerAllDown"}},
-		begin: func(p *plant) {
-			for _, n := range p.kms {
+		begin: func(d *deployment) {
+			for _, n := range d.kms {
 				n.end()
 			}
 		},
-		mend: func(p *plant) {
-			for _, n := range p.kms {
+		repair: func(d *deployment) {
+			for _, n := range d.kms {
 				n.start()
 			}
 		}},

@@ -21,8 +21,8 @@ import (
 	"claviger/web"
 )
 
-// keeper is one of two Key Trustee Servers.
-type keeper struct {
+// trusteeServer is one of two Key Trustee Servers.
+type trusteeServer struct {
 	t    *testing.T
 	conf host.Config
 	url  string // of its metrics; "" while it does not run
@@ -32,7 +32,7 @@ type keeper struct {
 
 var servesMetrics = regexp.MustCompile(`msg="serving metrics" url=(\S+/metrics)`)
 
-func (k *keeper) start() {
+func (k *trusteeServer) start() {
 	k.t.Helper()
 	k.conf.ReadyFile = filepath.Join(k.t.TempDir(), "ready")
 	_, k.stop = hosttest.Start(k.t, k.conf.ReadyFile, func(ctx context.Context) error { return host.Run(ctx, k.conf) })
@@ -40,14 +40,14 @@ func (k *keeper) start() {
 	k.url = found[len(found)-1][1]
 }
 
-func (k *keeper) end() {
+func (k *trusteeServer) end() {
 	if k.stop != nil {
 		k.stop()
 	}
 	k.stop, k.url = nil, ""
 }
 
-func (k *keeper) metrics() (string, error) {
+func (k *trusteeServer) metrics() (string, error) {
 	if k.url == "" {
 		return "", errors.New("the trustee does not run")
 	}
@@ -66,8 +66,8 @@ func (k *keeper) metrics() (string, error) {
 	return string(text), errors.Join(err, resp.Body.Close())
 }
 
-// trusteePlant is two Key Trustee Servers with a client, whose deposits are the load.
-func trusteePlant(t *testing.T) *plant {
+// trusteeDeployment starts two Key Trustee Servers, one active and one passive.
+func trusteeDeployment(t *testing.T) *deployment {
 	t.Helper()
 	identity := func(comment string) *trustee.Identity {
 		id, err := trustee.NewIdentity("keytrustee", comment, "keytrustee@h", 2048, time.Now())
@@ -89,27 +89,27 @@ func trusteePlant(t *testing.T) *plant {
 			t.Fatal(err)
 		}
 	}
-	p := &plant{recording: &recording{t: t, kinds: map[string]string{}}}
+	d := &deployment{recording: &recording{t: t, kinds: map[string]string{}}}
 	for _, dir := range []string{first, second} {
 		address, err := porttest.Address()
 		if err != nil {
 			t.Fatal(err)
 		}
-		k := &keeper{t: t, conf: host.Config{Folder: dir, Listen: address, Metrics: "127.0.0.1:0",
+		k := &trusteeServer{t: t, conf: host.Config{Folder: dir, Listen: address, Metrics: "127.0.0.1:0",
 			Connections: web.ConnectionLimits{Total: 1024}}}
 		k.conf.Log = k.log.Logger()
 		k.conf.Pair.Cert = filepath.Join(first, trustee.TLSCert) // both have the same certificate
-		p.trustees = append(p.trustees, k)
+		d.trustees = append(d.trustees, k)
 	}
-	a, b := p.trustees[0], p.trustees[1]
+	a, b := d.trustees[0], d.trustees[1]
 	a.conf.Pair.URL, a.conf.Pair.First = "https://"+b.conf.Listen, server.RoleActive
 	b.conf.Pair.URL, b.conf.Pair.First = "https://"+a.conf.Listen, server.RolePassive
 	b.start()
 	a.start()
 	t.Cleanup(func() { a.end(); b.end() })
-	p.servers = []serverOf{{"claviger-trustee/kt1", a.metrics}, {"claviger-trustee/kt2", b.metrics}}
-	p.until(p.servers[0], `(?m)^claviger_trustee_synced 1$`)
-	return p
+	d.servers = []target{{"claviger-trustee/kt1", a.metrics}, {"claviger-trustee/kt2", b.metrics}}
+	d.until(d.servers[0], `(?m)^claviger_trustee_synced 1$`)
+	return d
 }
 
 // copyFolder copies the folder of a trustee without its store. Nobody else may read the copy.
@@ -138,7 +138,7 @@ func copyFolder(t *testing.T, from, to string) {
 var trusteeFaults = []fault{{
 	phase: phase{name: "the passive trustee is down",
 		alerts: []string{"ClavigerTrusteeDown", "ClavigerTrusteeNotSynced", "ClavigerNoChanges"}},
-	shows: `(?s)claviger_ready\{for="write"\} 0.*\nclaviger_trustee_synced 0\n`, // in the order of /metrics
-	begin: func(p *plant) { p.trustees[1].end() },
-	mend:  func(p *plant) { p.trustees[1].start() },
+	symptom: `(?s)claviger_ready\{for="write"\} 0.*\nclaviger_trustee_synced 0\n`, // in the order of /metrics
+	begin:   func(d *deployment) { d.trustees[1].end() },
+	repair:  func(d *deployment) { d.trustees[1].start() },
 }}

@@ -22,19 +22,19 @@ var (
 	compareKMS = flag.Bool("compare", false, "compare a KMS with a warmed Java KMS, for a quarter of an hour")
 	writePage  = flag.Bool("write", false, "write the results of -compare into docs/performance.md")
 	seconds    = flag.Int("seconds", 4, "length of a round of -compare")
-	turns      = flag.Int("turns", 4, "rounds of each load of -compare")
+	loadRounds = flag.Int("rounds", 4, "rounds of each load of -compare")
 	rows       = flag.String("rows", "", "compare only the loads whose name matches this pattern")
 )
 
 // row is a load of the comparison.
 type row struct {
-	name string // for people
-	kind string // of the servers: http, rsa, ecdsa
+	name string // in the table
+	kind string // http, or https with a certificate for a key of that kind: rsa, ecdsa
 	args []string
 }
 
-// transports are the servers' kinds, in the order of the comparison.
-var transports = []string{"http", "rsa", "ecdsa"}
+// kinds has the values of row.kind, in the order of the comparison.
+var kinds = []string{"http", "rsa", "ecdsa"}
 
 var comparison = []row{
 	{"http, decrypt, 256 connections", "http", []string{"--load", "decrypt", "--connections", "256"}},
@@ -84,11 +84,11 @@ func keytool(t *testing.T, args ...string) {
 	}
 }
 
-// pair starts both servers of a kind. conf is a folder with the client's settings.
-func pair(t *testing.T, kind string) (urls []string, conf string) {
+// startBoth starts our KMS and the Java KMS, with the transport of that kind. conf is the folder of client settings.
+func startBoth(t *testing.T, kind string) (urls []string, conf string) {
 	t.Helper()
 	conf = t.TempDir()
-	// The client needs a file that names a provider, and uses none.
+	// The client's folder must name a provider, although the client uses none.
 	hadoop.Conf{"hadoop.kms.key.provider.uri": "memory://"}.Write(t, filepath.Join(conf, "kms-site.xml"))
 	var server hadoop.Conf
 	if kind != "http" {
@@ -105,7 +105,7 @@ func pair(t *testing.T, kind string) (urls []string, conf string) {
 func load(t *testing.T, urls []string, conf string, args ...string) *bench.Report {
 	t.Helper()
 	args = slices.Concat([]string{"bench", "kms", "-o", "json", "--quiet", "--conf", conf, "--rounds",
-		strconv.Itoa(*turns), "--duration", fmt.Sprintf("%ds", *seconds), "--warm-up", "5s"}, args, urls)
+		strconv.Itoa(*loadRounds), "--duration", fmt.Sprintf("%ds", *seconds), "--warm-up", "5s"}, args, urls)
 	var r bench.Report
 	if err := json.Unmarshal([]byte(hadoop.Claviger(t, []string{"HADOOP_USER_NAME=bench"}, args...)), &r); err != nil {
 		t.Fatal(err)
@@ -128,11 +128,11 @@ func TestCompare(t *testing.T) {
 	fmt.Fprintln(&latency, "| load | requests due per second | p99 of claviger | p99 of the Java KMS |")
 	fmt.Fprintln(&latency, "|---|---|---|---|")
 	wanted := regexp.MustCompile(*rows)
-	for _, kind := range transports {
+	for _, kind := range kinds {
 		if !slices.ContainsFunc(comparison, func(r row) bool { return r.kind == kind && wanted.MatchString(r.name) }) {
 			continue
 		}
-		urls, conf := pair(t, kind)
+		urls, conf := startBoth(t, kind)
 		for _, row := range comparison {
 			if row.kind != kind || !wanted.MatchString(row.name) {
 				continue

@@ -36,7 +36,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// tokens is the folder of all tokens. SoftHSM finds it by an environment variable, which tests at the same time share.
+// tokens is the folder of all tokens. SoftHSM finds the folder by an environment variable, so parallel tests share it.
 var tokens string
 
 func TestMain(m *testing.M) {
@@ -57,13 +57,13 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-var making sync.Mutex
+var tokenMutex sync.Mutex
 
 // newToken makes a token.
 func newToken(t *testing.T, label string) softhsm.Token {
 	t.Helper()
-	making.Lock()
-	defer making.Unlock()
+	tokenMutex.Lock()
+	defer tokenMutex.Unlock()
 	token, err := softhsm.Create(tokens, label)
 	if err != nil {
 		t.Fatal(err)
@@ -77,70 +77,70 @@ func newToken(t *testing.T, label string) softhsm.Token {
 	return token
 }
 
-// serverOf is what Prometheus scrapes.
-type serverOf struct {
+// target is a server whose metrics the test reads as Prometheus does.
+type target struct {
 	name string // job and instance, as claviger/kms1
-	// metrics returns what /metrics says, or an error if the server does not run.
+	// metrics returns the text of /metrics, or an error if the server does not run.
 	metrics func() (string, error)
 }
 
-// plant is the servers of a scenario.
-type plant struct {
+// deployment holds the servers of a scenario, and the recording of their metrics.
+type deployment struct {
 	*recording
-	servers []serverOf
+	servers []target
 	kms     []*node
 	// endFault ends the fault.
 	endFault func()
-	// These belong to single scenarios.
-	ofSource edek // under a version of the source
-	auditDir string
-	trustees []*keeper
+	// Single scenarios use the fields below.
+	sourceEDEK edek // under a key version of the source
+	auditDir   string
+	trustees   []*trusteeServer
 }
 
-// record reads /metrics of all servers, which makes a phase.
-func (p *plant) record(ph phase) {
-	p.t.Helper()
-	ph.ofServers = map[string][]scrape{}
+// record reads /metrics of all servers several times, and appends the results as a phase.
+func (d *deployment) record(ph phase) {
+	d.t.Helper()
+	ph.byServer = map[string][]scrape{}
 	for i := range scrapes {
 		if i > 0 {
-			time.Sleep(cmp.Or(ph.pause, pause)) // as Prometheus, which waits for no condition
+			time.Sleep(cmp.Or(ph.pause, pause)) // like the interval of Prometheus: there is no condition to wait for
 		}
-		for _, s := range p.servers {
+		for _, s := range d.servers {
 			read := scrape{at: time.Now()}
 			if text, err := s.metrics(); err == nil {
-				read.values = p.parse(text)
+				read.values = d.parse(text)
 			}
-			ph.ofServers[s.name] = append(ph.ofServers[s.name], read)
+			ph.byServer[s.name] = append(ph.byServer[s.name], read)
 		}
 	}
-	if ph.slow() > 0 { // by the fault, or because the machine is busy
+	if ph.slow() > 0 { // because of the fault, or because the machine is busy
 		ph.allowed = append(slices.Clone(ph.allowed), "ClavigerSlow", "ClavigerVerySlow", "ClavigerHSMSlow")
 		ph.allowed = slices.DeleteFunc(ph.allowed, func(a string) bool { return slices.Contains(ph.alerts, a) })
 	}
-	p.phases = append(p.phases, ph)
+	d.phases = append(d.phases, ph)
 }
 
-// recordWell is record for a phase without a fault. On a busy machine a request takes long now and then; then it
-// records again.
-func (p *plant) recordWell(name string) {
-	p.t.Helper()
+// recordHealthy records a phase without a fault. On a busy machine some requests are slow; recordHealthy then discards
+// the phase and records a new one, at most 20 times.
+func (d *deployment) recordHealthy(name string) {
+	d.t.Helper()
 	for tries := 1; ; tries++ {
-		p.record(phase{name: name})
-		last := len(p.phases) - 1
-		n := p.phases[last].slow()
+		d.record(phase{name: name})
+		last := len(d.phases) - 1
+		n := d.phases[last].slow()
 		if n == 0 || tries == 20 {
 			if n > 0 {
-				p.t.Logf("%s: alerts about time are not judged: the machine is too busy", name)
+				d.t.Logf("%s: alerts about time are not judged: the machine is too busy", name)
 			}
 			return
 		}
-		p.phases = p.phases[:last]
+		d.phases = d.phases[:last]
 	}
 }
 
 // until waits until /metrics of a server matches a pattern.
-func (p *plant) until(s serverOf, pattern string) {
-	p.t.Helper()
+func (d *deployment) until(s target, pattern string) {
+	d.t.Helper()
 	re := regexp.MustCompile(pattern)
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		text, err := s.metrics()
@@ -149,18 +149,18 @@ func (p *plant) until(s serverOf, pattern string) {
 		}
 		if time.Now().After(end) {
 			lines := regexp.MustCompile(`(?m)^`+metricName.FindString(pattern)+`.*`).FindAllString(text, -1)
-			p.t.Fatalf("%s: /metrics does not match %s: %v, %q", s.name, pattern, err, lines)
+			d.t.Fatalf("%s: /metrics does not match %s: %v, %q", s.name, pattern, err, lines)
 		}
 	}
 }
 
-// untilWell waits until no check of a server fails.
-func (p *plant) untilWell() {
-	p.t.Helper()
+// untilHealthy waits until no check of a server fails.
+func (d *deployment) untilHealthy() {
+	d.t.Helper()
 	fails := regexp.MustCompile(`(?m)^claviger_check_ok\{.*\} 0$`)
 	for end := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		var found []string
-		for _, s := range p.servers {
+		for _, s := range d.servers {
 			text, err := s.metrics()
 			if err != nil {
 				found = append(found, err.Error())
@@ -171,7 +171,7 @@ func (p *plant) untilWell() {
 			return
 		}
 		if time.Now().After(end) {
-			p.t.Fatalf("still not well: %q", found)
+			d.t.Fatalf("the servers are not healthy: %q", found)
 		}
 	}
 }
@@ -189,14 +189,14 @@ type node struct {
 	stop     func() error
 	log      logtest.Buffer
 	stopLoad func()
-	// losesRecords: its end reports records of the audit log that were lost.
+	// losesRecords: the KMS loses records of the audit log, and returns an error for them when it stops.
 	losesRecords bool
 }
 
 var openACLs = kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*",
 	"default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*")
 
-// newNode makes the folder of a KMS with a keystore file, and with more properties.
+// newNode makes the folder of a KMS with a keystore file. properties are added to its kms-site.xml.
 func newNode(t *testing.T, properties map[string]string) *node {
 	t.Helper()
 	n := &node{t: t, dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}}
@@ -210,7 +210,7 @@ func newNode(t *testing.T, properties map[string]string) *node {
 	return n
 }
 
-// newHSMNode is newNode for a KMS on a token of its own, behind a module that makes faults.
+// newHSMNode is newNode for a KMS with its own token. The module of the token makes faults.
 func newHSMNode(t *testing.T, label string, properties map[string]string) *node {
 	t.Helper()
 	dir := t.TempDir()
@@ -230,7 +230,7 @@ func newHSMNode(t *testing.T, label string, properties map[string]string) *node 
 	return n
 }
 
-// withTLS makes the node serve https with a certificate that ends then.
+// withTLS makes the node serve https with a certificate that expires at that time.
 func (n *node) withTLS(ends time.Time) {
 	n.t.Helper()
 	n.ca = certtest.NewUntil(n.t, n.dir, time.Now().Add(400*24*time.Hour))
@@ -257,7 +257,7 @@ func (n *node) start() {
 	n.url, n.stop = url, stop
 }
 
-// end stops the node. It does nothing if the node does not run.
+// end stops the node if it runs.
 func (n *node) end() {
 	n.mu.Lock()
 	stop := n.stop
@@ -311,7 +311,7 @@ func (n *node) want(want int, method, path string, body any) []byte {
 	return answer
 }
 
-// metrics returns what /metrics says.
+// metrics returns the text of /metrics.
 func (n *node) metrics() (string, error) {
 	status, text, err := n.request(n.t.Context(), http.MethodGet, "/metrics", nil)
 	if err == nil && status != http.StatusOK {
@@ -326,7 +326,7 @@ func (n *node) create(key string) {
 	n.want(http.StatusCreated, http.MethodPost, "/kms/v1/keys?user.name=u", map[string]any{"name": key})
 }
 
-// edek is an EDEK as the KMS writes it.
+// edek is an EDEK in the JSON of the REST API.
 type edek struct {
 	Version   string `json:"versionName"`
 	IV        string `json:"iv"`
@@ -356,7 +356,7 @@ func (n *node) decrypt(ctx context.Context, e edek) (status int) {
 	return status
 }
 
-// load makes and opens EDEKs of a key until the node is closed. Failures are not errors, because the node has faults.
+// load generates and decrypts EDEKs of a key until stopLoad. Failures are not errors, because the node has faults.
 func (n *node) load(key string) {
 	n.t.Helper()
 	made, err := n.generate(n.t.Context(), key, 1)
@@ -382,30 +382,30 @@ func (n *node) load(key string) {
 	n.stopLoad = func() { cancel(); clients.Wait() }
 }
 
-// newPlant makes a plant of KMSs, and starts them. Their names are kms1, kms2 and so on.
-func newPlant(t *testing.T, nodes ...*node) *plant {
+// newDeployment starts the nodes. Their names are kms1, kms2 and so on.
+func newDeployment(t *testing.T, nodes ...*node) *deployment {
 	t.Helper()
-	p := &plant{recording: &recording{t: t, kinds: map[string]string{}}, kms: nodes}
+	d := &deployment{recording: &recording{t: t, kinds: map[string]string{}}, kms: nodes}
 	for i, n := range nodes {
 		n.start()
 		t.Cleanup(n.end)
-		p.servers = append(p.servers, serverOf{fmt.Sprintf("claviger/kms%d", i+1), n.metrics})
+		d.servers = append(d.servers, target{fmt.Sprintf("claviger/kms%d", i+1), n.metrics})
 	}
-	return p
+	return d
 }
 
-// loaded starts the load of each KMS, with a new key.
-func (p *plant) loaded() *plant {
-	p.t.Helper()
-	for _, n := range p.kms {
+// withLoad starts the load of each KMS, on a new key, and returns d.
+func (d *deployment) withLoad() *deployment {
+	d.t.Helper()
+	for _, n := range d.kms {
 		n.create("zone")
 		n.load("zone")
-		p.t.Cleanup(n.stopLoad)
+		d.t.Cleanup(n.stopLoad)
 	}
-	return p
+	return d
 }
 
-// command runs claviger, as the pages do, and returns its output and its exit status.
+// command runs claviger as a runbook says, and returns its output and its exit status.
 func command(t *testing.T, args ...string) (out string, status int) {
 	t.Helper()
 	bin := hadoop.Binary(t) // the first call builds the program
@@ -420,22 +420,22 @@ func command(t *testing.T, args ...string) (out string, status int) {
 	return string(text), cmd.ProcessState.ExitCode()
 }
 
-// shows runs a command that a page names, and checks its exit status and its output.
-func (p *plant) shows(alert, named string, status int, pattern string, args ...string) {
-	p.t.Helper()
-	if !strings.Contains(pageOf(p.t, alert), named) {
-		p.t.Errorf("the page of %s does not name %q", alert, named)
+// checkCommand runs a command that the page of an alert names, and checks its exit status and its output.
+func (d *deployment) checkCommand(alert, named string, status int, pattern string, args ...string) {
+	d.t.Helper()
+	if !strings.Contains(pageOf(d.t, alert), named) {
+		d.t.Errorf("the page of %s does not name %q", alert, named)
 	}
-	out, got := command(p.t, args...)
+	out, got := command(d.t, args...)
 	if got != status || !regexp.MustCompile(pattern).MatchString(out) {
-		p.t.Errorf("claviger %q: exit status %d, want %d and %s\n%s", args, got, status, pattern, out)
+		d.t.Errorf("claviger %q: exit status %d, want %d and %s\n%s", args, got, status, pattern, out)
 	}
 }
 
-// readyz checks that /readyz of a KMS shows why a check fails.
-func (p *plant) readyz(check, pattern string) {
-	p.t.Helper()
-	_, text, err := p.kms[0].request(p.t.Context(), http.MethodGet, "/readyz", nil)
+// checkReadyz fails the test unless /readyz of the first KMS reports that check as failed, with an error that matches.
+func (d *deployment) checkReadyz(check, pattern string) {
+	d.t.Helper()
+	_, text, err := d.kms[0].request(d.t.Context(), http.MethodGet, "/readyz", nil)
 	var r kmstest.Readiness
 	if err == nil {
 		err = json.Unmarshal(text, &r)
@@ -445,5 +445,5 @@ func (p *plant) readyz(check, pattern string) {
 			return
 		}
 	}
-	p.t.Errorf("/readyz does not say of %s: %s (%v)\n%s", check, pattern, err, text)
+	d.t.Errorf("/readyz does not say of %s: %s (%v)\n%s", check, pattern, err, text)
 }
