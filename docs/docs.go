@@ -1,4 +1,4 @@
-// Package docs holds pages of the documentation that a program shows parts of.
+// Package docs embeds the pages of the documentation whose text a program shows.
 package docs
 
 import "embed"

@@ -25,8 +25,8 @@ func TestUnreadJournalDecidesNothing(t *testing.T) {
 	}
 }
 
-// countsMore makes the source count one version more than it has, as while one of
-// its nodes has not seen a roll yet.
+// countsMore makes the source report one version more than it has. A real source
+// does so while one of its nodes has not seen a roll yet.
 func (l *formerPrimaryRing) countsMore(t *testing.T) {
 	t.Helper()
 	m, err := l.far.Metadata(t.Context(), formerKey)

@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// signer makes a key, and its signer, which may not fail. Without the library the test is skipped.
+// signer makes a key and its Signer. The test fails if the library fails, and is skipped without the library.
 func signer(t testing.TB, bits int) *Signer {
 	t.Helper()
 	if err := load(); err != nil && os.Getenv("CLAVIGER_REQUIRE_LIBCRYPTO") != "1" {
@@ -46,7 +46,7 @@ func verify(s *Signer, opts crypto.SignerOpts, digest, signature []byte) error {
 	return rsa.VerifyPKCS1v15(public, opts.HashFunc(), digest, signature)
 }
 
-// TestSignatures: Go accepts each kind of signature, of keys of all usual lengths, also those that Go makes itself.
+// TestSignatures: Go's verification accepts each kind of signature of a Signer, with keys of all usual lengths.
 func TestSignatures(t *testing.T) {
 	for _, bits := range []int{2048, 3072, 4096} {
 		s := signer(t, bits)
@@ -80,35 +80,36 @@ func TestSignatures(t *testing.T) {
 func TestFailingLibrary(t *testing.T) {
 	s := signer(t, 2048)
 	small := signer(t, 1024)
-	var told []error
-	s.failed = func(err error) { told = append(told, err) }
+	var reported []error
+	s.failed = func(err error) { reported = append(reported, err) }
 	s.pkey, small.pkey = small.pkey, s.pkey // so the library makes signatures of another length
 	digest := sha256.Sum256([]byte("text"))
 	signature, err := s.Sign(rand.Reader, digest[:], crypto.SHA256)
 	if err == nil {
 		err = verify(s, crypto.SHA256, digest[:], signature)
 	}
-	if err != nil || len(told) != 1 || !strings.Contains(told[0].Error(), "a signature has 128 bytes, not 256") {
-		t.Errorf("%v, told %v", err, told)
+	if err != nil || len(reported) != 1 || !strings.Contains(
+		reported[0].Error(), "a signature has 128 bytes, not 256") {
+		t.Errorf("%v, reported %v", err, reported)
 	}
 	if err := s.prove(); err == nil {
 		t.Error("a library that signs with another key has passed")
 	}
 	small.failed = s.failed
 	if _, err := small.Sign(rand.Reader, digest[:], &rsa.PSSOptions{SaltLength: 32, Hash: crypto.SHA256}); err != nil ||
-		len(told) != 2 || !strings.Contains(told[1].Error(), "error:") {
-		t.Errorf("%v, told %v", err, told)
+		len(reported) != 2 || !strings.Contains(reported[1].Error(), "error:") {
+		t.Errorf("%v, reported %v", err, reported)
 	}
 	s.pkey, small.pkey = small.pkey, s.pkey
 	runtime.KeepAlive(small)
 }
 
-// TestWhoSigns: the library makes the signatures that TLS uses, and Go makes all others.
-func TestWhoSigns(t *testing.T) {
+// TestLibraryOrGo: the library makes the signatures that TLS uses, and Go makes all others.
+func TestLibraryOrGo(t *testing.T) {
 	s, other := signer(t, 2048), signer(t, 1024)
 	calls := 0
 	s.failed = func(error) { calls++ }
-	s.pkey, other.pkey = other.pkey, s.pkey // so each call of the library fails, and is reported
+	s.pkey, other.pkey = other.pkey, s.pkey // now each call of the library fails, and failed counts it
 	for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512} {
 		for what, opts := range map[string]crypto.SignerOpts{"PKCS #1": hash,
 			"PSS, salt as long as the digest": &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash},
@@ -167,7 +168,7 @@ func TestProof(t *testing.T) {
 	s.pkey, other.pkey = other.pkey, s.pkey
 	runtime.KeepAlive(other)
 	defer func(before *rsa.PSSOptions) { salt = before }(salt)
-	salt = &rsa.PSSOptions{SaltLength: 20} // the library's is longer
+	salt = &rsa.PSSOptions{SaltLength: 20} // the library's salt is longer
 	if err := s.prove(); err == nil || !strings.Contains(err.Error(), "a signature of PSS: ") {
 		t.Errorf("a wrong signature of PSS: %v", err)
 	}
@@ -214,7 +215,7 @@ func TestConcurrentSignatures(t *testing.T) {
 	group.Wait()
 }
 
-// TestNoLeak: the library wipes a key whose signer is not used any more, and a signature keeps no memory.
+// TestNoLeak: the library wipes a key whose signer is not used any more, and frees the memory of each signature.
 func TestNoLeak(t *testing.T) {
 	s := signer(t, 1024) // a short key makes the test fast
 	before := copies()
@@ -227,7 +228,7 @@ func TestNoLeak(t *testing.T) {
 		runtime.GC()
 		runtime.Gosched()
 	}
-	if n := copies(); n > before || n < 1 { // s has one
+	if n := copies(); n > before || n < 1 { // s still has its key
 		t.Errorf("%d keys are left, before there were %d", n, before)
 	}
 	digest := sha256.Sum256([]byte("text"))
@@ -262,7 +263,7 @@ func resident(t *testing.T) int {
 	return pages * os.Getpagesize()
 }
 
-// selfSigned makes a certificate of a key.
+// selfSigned makes a self-signed certificate for a key.
 func selfSigned(t testing.TB, key crypto.Signer) tls.Certificate {
 	t.Helper()
 	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kms"},

@@ -143,7 +143,7 @@ func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, ot
 	return false, err
 }
 
-// continueRecord copies into it what the journal's record of an earlier run still says.
+// continueRecord copies from the journal's record of an earlier run into it, the item of this run.
 func (k *keyFacts) continueRecord(it *Item) {
 	it.SourceVersions, it.Started = k.before.SourceVersions, k.before.Started
 	if countOf(it.SourceVersions) != k.atSource.Versions {

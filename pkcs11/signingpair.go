@@ -24,7 +24,7 @@ const (
 	RSA4096 SigningKind = "rsa4096"
 )
 
-// SigningKinds lists the kinds, the one to prefer first.
+// SigningKinds lists the kinds, the preferred kind first.
 func SigningKinds() []SigningKind { return []SigningKind{P256, P384, RSA2048, RSA3072, RSA4096} }
 
 // ParseSigningKind returns the kind of that name.
@@ -39,7 +39,7 @@ func ParseSigningKind(name string) (SigningKind, error) {
 	return "", fmt.Errorf("%q is no kind of keys that sign; it must be one of %s", name, strings.Join(names, ", "))
 }
 
-// mechanism returns how a pair of the kind is made, and the attribute of its public key that says which.
+// mechanism returns the mechanism that makes a pair of the kind, and the attributes that choose its curve or length.
 func (k SigningKind) mechanism() (uint, []*p11.Attribute, error) {
 	switch k {
 	case P256, P384:
@@ -107,22 +107,23 @@ func (t *Token) noneHas(s p11.SessionHandle, name PrivateKeyName, tried bool) er
 	return nil
 }
 
-// makeSigningPair makes a pair with the attributes that the token takes, and returns the handle of its private key.
+// makeSigningPair makes a pair with the optional attributes that the token accepts, and returns the handle of its
+// private key.
 func (t *Token) makeSigningPair(s p11.SessionHandle, name PrivateKeyName,
 	kind SigningKind) (private p11.ObjectHandle, err error) {
-	mechanism, of, err := kind.mechanism()
+	mechanism, size, err := kind.mechanism()
 	if err != nil {
 		return 0, err
 	}
 	common := []*p11.Attribute{p11.NewAttribute(p11.CKA_ID, name.ID), p11.NewAttribute(p11.CKA_LABEL, name.Label),
 		p11.NewAttribute(p11.CKA_TOKEN, true)}
 	err = t.withOptional(func(optional []*p11.Attribute) (err error) {
-		public := append(append(of, common...), p11.NewAttribute(p11.CKA_VERIFY, true))
-		theirs := append(append([]*p11.Attribute{}, common...), p11.NewAttribute(p11.CKA_PRIVATE, true),
+		public := append(append(size, common...), p11.NewAttribute(p11.CKA_VERIFY, true))
+		secret := append(append([]*p11.Attribute{}, common...), p11.NewAttribute(p11.CKA_PRIVATE, true),
 			p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
 			p11.NewAttribute(p11.CKA_SIGN, true))
 		_, private, err = t.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(mechanism, nil)}, public,
-			append(theirs, optional...))
+			append(secret, optional...))
 		return err
 	}, p11.CKA_UNWRAP)
 	if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {

@@ -51,7 +51,8 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
-// TestDescribeFaults: it is an error if a command has no file, a file no command, or a file no text or no example.
+// TestDescribeFaults: Describe returns an error if a command has no file, or if a file belongs to no command, lacks the
+// text or lacks the examples.
 func TestDescribeFaults(t *testing.T) {
 	set := func(file, text string) func(fstest.MapFS) {
 		return func(all fstest.MapFS) { all[file].Data = []byte(text) }

@@ -63,7 +63,7 @@ func BenchmarkConnections(b *testing.B) {
 	}
 }
 
-// connections makes a new connection in memory again and again.
+// connections measures new TLS connections in memory.
 func connections(b *testing.B, ca *certtest.Authority, list []tls.Certificate) {
 	b.Helper()
 	server := &tls.Config{Certificates: list, SessionTicketsDisabled: true}
@@ -87,7 +87,7 @@ func connections(b *testing.B, ca *certtest.Authority, list []tls.Certificate) {
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "CPU-µs/op")
 }
 
-// cpuTime returns the CPU time of this process, which is that of client and server without a worker.
+// cpuTime returns the CPU time of this process: of client and server, but not of a worker.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var r syscall.Rusage

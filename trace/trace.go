@@ -1,12 +1,12 @@
 // Package trace follows a request through the rooms of a KMS: each step of a traced request is a span of an
 // OpenTelemetry trace. Package trace/otlp sends the spans to a collector.
 //
-// A nil *Tracer traces nothing, and so does a nil *Span. All methods may be called on nil, and cost a comparison then.
+// A nil *Tracer and a nil *Span trace nothing. Each method may be called on nil, and such a call costs one comparison.
 // Without a Tracer, Start looks for a span in the context, finds none, and allocates nothing.
 //
-// People who may not read the audit log read traces. So a span holds no name of a key or user, and no text of an error:
-// only names of steps, the kinds of errors, the numbers and words of the attributes below, and the id with which a
-// request is in the log and in the audit log. docs/monitoring.md lists the spans.
+// Some people can read traces, but not the audit log. So a span holds no name of a key or user, and no text of an
+// error: only names of steps, the kinds of errors, the numbers and words of the attributes below, and the id of the
+// request in the log and in the audit log. docs/monitoring.md lists the spans.
 package trace
 
 import (
@@ -77,7 +77,7 @@ func (p *parent) Set(key, value string) {
 func (*parent) Keys() []string { return []string{traceParent} }
 
 // Request begins the span of a request. If the request has one valid traceparent header, the caller's span becomes the
-// parent. The result is not nil also if the sampler leaves the request out, so that Inject passes this decision on.
+// parent. If the sampler leaves the request out, the result is not nil either, so that Inject passes this decision on.
 func (t *Tracer) Request(header http.Header) *Span {
 	if t == nil {
 		return nil
@@ -221,7 +221,7 @@ func (s *Span) End() {
 	}
 }
 
-// EndWith ends s with the error at err. It is made for a defer statement in a function whose result err points to.
+// EndWith ends s, and marks s as failed if *err is not nil. Defer the call with a pointer to the error of a function.
 func (s *Span) EndWith(err *error) {
 	if s == nil {
 		return

@@ -10,7 +10,7 @@ import (
 	"claviger"
 )
 
-// functions are what templates call.
+// functions has the functions that templates call.
 var functions = template.FuncMap{
 	"name":   claviger.Printable,
 	"time":   stamp,

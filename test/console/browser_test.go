@@ -120,7 +120,7 @@ func eval[T any](b *browser, script string) T {
 	return v
 }
 
-// until waits until a script is true. The page's policy forbids eval, with which chromedp.Poll waits.
+// until waits until a script is true. chromedp.Poll cannot do so: it needs eval, which the page's policy forbids.
 func (b *browser) until(script string) {
 	b.t.Helper()
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
@@ -132,8 +132,8 @@ func (b *browser) until(script string) {
 	}
 }
 
-// fits fails the test if the page is wider than the window of a telephone.
-func (b *browser) fits() {
+// checkWidth fails the test if the page is wider than the window of a telephone.
+func (b *browser) checkWidth() {
 	b.t.Helper()
 	const width, height, usual, usualHeight = 360, 800, 1200, 800
 	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(width, height)); err != nil {
@@ -147,8 +147,8 @@ func (b *browser) fits() {
 	}
 }
 
-// quiet fails the test if a page wrote a warning or an error to the console of the browser.
-func (b *browser) quiet() {
+// checkMessages fails the test if a page wrote a warning or an error to the console of the browser.
+func (b *browser) checkMessages() {
 	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -158,15 +158,15 @@ func (b *browser) quiet() {
 	b.messages = nil
 }
 
-// forget forgets what pages wrote so far.
-func (b *browser) forget() {
+// clearMessages removes the messages of the pages so far.
+func (b *browser) clearMessages() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.messages = nil
 }
 
-// accessible fails the test if axe finds a fault in the page.
-func (b *browser) accessible() {
+// checkAccessible fails the test if axe finds a fault in the page.
+func (b *browser) checkAccessible() {
 	b.t.Helper()
 	eval[bool](b, b.axe+"; true")
 	faults := eval[[]string](b, `axe.run(document).then(r => r.violations.map(v => v.id + " (" + v.impact + "): " +

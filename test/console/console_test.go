@@ -28,8 +28,8 @@ func TestPages(t *testing.T) {
 				if status := b.open(s.console + path); status != 200 {
 					t.Errorf("%s: %d", page, status)
 				}
-				b.accessible()
-				b.fits()
+				b.checkAccessible()
+				b.checkWidth()
 				if title := eval[string](b, "document.title"); title == "owned" {
 					t.Errorf("%s: a key's name ran as a script", page)
 				}
@@ -37,7 +37,7 @@ func TestPages(t *testing.T) {
 				if n > 100<<10 || n == 0 {
 					t.Errorf("%s: %d bytes", page, n)
 				}
-				b.quiet()
+				b.checkMessages()
 			}
 		})
 	}
@@ -58,7 +58,7 @@ func (b *browser) signIn(s *site) {
 	if status != 200 || user != "alice" {
 		b.t.Fatalf("not signed in: %d, %q", status, user)
 	}
-	b.forget() // the refused navigations
+	b.clearMessages() // the refused navigations
 }
 
 // TestChanges rolls a key with a hostile name, and brings back a deleted key, by the forms of the pages and with the
@@ -79,11 +79,11 @@ func TestChanges(t *testing.T) {
 		b.until(`document.body.innerText.includes("` + result + `")`)
 	}
 	change(pages()["hostile"], "roll-typed", "finance", "is not the name of this key")
-	b.forget() // the browser reports the status 422
+	b.clearMessages() // the browser reports the status 422
 	change(pages()["hostile"], "roll-typed", hostile, "its current version is")
 	change(pages()["deleted"], "undelete-0", "hbase", "The key is back")
-	b.accessible()
-	b.quiet()
+	b.checkAccessible()
+	b.checkMessages()
 }
 
 // TestLive: live.js shows what is new, keeps the focus and opened details, and marks a page as stale when the server
@@ -105,11 +105,11 @@ func TestLive(t *testing.T) {
 	if got := eval[string](b, `document.activeElement.textContent`); got != "Operation" {
 		t.Errorf("after a refresh the focus is at %q", got)
 	}
-	b.quiet()
+	b.checkMessages()
 	s.end()
 	b.until(`document.body.classList.contains("stale") &&
 		document.getElementById("stale").textContent.includes("stale since")`)
-	b.forget() // requests that fail
+	b.clearMessages() // requests that fail
 	s.start()
 }
 
@@ -135,7 +135,7 @@ func TestWithoutScripts(t *testing.T) {
 	if now := eval[string](b, `document.getElementById("when").textContent`); now != when {
 		t.Error("a script ran, so this test shows nothing")
 	}
-	b.quiet()
+	b.checkMessages()
 }
 
 var screenshots = flag.Duration("screenshots", 0, "serve requests for this time, then write docs/img/console-*.png")
@@ -146,10 +146,10 @@ func TestScreenshots(t *testing.T) {
 		t.Skip("-screenshots 2m writes the pictures of docs/console.md")
 	}
 	s := newSite(t)
-	s.open(s.old)
+	s.decrypt(s.wrapped)
 	for began := time.Now(); time.Since(began) < *screenshots; {
 		share := time.Since(began).Seconds() / screenshots.Seconds()
-		s.open(s.generate([]string{"finance", "warehouse"}[rand.IntN(2)]))
+		s.decrypt(s.generate([]string{"finance", "warehouse"}[rand.IntN(2)]))
 		time.Sleep(time.Duration((1.2 - share) * float64(rand.IntN(100)) * float64(time.Millisecond)))
 	}
 	b := startBrowser(t, light)

@@ -22,7 +22,7 @@ import (
 // hostile is the name of a key that would be code if a page did not escape it.
 const hostile = `<script>document.title="owned"</script><img src=x onerror="document.title='owned'">"'&amp;` + "\u202e"
 
-// site is a KMS with a web console. Its keys are those of an earlier run with simple authentication.
+// site is a KMS with a web console.
 type site struct {
 	t       *testing.T
 	dir     string
@@ -30,7 +30,7 @@ type site struct {
 	console string // base URL
 	kms     string // base URL, with /kms
 	stop    func() error
-	old     edek // of a version of the source
+	wrapped edek // of a key version in the source
 }
 
 // edek is an EDEK as the REST API writes it.
@@ -40,7 +40,8 @@ type edek struct {
 	Encrypted struct{ Material string } `json:"encryptedKeyVersion"`
 }
 
-// newSite makes a KMS on an HSM that takes keys over from a keystore file, and has more keys with hostile names.
+// newSite starts a KMS on an HSM that takes keys over from a keystore file, and adds keys, one with a hostile name. The
+// KMS has simple authentication until kerberize.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	source := t.TempDir()
@@ -56,7 +57,7 @@ func newSite(t *testing.T) *site {
 	old.end()
 
 	dir, conf := kmstest.HSM(t)
-	s := &site{t: t, dir: dir, conf: conf, old: wrapped}
+	s := &site{t: t, dir: dir, conf: conf, wrapped: wrapped}
 	maps.Copy(conf, map[string]string{hadoopconf.SourceURI: uri, hadoopconf.InitiateMigration: "true",
 		"claviger.audit.json.file": filepath.Join(dir, "audit.json"), "claviger.audit.node": "kms1.example.com",
 		"hadoop.kms.key.authorization.enable": "true"})
@@ -126,8 +127,8 @@ func (s *site) generate(key string) edek {
 	return list[0]
 }
 
-// open decrypts an EDEK.
-func (s *site) open(e edek) {
+// decrypt decrypts an EDEK.
+func (s *site) decrypt(e edek) {
 	s.t.Helper()
 	key, _, _ := strings.Cut(e.Version, "@")
 	s.post("/v1/keyversion/"+e.Version+"/_eek?eek_op=decrypt",
@@ -159,7 +160,7 @@ func (s *site) request(method, path, body string) []byte {
 	return text
 }
 
-// pages are the pages of the console, by a name for files.
+// pages returns the paths of pages of the console, by short names.
 func pages() map[string]string {
 	return map[string]string{
 		"overview": "/", "keys": "/keys", "key": "/keys?key=" + url.QueryEscape("finance"), "migration": "/migration",

@@ -109,7 +109,7 @@ func (c *client) send(ctx context.Context, body []byte) error {
 		}
 		return nil
 	}
-	err = fmt.Errorf("it answered %s: %q", resp.Status, answer[:min(len(answer), maxText)])
+	err = fmt.Errorf("the collector answered %s: %q", resp.Status, answer[:min(len(answer), maxText)])
 	switch resp.StatusCode { // as the OTLP specification says
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		if seconds, bad := strconv.Atoi(resp.Header.Get("Retry-After")); bad == nil && seconds > 0 {

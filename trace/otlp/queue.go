@@ -15,13 +15,13 @@ const logInterval = time.Minute
 
 // Figures count spans.
 type Figures struct {
-	Sent    int64 // taken by the collector
-	Lost    int64 // found the queue full, or were not taken
-	Waiting int64 // in the queue, or on their way
+	Sent    int64 // accepted by the collector
+	Lost    int64 // dropped because the queue was full, or not accepted by the collector
+	Waiting int64 // in the queue, or being sent
 }
 
-// queue counts the spans before and behind a batch processor of the SDK, which drops spans and does not count them. It
-// is that processor's exporter too.
+// queue counts spans, because a batch processor of the SDK drops spans and does not count them. queue is the processor
+// in front of the batch processor, and the exporter behind it.
 type queue struct {
 	batches   sdk.SpanProcessor // has room for queueSize spans, so it never drops one
 	exporter  sdk.SpanExporter
@@ -33,9 +33,9 @@ type queue struct {
 	done                chan struct{} // closed when the last batch was sent or lost
 
 	mu        sync.Mutex
-	logged    time.Time // the last line about lost spans
+	logged    time.Time // the time of the last line about lost spans
 	lostAtLog int64
-	err       error // the last since then
+	err       error // the last error since logged
 }
 
 func (q *queue) figures() Figures {
