@@ -60,7 +60,7 @@ func (r *Written) text(w io.Writer) {
 			fmt.Fprintf(w, "  lacks  %s: %s\n", p.What, p.Why)
 		}
 	}
-	fmt.Fprintln(w, "Give the auditor the public key by another way than the file. To check the file there:\n"+
+	fmt.Fprintln(w, "Give the auditor the public key apart from the file. To check the file there:\n"+
 		"  claviger migrate report verify FILE --public-key KEY.pub")
 }
 
@@ -104,7 +104,7 @@ func withoutKey(file string) error {
 			"it is the site's key.", claviger.Printable(fingerprint))
 	}
 	return &terminal.UsageError{Err: fmt.Errorf("--public-key is missing: get the file of the public key from the "+
-		"site that made the report, by another way than the report, and name it.%s", claim)}
+		"site that made the report, apart from the report, and name it.%s", claim)}
 }
 
 func keygenCommand() *cobra.Command {

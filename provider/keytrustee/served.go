@@ -94,7 +94,7 @@ func servedBefore(dir string) error {
 		return err
 	}
 	return fmt.Errorf("%s does not exist or is empty, but a KMS was started from it at %s with the identity %s (see "+
-		"%s). A new identity could not open the keys of that KMS, so none was made. "+
+		"%s). A new identity could not open the keys of that KMS, so no identity was made. "+
 		"Put the folder back: mount its disk, or copy %s, %s and %s from another host of this KMS or from a backup. "+
 		"To give up all keys of that identity, remove %s and start again",
 		dir, s.Started.UTC().Format(time.RFC3339), s.Identity, file, trustee.ConfFile, trustee.PublicRing,

@@ -36,7 +36,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}
-	// An event after this line clears r.learned after this call has set it.
+	events := r.events.Load() // before the state is read; see remember
 	st, err := r.store.Position(ctx)
 	if err != nil {
 		return server.Knowledge{}, err
@@ -50,7 +50,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 		}
 		c.Sure = (r.equal || st.Alone) && !r.lacking
 		c.Lists = c.Sure
-		r.learned.Store(c)
+		r.remember(c, events)
 		return c.Knowledge, nil
 	}
 	var p Position
@@ -58,7 +58,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	if err := r.request(context.WithoutCancel(ctx), currentTimeout, trustee.VerbPeerHello, st, &p); err != nil {
 		c.until = time.Now().Add(unreachedLife)
 		c.Lists = r.wasComplete.Load()
-		r.learned.Store(c)
+		r.remember(c, events)
 		return c.Knowledge, nil
 	}
 	if st, err = r.store.Position(ctx); err == nil { // it may have changed meanwhile
@@ -69,7 +69,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	}
 	c.Lists = c.Sure
 	r.wasComplete.Store(c.Sure)
-	r.learned.Store(c)
+	r.remember(c, events)
 	return c.Knowledge, nil
 }
 
@@ -77,6 +77,21 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 type learned struct {
 	server.Knowledge
 	until time.Time
+}
+
+// remember lets Current return c again, unless c may be older than an event. events is r.events before the state was
+// read for c.
+func (r *Replica) remember(c *learned, events uint64) {
+	r.learned.Store(c)
+	if r.events.Load() != events {
+		r.learned.CompareAndSwap(c, nil)
+	}
+}
+
+// unlearn makes the next Current read the state again. It is called after each change of the state.
+func (r *Replica) unlearn() {
+	r.events.Add(1)
+	r.learned.Store(nil)
 }
 
 // complete reports whether this passive server has every change of the active server. While the

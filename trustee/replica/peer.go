@@ -380,7 +380,7 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 		r.syncErr = fmt.Errorf("this server must reach the passive one first")
 	}
 	r.mu.Unlock()
-	r.learned.Store(nil)
+	r.unlearn()
 	r.wake()
 	r.log.Warn("an operator has decided whether this Key Trustee Server works without the passive one", "alone", a.On)
 	return st, nil

@@ -85,6 +85,7 @@ type Replica struct {
 	currentMu sync.Mutex // held by a request that finds out whether this server lacks anything
 	// learned is the last result of Current; nil for none.
 	learned atomic.Pointer[learned]
+	events  atomic.Uint64 // calls of unlearn
 	// wasComplete is true if this server, as the passive one, lacked nothing when it last reached the
 	// active server since its start.
 	wasComplete atomic.Bool
@@ -225,7 +226,7 @@ func (r *Replica) report(err error) {
 		r.log.Error("the two Key Trustee Servers are not synchronized", "err", err)
 	}
 	r.logged = text
-	r.learned.Store(nil)
+	r.unlearn()
 }
 
 // wake makes Run check at once.

@@ -98,7 +98,7 @@ func (r *Replica) forget() {
 	r.synced, r.equal, r.lacking = false, false, false
 	r.mu.Unlock()
 	r.wasComplete.Store(false)
-	r.learned.Store(nil)
+	r.unlearn()
 }
 
 // catchUp sends the changes that the passive server lacks, or fetches the changes that only the passive
@@ -266,7 +266,7 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			"stays beside the passive's store", res.Lost, alone)
 		r.refused = &refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
-		r.lacking = true // report clears r.learned
+		r.lacking = true // report calls unlearn
 		r.mu.Unlock()
 		return nil, err
 	}
@@ -351,7 +351,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	r.synced, r.syncErr = false, fmt.Errorf("this server has just been promoted")
 	r.equal, r.lacking = all, false
 	r.mu.Unlock()
-	r.learned.Store(nil)
+	r.unlearn()
 	r.wake()
 	r.log.Warn("this Key Trustee Server is active from now on", "epoch", epoch)
 	return &st, nil
