@@ -109,7 +109,7 @@ func (w traced) FindObjects(s p11.SessionHandle, limit int) (_ []p11.ObjectHandl
 	return w.Boundary.FindObjects(s, limit)
 }
 
-// Encrypt reports both functions as C_Encrypt.
+// Encrypt calls C_EncryptInit and C_Encrypt, and reports them together as C_Encrypt.
 func (w traced) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
 	data []byte) (_ []byte, err error) {
 	defer w.done("C_Encrypt", time.Now(), &err)
@@ -132,7 +132,7 @@ func (w traced) Decrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) 
 	return w.Boundary.Decrypt(s, data)
 }
 
-// Sign reports both functions as C_Sign.
+// Sign calls C_SignInit and C_Sign, and reports them together as C_Sign.
 func (w traced) Sign(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) (_ []byte, err error) {
 	defer w.done("C_Sign", time.Now(), &err)
 	return w.Boundary.Sign(s, m, key, data)

@@ -64,7 +64,7 @@ func (r *Request) Make(ctx context.Context) (done Requested, err error) {
 		return done, err
 	}
 	if k.Public == nil {
-		return done, fmt.Errorf("the token does not tell the public key of the private key with %v; make a new key, "+
+		return done, fmt.Errorf("the token does not show the public key of the private key with %v; make a new key, "+
 			"with another label", name)
 	}
 	done.Kind = k.Kind

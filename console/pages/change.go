@@ -15,7 +15,7 @@ import (
 	"claviger/shellword"
 )
 
-// change is what the page of a key shows about changes: the forms, and the result of a change.
+// change holds the forms of a key's page, and the result of the last change.
 type change struct {
 	Done  string // the change that was made
 	Error string // why nothing was changed
@@ -77,7 +77,7 @@ func (s *session) form() (key string, ok bool) {
 }
 
 // roll makes a new version of a key. The form names the current version, so that a form that is sent twice rolls the
-// key once, also if both requests arrive together.
+// key once, even if both requests arrive together.
 func (s *session) roll() {
 	key, ok := s.form()
 	if !ok {

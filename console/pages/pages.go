@@ -33,7 +33,7 @@ type KMS interface {
 	As(caller claviger.Principal, w http.ResponseWriter, r *http.Request)
 }
 
-// Config is what New needs.
+// Config holds the parts of the KMS that the pages show.
 type Config struct {
 	KMS KMS
 	// LoopbackOnly refuses peers from other hosts, and requests to other names than localhost. It is set with simple
@@ -52,7 +52,7 @@ type Config struct {
 	ProviderURI string
 	// Ready returns how many ready-made EDEKs of a key this node has.
 	Ready func(key string) int
-	// Origin says where a key was born. details permits the URI of a source.
+	// Origin returns where a key was made. details permits the URI of a source.
 	Origin func(ctx context.Context, key string, details bool) string
 
 	// Migration reads the journal of migrations; nil without an error if there is none.
@@ -222,7 +222,7 @@ func (s *session) show(status int, page, title string, refresh int, body any) {
 		Live: refresh, Menu: menu, Body: body})
 }
 
-// render writes a page. The page is made in memory first, so that an error leaves no half of a page.
+// render writes a page. The page is made in memory first, so that after an error no part of it was sent.
 func (p *pages) render(w http.ResponseWriter, status int, page string, v view) {
 	var b bytes.Buffer
 	if err := p.templates[page].Execute(&b, v); err != nil {
