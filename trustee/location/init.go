@@ -177,8 +177,8 @@ func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 	left := servedBefore(f)
 	if len(left) > 0 && !empty {
 		return claviger.Refuse("%s is missing, but these files show that a trustee has served it: %s. With an empty "+
-			"store, the trustee would answer that no deposit exists, so no store was made. Put the file back, or one of "+
-			"these copies in its place, or restore a backup into another folder (claviger trustee restore). If the "+
+			"store, the trustee would answer that no deposit exists, so no store was made. Put the file back, or one "+
+			"of these copies in its place, or restore a backup into another folder (claviger trustee restore). If the "+
 			"other of two trustees holds the deposits, or you need none: claviger trustee init --empty-store; then "+
 			"start this server, if it is one of two, with --role passive", path, strings.Join(left, ", "))
 	}
