@@ -230,7 +230,7 @@ func TestRenumberedChecks(t *testing.T) {
 	if h := p.LastHoldings(); len(h.All()) != 0 {
 		t.Errorf("lost: %v", h.Names())
 	}
-	for _, line := range []string{"was gone", "lost", "does not know", "no longer fit"} {
+	for _, line := range []string{"was gone", "lost", "holds keys of claviger that", "no longer fit"} {
 		if strings.Contains(text.String(), line) {
 			t.Errorf("%q in the log:\n%s", line, text)
 		}

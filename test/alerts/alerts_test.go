@@ -48,6 +48,9 @@ func TestAlerts(t *testing.T) {
 	for name, s := range scenarios {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if name == "connections" && hadoop.RaceDetector {
+				t.Skip("with the race detector, connections are refused too seldom on a busy machine for the rule")
+			}
 			d := s.deployment(t)
 			d.untilHealthy()
 			d.recordHealthy("healthy")

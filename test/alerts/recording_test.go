@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -86,23 +87,18 @@ func metricOf(series string) string {
 
 var metricName = regexp.MustCompile(`claviger_[a-z_]+`)
 
-// usedMetrics has the metrics that a rule or a page of the runbooks names.
-var usedMetrics = func() func() map[string]bool {
-	var names map[string]bool
-	return func() map[string]bool {
-		if names == nil {
-			names = map[string]bool{}
-			files, _ := filepath.Glob(runbooks)
-			for _, f := range append(files, rulesFile) {
-				text, _ := os.ReadFile(f)
-				for _, name := range metricName.FindAllString(string(text), -1) {
-					names[name] = true
-				}
-			}
+// usedMetrics returns the metrics that a rule or a page of the runbooks names.
+var usedMetrics = sync.OnceValue(func() map[string]bool {
+	names := map[string]bool{}
+	files, _ := filepath.Glob(runbooks)
+	for _, f := range append(files, rulesFile) {
+		text, _ := os.ReadFile(f)
+		for _, name := range metricName.FindAllString(string(text), -1) {
+			names[name] = true
 		}
-		return names
 	}
-}()
+	return names
+})
 
 // isCounter reports whether the values of a series only grow.
 func (r *recording) isCounter(series string) bool {

@@ -34,7 +34,7 @@ func build(name string, overlay map[string]string) (string, error) {
 	dir := filepath.Join(cache, "claviger", fmt.Sprintf("bin-%x", sha256.Sum256([]byte(Root())))[:20])
 	bin := filepath.Join(dir, name)
 	args := []string{"build", "-buildvcs=false"}
-	if raceDetector {
+	if RaceDetector {
 		bin += "-race"
 		args = append(args, "-race")
 	}

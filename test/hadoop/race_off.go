@@ -2,4 +2,5 @@
 
 package hadoop
 
-const raceDetector = false
+// RaceDetector says whether the test and its programs are built with the race detector.
+const RaceDetector = false
