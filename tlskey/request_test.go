@@ -13,29 +13,31 @@ import (
 // TestRequest: a request makes the key once. A server takes the certificate that follows from the request.
 func TestRequest(t *testing.T) {
 	for _, kind := range []pkcs11.SigningKind{pkcs11.P256, pkcs11.RSA2048} {
-		l := newLab(t)
-		uri := tlskeytest.URI(l.tok, l.tok.Module, "kms")
-		r := Request{URI: uri, Kind: kind, Hosts: []string{"kms.example.com", "127.0.0.1"}, Worker: testedMode()}
-		for i := range 2 {
-			done, err := r.Make(t.Context())
-			if err != nil || done.Made != (i == 0) {
-				t.Fatalf("%s: %+v, %v", kind, done, err)
+		t.Run(string(kind), func(t *testing.T) {
+			l := newLab(t)
+			uri := tlskeytest.URI(l.tok, l.tok.Module, "kms")
+			r := Request{URI: uri, Kind: kind, Hosts: []string{"kms.example.com", "127.0.0.1"}, Worker: testedMode()}
+			for i := range 2 {
+				done, err := r.Make(t.Context())
+				if err != nil || done.Made != (i == 0) {
+					t.Fatalf("%s: %+v, %v", kind, done, err)
+				}
+				block, _ := pem.Decode(done.PEM)
+				csr, err := x509.ParseCertificateRequest(block.Bytes)
+				if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != "kms.example.com" ||
+					len(csr.DNSNames) != 1 || len(csr.IPAddresses) != 1 || kindOf(csr.PublicKey) != done.Kind {
+					t.Fatalf("%s: %+v, %v", kind, csr, err)
+				}
+				if i == 0 {
+					l.certificate(csr.PublicKey, "kms")
+				}
 			}
-			block, _ := pem.Decode(done.PEM)
-			csr, err := x509.ParseCertificateRequest(block.Bytes)
-			if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != "kms.example.com" ||
-				len(csr.DNSNames) != 1 || len(csr.IPAddresses) != 1 || kindOf(csr.PublicKey) != done.Kind {
-				t.Fatalf("%s: %+v, %v", kind, csr, err)
+			l.cfg.URIs = []string{uri}
+			_, server := l.serve()
+			if _, err := l.connect(server, clients["TLS 1.3"]); err != nil {
+				t.Errorf("%s: %v", kind, err)
 			}
-			if i == 0 {
-				l.certificate(csr.PublicKey, "kms")
-			}
-		}
-		l.cfg.URIs = []string{uri}
-		_, server := l.serve()
-		if _, err := l.connect(server, clients["TLS 1.3"]); err != nil {
-			t.Errorf("%s: %v", kind, err)
-		}
+		})
 	}
 }
 
