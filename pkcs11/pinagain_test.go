@@ -14,31 +14,6 @@ import (
 	"claviger/secret"
 )
 
-// changePIN changes the PIN of the test's token in this process, not in the worker, as an operator's tool does.
-func changePIN(t *testing.T, module, from, to string) {
-	t.Helper()
-	lib := p11.New(module)
-	defer lib.Destroy()
-	if err := lib.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	defer lib.Finalize() //nolint:errcheck // the change is what counts
-	slots, err := lib.GetSlotList(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := lib.OpenSession(slots[0], p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
-	if err == nil {
-		err = lib.Login(s, p11.CKU_USER, from)
-	}
-	if err == nil {
-		err = lib.SetPIN(s, from, to)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // touch sets a file's modification time to one second from now.
 func touch(t *testing.T, file string) {
 	t.Helper()
@@ -99,7 +74,7 @@ func TestPINOfTheFileBecomesRight(t *testing.T) {
 	wantRefused(t, tok, m, 1)
 	touch(t, file)
 	wantRefused(t, tok, m, 2)
-	changePIN(t, tok.cfg.Module, pin, "11112222")
+	softhsmtest.ChangePIN(t, tok.cfg.Module, pin, "11112222")
 	wantRefused(t, tok, m, 2)
 	writePIN(t, file, "11112222") // the same PIN
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
@@ -111,10 +86,10 @@ func TestPINOfTheFileBecomesRight(t *testing.T) {
 // TestPINOfTheHSMComesBack: the PIN of the file is right, and the HSM has another PIN for a while.
 func TestPINOfTheHSMComesBack(t *testing.T) {
 	tok, m, file, pin := serverWithPIN(t)
-	changePIN(t, tok.cfg.Module, pin, "11112222")
+	softhsmtest.ChangePIN(t, tok.cfg.Module, pin, "11112222")
 	endWorker(t, tok, m)
 	wantRefused(t, tok, m, 1)
-	changePIN(t, tok.cfg.Module, "11112222", pin)
+	softhsmtest.ChangePIN(t, tok.cfg.Module, "11112222", pin)
 	touch(t, file)
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
 	if n := m.Count("Login"); n != 2 {
@@ -137,7 +112,7 @@ func TestLoginForgetsRefusals(t *testing.T) {
 		}
 	}
 	triedPINs.mu.Unlock()
-	changePIN(t, tok.cfg.Module, pin, "11112222")
+	softhsmtest.ChangePIN(t, tok.cfg.Module, pin, "11112222")
 	writePIN(t, file, "11112222")
 	endWorker(t, tok, m)
 	eventually(t, func() error { return encryptWith(t, tok, 1) })

@@ -9,40 +9,13 @@ import (
 	"testing"
 	"time"
 
-	p11 "github.com/miekg/pkcs11"
-
 	"claviger/internal/certtest"
 	"claviger/internal/faultmodule"
 	"claviger/internal/porttest"
-	"claviger/internal/softhsm"
+	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
 	"claviger/provider/kmsclient"
 )
-
-// changePIN changes the PIN in the HSM, in this process, as the HSM's own tool does.
-func changePIN(t *testing.T, tok softhsm.Token, from, to string) {
-	t.Helper()
-	lib := p11.New(tok.Module)
-	defer lib.Destroy()
-	if err := lib.Initialize(); err != nil {
-		t.Fatal(err)
-	}
-	defer lib.Finalize() //nolint:errcheck // the change is what counts
-	slots, err := lib.GetSlotList(true)
-	if err != nil || len(slots) == 0 {
-		t.Fatal(slots, err)
-	}
-	s, err := lib.OpenSession(slots[0], p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
-	if err == nil {
-		err = lib.Login(s, p11.CKU_USER, from)
-	}
-	if err == nil {
-		err = lib.SetPIN(s, from, to)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // logsIn waits until the server has logged in once more.
 func logsIn(t *testing.T, fault *faultmodule.Module) {
@@ -65,7 +38,7 @@ func TestRotatePIN(t *testing.T) {
 	l.step("the server runs with the old PIN")
 	made := filepath.Join(filepath.Dir(tok.PINFile), "pin.new")
 	kmstest.WriteFile(t, made, "new-pin-4711\n")
-	changePIN(t, tok, "12345678", "new-pin-4711")
+	softhsmtest.ChangePIN(t, tok.Module, "12345678", "new-pin-4711")
 	l.step("the PIN was changed in the HSM; open sessions stay")
 	if out := command(t, 4, "hsm", "inspect", "--conf", n.dir); !strings.Contains(out, "refuses the PIN of file") {
 		t.Errorf("hsm inspect with the old PIN: %s", out)
