@@ -1,7 +1,6 @@
 package alerts
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -9,7 +8,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -280,25 +278,7 @@ func (n *node) request(ctx context.Context, method, path string, body any) (stat
 	if url == "" {
 		return 0, nil, errors.New("the KMS does not run")
 	}
-	var in io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return 0, nil, err
-		}
-		in = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(url, "/kms")+path, in)
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := n.http.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
+	return kmstest.Send(ctx, n.http, method, strings.TrimSuffix(url, "/kms")+path, body)
 }
 
 // want sends a request that must have that status.

@@ -3,7 +3,6 @@ package console
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -142,20 +141,13 @@ func (s *site) request(method, path, body string) []byte {
 	if strings.Contains(path, "?") {
 		sep = "&"
 	}
-	target := s.kms + path + sep + "user.name=root"
-	req, err := http.NewRequestWithContext(s.t.Context(), method, target, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
+	var sent any
+	if body != "" {
+		sent = json.RawMessage(body)
 	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode >= http.StatusMultipleChoices {
-		s.t.Fatalf("%s %s: %d %s, %v", method, path, resp.StatusCode, text, err)
+	status, text, err := kmstest.Send(s.t.Context(), http.DefaultClient, method, s.kms+path+sep+"user.name=root", sent)
+	if err != nil || status >= http.StatusMultipleChoices {
+		s.t.Fatalf("%s %s: %d %s, %v", method, path, status, text, err)
 	}
 	return text
 }

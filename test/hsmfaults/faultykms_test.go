@@ -1,12 +1,9 @@
 package hsmfaults
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -144,29 +141,11 @@ func material(t *testing.T, body []byte) []byte {
 
 // request makes a request. Its error is one of the connection.
 func (l *faultyKMS) request(ctx context.Context, method, path string, body any) (status int, answer []byte, err error) {
-	var in io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return 0, nil, err
-		}
-		in = bytes.NewReader(text)
-	}
 	sep := "?"
 	if strings.Contains(path, "?") {
 		sep = "&"
 	}
-	req, err := http.NewRequestWithContext(ctx, method, l.url+"/v1/"+path+sep+"user.name=u", in)
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
+	return kmstest.Send(ctx, http.DefaultClient, method, l.url+"/v1/"+path+sep+"user.name=u", body)
 }
 
 func (l *faultyKMS) want(t *testing.T, want int, method, path string, body any) []byte {
