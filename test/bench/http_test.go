@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,19 +93,20 @@ func selfSigned() (tls.Certificate, error) {
 
 // target is a server under load.
 type target struct {
-	url     string          // base
-	pids    bench.Processes // one, or two with a worker
-	client  *http.Client
-	cookie  string
-	token   string // a delegation token, which replaces the cookie if it is not ""
-	started time.Duration
+	url       string          // base
+	pids      bench.Processes // one, or two with a worker
+	client    *http.Client
+	transport *http.Transport // of client
+	cookie    string
+	token     string // a delegation token, which replaces the cookie if it is not ""
+	started   time.Duration
 }
 
 func newTarget(b testing.TB, base string, pid int, started time.Duration) *target {
 	b.Helper()
-	t := &target{url: base, pids: bench.ProcessesOf(pid), started: started,
-		client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: manyClients,
-			TLSClientConfig: anyCertificate()}}}
+	tr := &http.Transport{MaxIdleConnsPerHost: slices.Max(connectionCounts), TLSClientConfig: anyCertificate()}
+	t := &target{url: base, pids: bench.ProcessesOf(pid), started: started, transport: tr,
+		client: &http.Client{Timeout: time.Minute, Transport: tr}}
 	b.Cleanup(t.client.CloseIdleConnections)
 	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
 	if err != nil {

@@ -27,7 +27,8 @@ const (
 
 // layerPackages says which layer the innermost function of such a package belongs to.
 var layerPackages = []struct{ prefix, layer string }{
-	{"claviger/libcrypto.", layerSignal}, {"crypto/rsa.", layerSignal}, {"crypto/ecdsa.", layerSignal},
+	{"claviger/libcrypto.", layerSignal}, {"claviger/tlskey.", layerSignal},
+	{"crypto/rsa.", layerSignal}, {"crypto/ecdsa.", layerSignal},
 	{"crypto/internal/fips140/rsa.", layerSignal}, {"crypto/internal/fips140/ecdsa.", layerSignal},
 	{"crypto/tls.", layerTLS},
 	{"claviger/authn", layerAuth}, {"claviger/authz", layerAuth},

@@ -53,7 +53,6 @@ func connectionsTable(t *testing.T, ours *hadoop.KMS) string {
 	const n = 60_000 // requests of a round
 	rates := map[*target][]float64{}
 	for _, s := range []*target{kms, empty} {
-		s.connections(slices.Max(connectionCounts))
 		s.send(t, http.MethodPost, path, body, n, connectionCounts[0]) // warm-up
 	}
 	for _, count := range connectionCounts {
@@ -129,11 +128,4 @@ func orderTable(t *testing.T, url string) string {
 			m.Latency.P99, total)
 	}
 	return b.String()
-}
-
-// connections sets how many connections a target keeps.
-func (t *target) connections(n int) {
-	if tr, ok := t.client.Transport.(*http.Transport); ok {
-		tr.MaxIdleConnsPerHost = n
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -161,7 +162,7 @@ func (l timedLoad) measure(t *testing.T) (c requestCost) {
 		empty.token = ours.token
 	}
 	for _, s := range []*target{ours, empty} {
-		s.fresh(l.fresh)
+		s.transport.DisableKeepAlives = l.fresh
 		s.send(t, http.MethodPost, path, body, l.n/4, l.connections) // warm-up
 	}
 	signalChild(t, p)
@@ -281,15 +282,10 @@ func limitsTable(t *testing.T) string {
 		return err
 	})
 	token, id, check := tokenWithKey(t)
-	for _, edeks := range []string{"1 EDEK", "64 EDEKs", "1000 EDEKs"} {
-		var n int
-		if _, err := fmt.Sscan(edeks, &n); err != nil {
-			t.Fatal(err)
-		}
-		blocks := make([]byte, n*blocksPerEDEK*claviger.IVSize)
-		line("one proved encryption by `pkcs11` and SoftHSM in the process: "+edeks+" of 256 bits", func() error {
-			return token.EncryptAlone(t.Context(), id, "limit", check, blocks)
-		})
+	for _, edeks := range []int{1, 64, 1000} {
+		blocks := make([]byte, edeks*blocksPerEDEK*claviger.IVSize)
+		line(fmt.Sprintf("one proved encryption by `pkcs11` and SoftHSM in the process, 256-bit EDEKs: %d", edeks),
+			func() error { return token.EncryptAlone(t.Context(), id, "limit", check, blocks) })
 	}
 	return b.String()
 }
@@ -324,13 +320,6 @@ func tokenWithKey(t *testing.T) (token *pkcs11.Token, id, check []byte) {
 	return token, id, check
 }
 
-// fresh makes a target use a new connection for each request.
-func (t *target) fresh(yes bool) {
-	if tr, ok := t.client.Transport.(*http.Transport); ok {
-		tr.DisableKeepAlives = yes
-	}
-}
-
 // delegation gets a delegation token for the query of requests.
 func (t *target) delegation(tb testing.TB) string {
 	tb.Helper()
@@ -338,12 +327,11 @@ func (t *target) delegation(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	_, rest, _ := bytes.Cut(answer, []byte(`"urlString":"`))
-	token, _, ok := bytes.Cut(rest, []byte(`"`))
-	if !ok {
-		tb.Fatalf("no token in %s", answer)
+	var made struct{ Token struct{ URLString string } }
+	if err := json.Unmarshal(answer, &made); err != nil || made.Token.URLString == "" {
+		tb.Fatalf("no token in %s: %v", answer, err)
 	}
-	return string(token)
+	return made.Token.URLString
 }
 
 // anyCertificate is the TLS of the benchmark's client: its servers have certificates that were made for the test.

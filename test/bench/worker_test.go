@@ -15,7 +15,7 @@ const (
 	inWorker  = "worker = yes"
 )
 
-// manyClients is the largest number of connections: that of single decrypts in BenchmarkWorker.
+// manyClients is the number of connections of single decrypts in BenchmarkWorker and BenchmarkRoundTrip.
 const manyClients = 256
 
 // rounds is the number of rounds of each server in BenchmarkWorker. The servers take turns, because the machine may
