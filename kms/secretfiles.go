@@ -15,6 +15,7 @@ import (
 	"claviger/provider/keytrustee"
 	"claviger/secret"
 	"claviger/sqlitedb"
+	"claviger/tlskey"
 	"claviger/trustee"
 )
 
@@ -44,11 +45,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 		l.addProperty(prefix+"ssl.keystore.location", "keystore")
 	}
 	l.addProperty(jceksPasswordFile, "password of the keystore")
-	for _, uri := range strings.Fields(conf.String(tlsKeyProperty)) {
-		if c, _, _, err := pkcs11.ParseKeyURI(uri); err == nil {
-			l.put(c.Files...)
-		}
-	}
+	l.put(tlskey.SecretFiles(strings.Fields(conf.String(tlsKeyProperty)))...)
 	l.groups()
 	l.credentials(conf)
 	for _, file := range [][2]string{{"hadoop.ssl.server.conf", "ssl-server.xml"}, {"hadoop.ssl.client.conf",
