@@ -145,14 +145,6 @@ func certificatesOf(path string) (certs []*x509.Certificate, err error) {
 	return certs, err
 }
 
-// servedStore returns the property that names the file with the server's certificates.
-func (s *Service) servedStore() string {
-	if _, inHSM, _ := tlsKeyConfig(s.Conf); inHSM {
-		return tlsCertificateProperty
-	}
-	return serverKeystore + "location"
-}
-
 // certificateCheck reads the stores at most once a minute: anybody may request the
 // result, and the key derivation from a store's password is slow.
 type certificateCheck struct {
@@ -180,7 +172,11 @@ func (s *Service) certificates() (list []Validity, unreadable []error, err error
 	}
 	list = slices.Clone(c.list)
 	if c.served != nil {
-		v, err := servedValidity(s.servedStore(), c.served())
+		store := serverKeystore + "location"
+		if c.keys != nil {
+			store = tlsCertificateProperty
+		}
+		v, err := servedValidity(store, c.served())
 		if err != nil {
 			return nil, nil, err
 		}
