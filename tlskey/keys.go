@@ -53,8 +53,7 @@ type Keys struct {
 	tokens []*token
 	keys   []*key
 
-	onSign     atomic.Pointer[func(Signature)]
-	onFunction atomic.Pointer[func(pkcs11.Function)]
+	onSign atomic.Pointer[func(Signature)]
 
 	// served has the signers of the certificates that were loaded last.
 	served  atomic.Pointer[[]*Signer]
@@ -176,9 +175,6 @@ func (k *Keys) openToken(ctx context.Context, t *token) error {
 		t.why.Store(&err)
 		return err
 	}
-	if f := k.onFunction.Load(); f != nil {
-		tok.OnFunction(*f)
-	}
 	t.open.Store(tok)
 	return nil
 }
@@ -254,16 +250,6 @@ type Signature struct {
 
 // OnSign sets f to be called after each signature of a handshake. f must be quick.
 func (k *Keys) OnSign(f func(Signature)) { k.onSign.Store(&f) }
-
-// OnFunction sets f to be called after each call of the HSM's library, see pkcs11.Token.
-func (k *Keys) OnFunction(f func(pkcs11.Function)) {
-	k.onFunction.Store(&f)
-	for _, t := range k.tokens {
-		if tok := t.open.Load(); tok != nil {
-			tok.OnFunction(f)
-		}
-	}
-}
 
 // Counts returns how many signatures of handshakes were made, and how many failed.
 func (k *Keys) Counts() (made, failed uint64) { return k.made.Load(), k.failed.Load() }
