@@ -7,7 +7,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/asn1"
-	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -129,20 +128,23 @@ func (t *Token) describeSigningKey(s p11.SessionHandle, o p11.ObjectHandle) (Sig
 	if err != nil {
 		return k, err
 	}
-	var keyType uint
+	keyType := ^uint(0) // not reported; 0 is CKK_RSA
 	for _, a := range attrs {
-		yes := len(a.Value) > 0 && a.Value[0] != 0
+		known := len(a.Value) > 0
+		yes := known && a.Value[0] != 0
 		switch a.Type {
 		case p11.CKA_ID:
 			k.ID = bytes.Clone(a.Value)
 		case p11.CKA_LABEL:
 			k.Label = string(a.Value)
 		case p11.CKA_KEY_TYPE:
-			keyType = number(a.Value)
+			if known {
+				keyType = ulong(a.Value)
+			}
 		case p11.CKA_SENSITIVE:
 			k.Sensitive = yes
 		case p11.CKA_EXTRACTABLE:
-			k.Extractable = yes || len(a.Value) == 0
+			k.Extractable = yes || !known
 		case p11.CKA_SIGN:
 			k.Sign = yes
 		}
@@ -160,17 +162,6 @@ func (t *Token) describeSigningKey(s p11.SessionHandle, o p11.ObjectHandle) (Sig
 	}
 	return k, claviger.Errorf("pkcs11.SigningKey", claviger.Invalid, k.Label, "a private key of type %#x cannot be "+
 		"used; it must be RSA, or ECDSA on P-256, P-384 or P-521", keyType)
-}
-
-// number reads a CK_ULONG. Its size and byte order are those of this machine.
-func number(value []byte) uint {
-	switch len(value) {
-	case 8:
-		return uint(binary.NativeEndian.Uint64(value))
-	case 4:
-		return uint(binary.NativeEndian.Uint32(value))
-	}
-	return ^uint(0)
 }
 
 // describeECDSA sets the kind and the public key of an ECDSA key.
