@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"encoding/asn1"
 	"fmt"
 	"strings"
@@ -59,13 +60,24 @@ func allPrivateKeys() []*p11.Attribute {
 type SigningKey struct {
 	ID    []byte // CKA_ID
 	Label string // CKA_LABEL
-	Kind  string // such as "RSA of 2048 bits" or "ECDSA on P-256"
+	Kind  string // of the public key, see KindOf
 	// Public is an *rsa.PublicKey or an *ecdsa.PublicKey. The public key of an ECDSA key comes from the
 	// public key object with the same CKA_ID. A user without the PIN can replace that object. Public is nil if there is
 	// no such object.
 	Public crypto.PublicKey
 	// The token's attributes for the uses of the key. Extractable is true if the token does not report it.
 	Sensitive, Extractable, Sign bool
+}
+
+// KindOf returns the kind of a public key, such as "RSA of 2048 bits" or "ECDSA on P-256".
+func KindOf(public crypto.PublicKey) string {
+	switch public := public.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA of %d bits", public.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ECDSA on " + public.Curve.Params().Name
+	}
+	return fmt.Sprintf("of another kind (%T)", public)
 }
 
 // SigningKey returns the key of that name. The error is of kind KeyNotFound if no key has that name.
@@ -155,7 +167,7 @@ func (t *Token) describeSigningKey(s p11.SessionHandle, o p11.ObjectHandle) (Sig
 		if err != nil {
 			return k, err
 		}
-		k.Public, k.Kind = pair.Public, fmt.Sprintf("RSA of %d bits", pair.Public.N.BitLen())
+		k.Public, k.Kind = pair.Public, KindOf(pair.Public)
 		return k, nil
 	case p11.CKK_EC:
 		return k, t.describeECDSA(s, o, &k)
@@ -175,7 +187,7 @@ func (t *Token) describeECDSA(s p11.SessionHandle, o p11.ObjectHandle, k *Signin
 	}
 	for _, c := range curves {
 		if params, _ := asn1.Marshal(c.oid); bytes.Equal(params, attrs[0].Value) {
-			k.Kind = "ECDSA on " + c.curve.Params().Name
+			k.Kind = KindOf(&ecdsa.PublicKey{Curve: c.curve})
 			k.Public, err = t.publicPoint(s, c.curve, k.ID)
 			return err
 		}

@@ -25,7 +25,7 @@ func TestRequest(t *testing.T) {
 				block, _ := pem.Decode(done.PEM)
 				csr, err := x509.ParseCertificateRequest(block.Bytes)
 				if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != "kms.example.com" ||
-					len(csr.DNSNames) != 1 || len(csr.IPAddresses) != 1 || kindOf(csr.PublicKey) != done.Kind {
+					len(csr.DNSNames) != 1 || len(csr.IPAddresses) != 1 || pkcs11.KindOf(csr.PublicKey) != done.Kind {
 					t.Fatalf("%s: %+v, %v", kind, csr, err)
 				}
 				if i == 0 {

@@ -3,7 +3,6 @@ package tlskey
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -111,7 +110,7 @@ func (s *Signer) try(ctx context.Context, k *key) error {
 	if err != nil {
 		return err
 	}
-	kind := kindOf(s.public)
+	kind := pkcs11.KindOf(s.public)
 	if found.Kind != kind {
 		return fmt.Errorf("%w: the key of the HSM is %s, and that of the certificate is %s", errOtherKey, found.Kind,
 			kind)
@@ -134,17 +133,6 @@ func (s *Signer) try(ctx context.Context, k *key) error {
 	return nil
 }
 
-// kindOf returns the kind of a public key, as pkcs11.SigningKey does.
-func kindOf(public crypto.PublicKey) string {
-	switch public := public.(type) {
-	case *rsa.PublicKey:
-		return fmt.Sprintf("RSA of %d bits", public.N.BitLen())
-	case *ecdsa.PublicKey:
-		return "ECDSA on " + public.Curve.Params().Name
-	}
-	return fmt.Sprintf("of another kind (%T)", public)
-}
-
 func wayName(way crypto.SignerOpts) string {
 	if _, ok := way.(*rsa.PSSOptions); ok {
 		return "RSA-PSS"
@@ -159,7 +147,7 @@ func (k *Keys) Check(ctx context.Context) error {
 		for _, s := range *served {
 			if _, err := s.sign(ctx, crypto.SHA256.New().Sum(nil), crypto.SHA256); err != nil {
 				errs = append(errs, fmt.Errorf("the HSM does not sign for the certificate with the key %s: %w",
-					kindOf(s.public), err))
+					pkcs11.KindOf(s.public), err))
 			}
 		}
 	}
