@@ -27,9 +27,9 @@ type Request struct {
 
 // Requested is the result of a Request.
 type Requested struct {
-	Made bool   // whether the key is new
-	Kind string // of the key, as in pkcs11.SigningKey
-	PEM  []byte // the request by PKCS #10
+	Made bool   `json:"made"`    // whether the key is new
+	Kind string `json:"key"`     // of the key, as in pkcs11.SigningKey
+	PEM  string `json:"request"` // the request by PKCS #10
 }
 
 // Make makes the key, unless the token has it, and the request, which the key signs.
@@ -75,7 +75,7 @@ func (r *Request) Make(ctx context.Context) (done Requested, err error) {
 }
 
 // sign makes the request.
-func (r *Request) sign(key crypto.Signer) ([]byte, error) {
+func (r *Request) sign(key crypto.Signer) (string, error) {
 	template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: r.Hosts[0]}}
 	for _, host := range r.Hosts {
 		if ip := net.ParseIP(host); ip != nil {
@@ -86,9 +86,9 @@ func (r *Request) sign(key crypto.Signer) ([]byte, error) {
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
 
 // signFunc is a crypto.Signer that signs by a function.

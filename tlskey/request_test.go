@@ -22,7 +22,7 @@ func TestRequest(t *testing.T) {
 				if err != nil || done.Made != (i == 0) {
 					t.Fatalf("%s: %+v, %v", kind, done, err)
 				}
-				block, _ := pem.Decode(done.PEM)
+				block, _ := pem.Decode([]byte(done.PEM))
 				csr, err := x509.ParseCertificateRequest(block.Bytes)
 				if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != "kms.example.com" ||
 					len(csr.DNSNames) != 1 || len(csr.IPAddresses) != 1 || pkcs11.KindOf(csr.PublicKey) != done.Kind {

@@ -12,15 +12,6 @@ import (
 	"claviger/tlskey"
 )
 
-// requested is the report of hsm tls-key.
-type requested struct {
-	Made    bool   `json:"made"`
-	Key     string `json:"key"`
-	Request string `json:"request"` // PEM
-}
-
-func (r *requested) text(w io.Writer) { _, _ = io.WriteString(w, r.Request) }
-
 func newHSMTLSKey() *cobra.Command {
 	var r tlskey.Request
 	var kind string
@@ -43,8 +34,7 @@ func newHSMTLSKey() *cobra.Command {
 			if done.Made {
 				fmt.Fprintf(cmd.ErrOrStderr(), "made a key in the token: %s\n", done.Kind)
 			}
-			report := &requested{done.Made, done.Kind, string(done.PEM)}
-			return out.Write(report, report.text)
+			return out.Write(&done, func(w io.Writer) { _, _ = io.WriteString(w, done.PEM) })
 		},
 	}
 	cmd.Flags().StringArrayVar(&r.Hosts, "host", nil, "name or address of the server; may be repeated")
