@@ -4,6 +4,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 
 	"claviger/docs"
 )
@@ -17,9 +18,12 @@ type cure struct {
 
 type cureStep struct{ Title, Text string }
 
-// cures are the sections of the runbooks by the names of checks. The pages of a KMS come before that of a Key Trustee
-// Server, whose checks may have the same names.
-var cures = readCures("hsm", "stores", "sources", "clients", "trustee")
+// cures returns the sections of the runbooks by the names of checks. The pages of a KMS come before that of a Key
+// Trustee Server, whose checks may have the same names. The first call reads the pages, since each command of the
+// program has this package, and only a console needs the sections.
+var cures = sync.OnceValue(func() map[string]*cure {
+	return readCures("hsm", "stores", "sources", "clients", "trustee")
+})
 
 var (
 	cureHeading = regexp.MustCompile("(?m)^## (`.*`)\n")
@@ -83,5 +87,5 @@ func cureOf(check string) *cure {
 	if strings.HasPrefix(check, "source ") {
 		check = "source URI"
 	}
-	return cures[check]
+	return cures()[check]
 }
