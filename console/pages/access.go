@@ -26,11 +26,10 @@ type access struct {
 
 // rulesView is the state of kms-acls.xml.
 type rulesView struct {
-	File     string // "" without details
-	Loaded   time.Time
-	Loads    uint64
-	Error    string
-	Warnings []string
+	File   string // "" without details
+	Loaded time.Time
+	Loads  uint64
+	Error  string
 }
 
 func (s *session) access() {

@@ -19,7 +19,6 @@ type auditBody struct {
 	Rows                          []auditRow
 	Part                          part
 	Chain                         Group
-	Kept                          int
 }
 
 type auditRow struct {
@@ -46,7 +45,6 @@ func (s *session) auditlog() {
 		if !s.details && e.Caller.Name != s.user.Name {
 			continue
 		}
-		b.Kept++
 		if r := showEvent(&e); b.shows(&r) {
 			list = append(list, r)
 		}
