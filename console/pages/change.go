@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"net/url"
 	"sync"
@@ -186,11 +185,7 @@ func (s *session) undelete() {
 
 // failed shows why a change was not made.
 func (s *session) failed(key string, err error) {
-	status := http.StatusInternalServerError
-	if p := (*problem)(nil); errors.As(err, &p) {
-		status = p.Status
-	}
-	s.showKey(status, key, change{Error: s.problemText(err)})
+	s.showKey(problemStatus(err), key, change{Error: s.problemText(err)})
 }
 
 // changed leads the browser to the page of the key, which shows the result once. So loading that page again changes

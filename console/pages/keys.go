@@ -74,6 +74,14 @@ func (s *session) problemText(err error) string {
 	return "This cannot be shown. The server's log says why."
 }
 
+// problemStatus returns the status of an answer that shows an error: that of the REST API, or else 500.
+func problemStatus(err error) int {
+	if p := (*problem)(nil); errors.As(err, &p) {
+		return p.Status
+	}
+	return http.StatusInternalServerError
+}
+
 // listKeys fills in the rows of the table.
 func (s *session) listKeys(b *keysBody, q url.Values, o order) error {
 	names, err := s.names()
@@ -239,11 +247,7 @@ func (s *session) whyNotShown(key string, err error) (text string, status int) {
 	if m, e := s.metadataOf(key); e == nil && m == nil {
 		return "There is no key of this name.", http.StatusNotFound
 	}
-	status = http.StatusInternalServerError
-	if p := (*problem)(nil); errors.As(err, &p) {
-		status = p.Status
-	}
-	return s.problemText(err), status
+	return s.problemText(err), problemStatus(err)
 }
 
 // shortName cuts a long name for the title of a page.
