@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -197,6 +198,16 @@ func (r *Ring) takenOver(ctx context.Context, ownKey, sourceKey *claviger.Metada
 // which was rolled since.
 func (o Origin) madeHere(m *claviger.Metadata) bool {
 	return (o.TakenOver || o.Rolled > 0) && sameOrigin(m, o.Created, o.ACLName)
+}
+
+// OriginOf returns the record of the migration that made a key here, live or deleted; ok is false if no migration did.
+// Another process's migration may be missing for originsTimeout.
+func (r *Ring) OriginOf(ctx context.Context, m *claviger.Metadata) (o Origin, ok bool, err error) {
+	list, err := r.origins.of(ctx, m.Name)
+	if i := slices.IndexFunc(list, func(o Origin) bool { return o.madeHere(m) }); i >= 0 {
+		return list[i], true, nil
+	}
+	return Origin{}, false, err
 }
 
 // opaqueAt reports whether the key was taken over from that source, which names its versions by opaque ids.

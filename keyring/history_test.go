@@ -67,6 +67,28 @@ func newFoldingRing(t *testing.T) *testRing {
 	return l
 }
 
+// TestOriginOf: the record of a migration belongs to the key that the migration made, and not to a key that got the
+// name later. The journal is read once for both.
+func TestOriginOf(t *testing.T) {
+	l, _ := withSource(t, nil, "k")
+	ms, err := l.primary.Metadata(t.Context(), "k")
+	if err != nil || ms[0] == nil {
+		t.Fatal(ms, err)
+	}
+	later := *ms[0]
+	later.Created = later.Created.Add(time.Hour)
+	o, ok, err := l.OriginOf(t.Context(), ms[0])
+	if err != nil || !ok || o.Source != farURI || !o.TakenOver {
+		t.Errorf("the migrated key: %+v, %t, %v", o, ok, err)
+	}
+	if o, ok, err = l.OriginOf(t.Context(), &later); err != nil || ok {
+		t.Errorf("a key that was made later: %+v, %v", o, err)
+	}
+	if l.past.reads != 1 {
+		t.Errorf("the journal was read %d times", l.past.reads)
+	}
+}
+
 // TestOtherSpellings: a zone keeps the spelling with which it was made, "Finance", of a key that its source listed as
 // "finance". All requests of HDFS work with that spelling.
 func TestOtherSpellings(t *testing.T) {

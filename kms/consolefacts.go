@@ -133,30 +133,22 @@ func (s *server) nodeFacts(ctx context.Context) pages.Group {
 }
 
 // origin says where a key was born.
-func (s *server) origin(ctx context.Context, key string, details bool) string {
-	const here = "made here"
-	history := s.svc.history()
-	if history == nil {
-		return here
-	}
-	list, err := history.Origins(ctx)
-	if err != nil {
+func (s *server) origin(ctx context.Context, key *claviger.Metadata, details bool) string {
+	o, migrated, err := s.ring.OriginOf(ctx, key)
+	switch {
+	case err != nil:
 		return "not known: the journal of migrations cannot be read"
+	case !migrated:
+		return "made here"
 	}
-	for _, o := range list {
-		if o.Key != key || !o.TakenOver {
-			continue
-		}
-		text := "taken over from a source by a migration"
-		if details {
-			text = "taken over from " + o.Source + " by a migration"
-		}
-		if len(o.Made) > 0 {
-			text += fmt.Sprintf("; the versions %s replace those of the source", strings.Join(o.Made, ", "))
-		}
-		return text
+	text := "taken over from a source by a migration"
+	if details {
+		text = "taken over from " + o.Source + " by a migration"
 	}
-	return here
+	if len(o.Made) > 0 {
+		text += fmt.Sprintf("; the versions %s replace those of the source", strings.Join(o.Made, ", "))
+	}
+	return text
 }
 
 // migrationPage reads what the page Migration shows. It calls no source.

@@ -230,9 +230,10 @@ func (s *session) showKey(status int, name string, c change) {
 			b.Deleted = append(b.Deleted, v)
 		}
 	}
-	if b.Live != nil {
+	if v := b.Live; v != nil {
 		b.Ready = s.Ready(name)
-		b.Origin = s.Origin(s.r.Context(), name, s.details)
+		b.Origin = s.Origin(s.r.Context(), &claviger.Metadata{Name: v.Name, Attributes: v.Attributes,
+			Created: v.CreatedAt}, s.details)
 	}
 	if len(list) > 0 {
 		b.Rights = s.rights(name, list[0].Attributes)

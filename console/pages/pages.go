@@ -53,7 +53,7 @@ type Config struct {
 	// Ready returns how many ready-made EDEKs of a key this node has.
 	Ready func(key string) int
 	// Origin returns where a key was made. details permits the URI of a source.
-	Origin func(ctx context.Context, key string, details bool) string
+	Origin func(ctx context.Context, key *claviger.Metadata, details bool) string
 
 	// Migration reads the journal of migrations; nil without an error if there is none.
 	Migration func(ctx context.Context) (*Migration, error)
