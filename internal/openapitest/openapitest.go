@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,6 +18,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
+
+	"claviger/internal/modroot"
 )
 
 // Document is docs/openapi.yaml, and which of the answers in it a test has seen. One goroutine uses it.
@@ -27,23 +28,13 @@ type Document struct {
 	seen map[string]bool // as Answers has them
 }
 
-// Load reads the document, which must be valid. It must be called below the folder of go.mod.
+// Load reads the document, which must be valid.
 func Load(t testing.TB) *Document {
 	t.Helper()
-	dir, err := os.Getwd()
-	for err == nil {
-		if _, err = os.Stat(filepath.Join(dir, "go.mod")); err == nil || dir == filepath.Dir(dir) {
-			break
-		}
-		dir, err = filepath.Dir(dir), nil
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, media := range []string{"text/html", "text/xml"} {
 		openapi3filter.RegisterBodyDecoder(media, openapi3filter.PlainBodyDecoder)
 	}
-	doc, err := openapi3.NewLoader().LoadFromFile(filepath.Join(dir, "docs", "openapi.yaml"))
+	doc, err := openapi3.NewLoader().LoadFromFile(filepath.Join(modroot.Path(), "docs", "openapi.yaml"))
 	if err == nil {
 		err = doc.Validate(t.Context())
 	}

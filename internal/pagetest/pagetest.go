@@ -7,13 +7,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"claviger/internal/modroot"
 )
 
 // All returns the README of the module and all pages of docs. The name of a page is its path below docs, for example
 // hsm/softhsm.md; the README is ../README.md.
 func All(t testing.TB) map[string]string {
 	t.Helper()
-	docs := filepath.Join(root(t), "docs")
+	docs := filepath.Join(modroot.Path(), "docs")
 	pages := map[string]string{"../README.md": read(t, filepath.Join(docs, "..", "README.md"))}
 	err := filepath.WalkDir(docs, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || filepath.Ext(path) != ".md" {
@@ -33,7 +35,7 @@ func All(t testing.TB) map[string]string {
 // the order of their names.
 func Topic(t testing.TB, name string) string {
 	t.Helper()
-	docs := filepath.Join(root(t), "docs")
+	docs := filepath.Join(modroot.Path(), "docs")
 	files, err := filepath.Glob(filepath.Join(docs, name, "*.md"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("docs/%s has no pages: %v", name, err)
@@ -52,25 +54,6 @@ func read(t testing.TB, file string) string {
 		t.Fatal(err)
 	}
 	return string(text)
-}
-
-// root returns the folder of go.mod.
-func root(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			t.Fatal("no go.mod above the working directory")
-		}
-		dir = up
-	}
 }
 
 // OneLine returns a text with one space for each run of white space: a page folds long lines at a space.

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"claviger/internal/modroot"
 )
 
 // Require skips the test under -short, and fails the test if there is no JDK.
@@ -29,23 +31,8 @@ func Require(t testing.TB) {
 	}
 }
 
-// Root returns the top folder of the project: the nearest folder, from that of the test upwards, with a go.mod.
-func Root() string {
-	dir, err := os.Getwd()
-	if err != nil {
-		panic(err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			panic("no go.mod above the working directory")
-		}
-		dir = up
-	}
-}
+// Root returns the top folder of the project.
+func Root() string { return modroot.Path() }
 
 var jarFolder = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
