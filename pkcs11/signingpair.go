@@ -5,6 +5,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	p11 "github.com/miekg/pkcs11"
@@ -24,19 +25,24 @@ const (
 	RSA4096 SigningKind = "rsa4096"
 )
 
-// SigningKinds lists the kinds, the preferred kind first.
-func SigningKinds() []SigningKind { return []SigningKind{P256, P384, RSA2048, RSA3072, RSA4096} }
+// signingKinds has the kinds, the preferred kind first.
+var signingKinds = []SigningKind{P256, P384, RSA2048, RSA3072, RSA4096}
+
+// SigningKindNames names the kinds, the preferred kind first.
+func SigningKindNames() string {
+	var names []string
+	for _, k := range signingKinds {
+		names = append(names, string(k))
+	}
+	return strings.Join(names, ", ")
+}
 
 // ParseSigningKind returns the kind of that name.
 func ParseSigningKind(name string) (SigningKind, error) {
-	var names []string
-	for _, k := range SigningKinds() {
-		if string(k) == strings.ToLower(name) {
-			return k, nil
-		}
-		names = append(names, string(k))
+	if k := SigningKind(strings.ToLower(name)); slices.Contains(signingKinds, k) {
+		return k, nil
 	}
-	return "", fmt.Errorf("%q is no kind of keys that sign; it must be one of %s", name, strings.Join(names, ", "))
+	return "", fmt.Errorf("%q is no kind of keys that sign; it must be one of %s", name, SigningKindNames())
 }
 
 // mechanism returns the mechanism that makes a pair of the kind, and the attributes that choose its curve or length.

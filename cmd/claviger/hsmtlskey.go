@@ -38,7 +38,7 @@ func newHSMTLSKey() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringArrayVar(&r.Hosts, "host", nil, "name or address of the server; may be repeated")
-	cmd.Flags().StringVar(&kind, "type", string(pkcs11.P256), "of a new key: p256, p384, rsa2048, rsa3072, rsa4096")
+	cmd.Flags().StringVar(&kind, "type", string(pkcs11.P256), "of a new key: "+pkcs11.SigningKindNames())
 	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("host") // the flag is defined above
 	return cmd
