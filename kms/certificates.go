@@ -97,13 +97,7 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	add := func(name string, f keystore.TLSFile, err error, certs ...*x509.Certificate) {
-		if err == nil && f.Path != "" {
-			certs, err = f.Certificates()
-		}
-		if err == nil && strings.HasPrefix(name, serverKeystore) {
-			_, err = f.Certificate() // with its private key
-		}
+	add := func(name string, certs []*x509.Certificate, err error) {
 		if err != nil {
 			unreadable = append(unreadable, fmt.Errorf("%s: %w; the store that was loaded before stays in use, and "+
 				"the next start fails", name, err))
@@ -111,13 +105,23 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 		}
 		list = append(list, validityOf(name, certs))
 	}
+	addFile := func(name string, f keystore.TLSFile, err error) {
+		var certs []*x509.Certificate
+		if err == nil {
+			certs, err = f.Certificates()
+		}
+		if err == nil && strings.HasPrefix(name, serverKeystore) {
+			_, err = f.Certificate() // with its private key
+		}
+		add(name, certs, err)
+	}
 	cfg, inHSM, err := tlsKeyConfig(s.Conf)
 	if err != nil {
 		return nil, nil, err
 	}
 	if inHSM {
 		certs, err := certificatesOf(cfg.Certificates)
-		add(tlsCertificateProperty, keystore.TLSFile{}, err, certs...)
+		add(tlsCertificateProperty, certs, err)
 	}
 	for _, store := range []struct {
 		files  stores
@@ -127,11 +131,11 @@ func (s *Service) storeFiles() (list []Validity, unreadable []error, err error) 
 			continue // it is not used
 		}
 		if f, ok, err := store.files.file(store.prefix); ok {
-			add(store.prefix+"location", f, err)
+			addFile(store.prefix+"location", f, err)
 		}
 	}
 	if f, setting, err := client.clientTrust(); setting != "" {
-		add(strings.TrimPrefix(setting, "property "), f, err)
+		addFile(strings.TrimPrefix(setting, "property "), f, err)
 	}
 	return list, unreadable, nil
 }
