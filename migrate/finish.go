@@ -103,15 +103,9 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.refuseNotHere(f, h)
 	last := h.last()
-	for _, a := range h.onlyElsewhere() {
-		f.refuse("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a))
-	}
-	if last == nil && len(f.Refusals) > 0 {
-		return f, nil
-	}
 	if last == nil {
-		f.refuse("nothing was migrated: the journal of this metastore has no run")
 		return f, nil
 	}
 	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
@@ -119,7 +113,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 		return nil, err
 	}
 	if !ok {
-		f.refuse("a process is migrating now")
+		f.refuse(migratingNow)
 		return f, nil
 	}
 	defer unlock()
@@ -140,6 +134,20 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	}
 	// The operator has decided about all conflicts, so no property needs to name them any more.
 	return f, e.settleConflicts(ctx)
+}
+
+// migratingNow says that another process holds the lock LockName.
+const migratingNow = "a process is migrating now"
+
+// refuseNotHere adds a reason for each key that runs have taken over into other targets only, or a reason if nothing
+// was migrated.
+func (e *Engine) refuseNotHere(f *Ending, h *history) {
+	for _, a := range h.onlyElsewhere() {
+		f.refuse("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a))
+	}
+	if h.last() == nil && len(f.Refusals) == 0 {
+		f.refuse("nothing was migrated: the journal of this metastore has no run")
+	}
 }
 
 // refuse adds a reason why the source is still needed.

@@ -39,8 +39,7 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 		return nil, err
 	}
 	if !ok {
-		return nil, claviger.Errorf(op, claviger.Unavailable, "",
-			"a process is migrating now; try again when it has ended")
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "%s; try again when it has ended", migratingNow)
 	}
 	defer unlock()
 	origins, err := Origins(ctx, e.cfg.Store, e.cfg.Target.URI())

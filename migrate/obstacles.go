@@ -3,8 +3,6 @@ package migrate
 import (
 	"context"
 	"time"
-
-	"claviger"
 )
 
 // Obstacles returns the reasons against the end of the migration that the journal, the counters of uses and the last
@@ -17,14 +15,9 @@ func (e *Engine) Obstacles(ctx context.Context, o FinishOptions) (reasons []stri
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range h.onlyElsewhere() {
-		f.refuse("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a))
-	}
+	e.refuseNotHere(f, h)
 	last := h.last()
 	if last == nil {
-		if len(f.Refusals) == 0 {
-			f.refuse("nothing was migrated: the journal of this metastore has no run")
-		}
 		return f.Refusals, nil
 	}
 	o.Verdict, o.EDEKsDone = true, false
@@ -33,7 +26,7 @@ func (e *Engine) Obstacles(ctx context.Context, o FinishOptions) (reasons []stri
 	case err != nil:
 		return nil, err
 	case busy:
-		f.refuse("a process is migrating now")
+		f.refuse(migratingNow)
 	default:
 		if err := e.refuseRun(ctx, f, last, &o); err != nil {
 			return nil, err
@@ -50,9 +43,6 @@ func (e *Engine) Obstacles(ctx context.Context, o FinishOptions) (reasons []stri
 	err = e.refuseEDEKs(ctx, f, h, o)
 	return f.Refusals, err
 }
-
-// LastVerdict returns the verdict that was recorded last; nil if there is none.
-func (e *Engine) LastVerdict(ctx context.Context) (*Verdict, error) { return e.lastVerdict(ctx) }
 
 // DefaultUnused is the time in which a source must not have been used before the migration ends.
 const DefaultUnused = 24 * time.Hour

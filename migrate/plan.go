@@ -117,7 +117,7 @@ func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []Ho
 	}
 	busy, err := e.busy(ctx)
 	if busy {
-		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: "a process is migrating now",
+		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: migratingNow,
 			Cure: "wait for it: claviger migrate status"})
 	}
 	return err

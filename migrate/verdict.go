@@ -143,8 +143,8 @@ func (v *Verdict) withoutPaths() Verdict {
 	return c
 }
 
-// lastVerdict returns the verdict that was recorded last, or nil.
-func (e *Engine) lastVerdict(ctx context.Context) (*Verdict, error) {
+// LastVerdict returns the verdict that was recorded last; nil if there is none.
+func (e *Engine) LastVerdict(ctx context.Context) (*Verdict, error) {
 	records, err := e.cfg.Store.Records(ctx, verdictsRun)
 	if err != nil || len(records) == 0 {
 		return nil, err
@@ -229,7 +229,7 @@ func (e *Engine) refuseEDEKs(ctx context.Context, f *Ending, h *history, o Finis
 
 // refuseVerdict adds a reason if the last verdict does not count.
 func (e *Engine) refuseVerdict(ctx context.Context, f *Ending, h *history) error {
-	v, err := e.lastVerdict(ctx)
+	v, err := e.LastVerdict(ctx)
 	if err != nil {
 		return err
 	}
