@@ -23,7 +23,6 @@ import (
 	"claviger/migrate"
 	"claviger/provider/hsm"
 	"claviger/secret"
-	"claviger/tlskey"
 	"claviger/trace/otlp"
 	"claviger/web"
 )
@@ -91,7 +90,6 @@ type server struct {
 	closers  []func() error // of the open parts, in the order of opening
 	limiters kmsapi.Limiters
 	secrets  *console.SecretFiles
-	tlsKeys  *tlskey.Keys // nil: the private key of TLS is in a file
 	// api, console, traffic and events are what the web console shows. Without one, traffic and events are nil.
 	api     *kmsapi.API
 	console *console.Console

@@ -24,7 +24,7 @@ const (
 	tlsAtOnceProperty      = "claviger.ssl.key.max.handshakes"
 )
 
-// keyUse says what a caller of openServerTLS does with private keys in an HSM.
+// keyUse says what a caller of serverTLS does with private keys in an HSM.
 type keyUse int
 
 const (
@@ -52,7 +52,6 @@ func (s *server) connectTLS(t *servedTLS) {
 	if t == nil {
 		return
 	}
-	s.tlsKeys = t.keys
 	s.svc.certificateCheck.served, s.svc.certificateCheck.keys = t.Certificates, t.keys
 	t.ShareTickets(s.auth.secrets.Secrets)
 }
@@ -144,7 +143,7 @@ const tlsKeyHolds = 10 * time.Second
 
 // tlsKeyChecks returns the check that the private keys of TLS in an HSM can sign; none if there are no such keys.
 func (s *server) tlsKeyChecks() []console.Check {
-	keys := s.tlsKeys
+	keys := s.svc.certificateCheck.keys
 	if keys == nil {
 		return nil
 	}
@@ -157,7 +156,7 @@ func (s *server) tlsKeyChecks() []console.Check {
 
 // tlsKeyMetrics adds the metrics of signatures by an HSM.
 func (s *server) tlsKeyMetrics(m *console.Metrics) {
-	keys := s.tlsKeys
+	keys := s.svc.certificateCheck.keys
 	if keys == nil {
 		return
 	}
